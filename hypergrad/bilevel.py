@@ -1,0 +1,280 @@
+"""The two entry points: `solve`, an ordinary differentiable function, and `hypergradient`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypergrad._checks import check_finite
+from hypergrad.adjoint import AdjointStats, Cotangent
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
+from hypergrad.lower_level import LowerLevel, cast_floats
+from hypergrad.status import Status
+from hypergrad.strategies._base import AbstractStrategy
+
+__all__ = ["Hypergradient", "half_mean_squared_error", "hypergradient", "solve"]
+
+Loss = Callable[[Array, Array], Array]
+
+
+def half_mean_squared_error(
+    x: Float[Array, "*batch n"], x_true: Float[Array, "*batch n"]
+) -> Float[Array, ""]:
+    """`0.5 ||x - x_true||^2`, summed over the last axis and averaged over the batch.
+
+    >>> print(half_mean_squared_error(jnp.ones((3, 4)), jnp.zeros((3, 4))))
+    2.0
+    """
+    return 0.5 * jnp.mean(jnp.sum((x - x_true) ** 2, axis=-1))
+
+
+class Hypergradient(eqx.Module):
+    """Everything about one hypergradient.
+
+    `value`, the loss; `grad`, its gradient in the structure of the problem (`h.grad.K`,
+    `h.grad.F.weight`); `grad_x_tilde (..., n)`; `grad_solver`, in the structure of the solver
+    (`tau`, `sigma`, `theta`; zero for strategies whose limit does not depend on them); `solution`,
+    with its `stats`; `adjoint`, how the backward solve went; `state`, to start the next one from.
+    """
+
+    value: Float[Array, ""]
+    grad: LowerLevel
+    grad_x_tilde: Float[Array, "*batch n"]
+    grad_solver: ChambollePock
+    solution: Solution
+    adjoint: AdjointStats
+
+    @property
+    def state(self) -> State:
+        """Where the forward solve ended: `init` of a next call."""
+        return self.solution.state
+
+    def __repr__(self) -> str:
+        if isinstance(self.value, jax.core.Tracer):
+            return "Hypergradient(<traced>)"
+        return (
+            f"Hypergradient(value={float(self.value):.6g},\n"
+            f"  forward={self.solution.stats},\n"
+            f"  adjoint={self.adjoint})"
+        )
+
+
+# ------------------------------------------------------------------------------ entry checks
+
+
+def _prepare(
+    problem: LowerLevel,
+    x_tilde: Any,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    init: State | None,
+) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
+    """Check what can be checked, and cast everything to one dtype."""
+    if not isinstance(strategy, AbstractStrategy):
+        raise ValueError(
+            f"strategy must be a hypergrad strategy; got {strategy!r}: use for example "
+            "hg.Truncation(k=1)"
+        )
+    strategy.check(solver)
+    x_tilde = jnp.asarray(x_tilde)
+    _check_batch("x_tilde", x_tilde, problem.n)
+    solver.check_step_sizes(problem)
+    dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
+    if init is not None:
+        _check_init(init, problem, x_tilde)
+    return cast_floats((problem, x_tilde, solver, init), dtype)
+
+
+def _check_batch(name: str, x: Array, n: int) -> None:
+    if x.ndim == 0 or x.shape[-1] != n:
+        raise ValueError(
+            f"{name} must have shape (..., {n}), the columns of K last; got {x.shape}: "
+            "reshape each sample to a vector"
+        )
+    if x.size == 0:
+        raise ValueError(f"{name} must hold at least one sample; got shape {x.shape}")
+    check_finite(name, x)
+
+
+def _check_init(init: State, problem: LowerLevel, x_tilde: Array) -> None:
+    batch = x_tilde.shape[:-1]
+    expected = ((*batch, problem.n), (*batch, problem.n), (*batch, problem.m))
+    got = (init.r.shape, init.r_bar.shape, init.y.shape)
+    if got != expected:
+        raise ValueError(
+            f"init must have shapes {expected} (r, r_bar, y); got {got}: use the state of a solve "
+            "of the same batch"
+        )
+
+
+def _flatten_batch(tree: Any, batch: tuple[int, ...]) -> Any:
+    """Leading axes to one."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(batch) :]), tree)
+
+
+def _restore_batch(tree: Any, batch: tuple[int, ...]) -> Any:
+    """One leading axis back to what it was."""
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), tree)
+
+
+_GOOD = jnp.array([status.value for status in Status if status.is_good])
+
+
+def _throw_if_bad(tree: Any, status: Array, what: str) -> Any:
+    """The same tree; running it raises if a status is not good."""
+    bad = ~jnp.isin(status, _GOOD)
+    return eqx.error_if(
+        tree, bad, f"{what} did not succeed for every sample: call with throw=False and see stats"
+    )
+
+
+# -------------------------------------------------------------------------------------- solve
+
+
+def solve(
+    problem: LowerLevel,
+    x_tilde: Float[Array, "*batch n"],
+    *,
+    solver: ChambollePock | None = None,
+    strategy: AbstractStrategy,
+    init: State | None = None,
+    throw: bool = False,
+) -> Solution:
+    """Solve the lower level, differentiably: the strategy decides how derivatives are taken.
+
+        x_hat = argmin_x F(K x) + G(x - x_tilde)
+
+    An ordinary JAX function: `jit`, `grad` and `vmap` go through it, to every float leaf of the
+    problem, to `x_tilde` and to the float fields of the solver. Leading axes of `x_tilde` are a
+    batch; prefer them to `vmap`, under which the gradient in K is formed sample by sample.
+
+    **Arguments**: `x_tilde (..., n)`; `init`, the state of an earlier solve to start from (held
+    fixed when differentiating); `throw=True` raises, also under `jit`, where the status is bad.
+
+    **Returns**: a `Solution` with `x (..., n)`, `y (..., m)`, `stats` and `state`; derivatives flow
+    through `x` and `y`.
+
+    **Errors**: a `ValueError` for wrong shapes, NaN, an empty batch, step sizes that are too long,
+    or a strategy that does not go with the solver.
+
+    >>> import hypergrad as hg, jax, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> f = lambda p: hg.solve(p, jnp.array([0.0, 1.0, 1.0]), strategy=hg.FullUnrolling()).x.sum()
+    >>> jax.grad(f)(problem).K.shape
+    (2, 3)
+    """
+    solver = ChambollePock() if solver is None else solver
+    problem, x_tilde, solver, init = _prepare(problem, x_tilde, solver, strategy, init)
+    solution = _solve_jit((problem, x_tilde, solver), strategy, init)
+    if throw:
+        solution = _throw_if_bad(solution, solution.stats.status, "the forward solve")
+    return solution
+
+
+@eqx.filter_jit
+def _solve_jit(arguments, strategy: AbstractStrategy, init: State | None) -> Solution:
+    problem, x_tilde, solver = arguments
+    batch = x_tilde.shape[:-1]
+    rows, init = _flatten_batch((x_tilde, init), batch)
+    solution = _solve_rule((problem, rows, solver), strategy, init)
+    # Only x and y carry derivatives: the rest describes the solve.
+    described = jax.lax.stop_gradient((solution.stats, solution.state))
+    return _restore_batch(Solution(solution.x, solution.y, *described), batch)
+
+
+@eqx.filter_custom_vjp
+def _solve_rule(arguments, strategy: AbstractStrategy, init: State | None) -> Solution:
+    return strategy.forward(*arguments, init)[0]
+
+
+@_solve_rule.def_fwd
+def _solve_forward(perturbed, arguments, strategy, init):
+    del perturbed
+    solution, residuals = strategy.forward(*arguments, init)
+    return solution, (residuals, Cotangent(solution.x, solution.y))
+
+
+@_solve_rule.def_bwd
+def _solve_backward(kept, solution_bar, perturbed, arguments, strategy, init):
+    del perturbed, init
+    residuals, output = kept
+    given = Cotangent(solution_bar.x, solution_bar.y)
+    cotangent = Cotangent(
+        *(jnp.zeros_like(o) if c is None else c for o, c in zip(output, given, strict=True))
+    )
+    gradients = strategy.pullback(residuals, cotangent)
+    return gradients.problem, gradients.x_tilde, gradients.solver
+
+
+# ------------------------------------------------------------------------------ hypergradient
+
+
+def hypergradient(
+    problem: LowerLevel,
+    x_tilde: Float[Array, "*batch n"],
+    x_true: Float[Array, "*batch n"],
+    *,
+    solver: ChambollePock | None = None,
+    strategy: AbstractStrategy,
+    loss: Loss = half_mean_squared_error,
+    init: State | None = None,
+    throw: bool = False,
+) -> Hypergradient:
+    """One hypergradient and everything about it: value, gradient, solution, how both solves went.
+
+        value = loss(x_hat, x_true),    grad = d value / d problem
+
+    **Arguments**: as for `solve`; `x_true (..., n)`; `loss(x, x_true)`, a scalar for the whole
+    batch (a new function object is compiled anew: define it once, outside a loop).
+
+    **Returns**: a `Hypergradient`.
+
+    **Errors**: as for `solve`. With `throw=True` a bad status of either solve raises.
+
+    **Cost**: by strategy, see `hypergrad strategies`.
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> x_tilde, x_true = jnp.array([0.1, 1.0, 0.9]), jnp.array([0.0, 1.0, 1.0])
+    >>> h = hg.hypergradient(problem, x_tilde, x_true, strategy=hg.LimitFormula())
+    >>> print(h.grad.F.weight.round(3))
+    0.175
+    """
+    solver = ChambollePock() if solver is None else solver
+    problem, x_tilde, solver, init = _prepare(problem, x_tilde, solver, strategy, init)
+    x_true = jnp.asarray(x_true, x_tilde.dtype)
+    if x_true.shape != x_tilde.shape:
+        raise ValueError(
+            f"x_true must have the shape of x_tilde, {x_tilde.shape}; got {x_true.shape}"
+        )
+    check_finite("x_true", x_true)
+    h = _hypergradient_jit(problem, x_tilde, x_true, solver, strategy, loss, init)
+    if throw:
+        h = _throw_if_bad(h, h.solution.stats.status, "the forward solve")
+        h = _throw_if_bad(h, h.adjoint.status, "the adjoint solve")
+    return h
+
+
+@eqx.filter_jit
+def _hypergradient_jit(
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss,
+    init: State | None,
+) -> Hypergradient:
+    batch = x_tilde.shape[:-1]
+    rows, init = _flatten_batch((x_tilde, init), batch)
+    solution, residuals = strategy.forward(problem, rows, solver, init)
+    value, g = jax.value_and_grad(lambda x: loss(x.reshape(x_true.shape), x_true))(solution.x)
+    cotangent = Cotangent(g, jnp.zeros_like(solution.y))
+    grad, grad_x_tilde, grad_solver, adjoint = strategy.pullback(residuals, cotangent)
+    solution, grad_x_tilde, adjoint = _restore_batch((solution, grad_x_tilde, adjoint), batch)
+    return Hypergradient(value, grad, grad_x_tilde, grad_solver, solution, adjoint)

@@ -1,0 +1,124 @@
+"""The lower-level problem `argmin_x F(K x) + G(x - x_tilde)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Float
+
+from hypergrad._checks import as_inexact, check_finite, is_concrete
+from hypergrad.functions import AbstractFunction
+from hypergrad.operators import (
+    Operator,
+    apply,
+    apply_transpose,
+    operator_dtype,
+    operator_shape,
+)
+
+__all__ = ["LowerLevel", "cast_floats"]
+
+
+def _as_operator(K: Any) -> Operator:
+    return K if isinstance(K, lx.AbstractLinearOperator) else as_inexact(K)
+
+
+def cast_floats(tree: Any, dtype: Any) -> Any:
+    """Every float of a pytree as an array of one dtype (a Python float cannot be learned)."""
+
+    def cast(leaf: Any) -> Any:
+        is_float = isinstance(leaf, float) or eqx.is_inexact_array(leaf)
+        return jnp.asarray(leaf, dtype) if is_float else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+class LowerLevel(eqx.Module):
+    """`x_hat = argmin_x F(K x) + G(x - x_tilde)`, convex; a pytree whose float leaves are learned.
+
+    **Arguments**: `K`, an `(m, n)` array or a lineax operator from `(n,)` to `(m,)`; `F` and `G`,
+    convex functions on vectors of size m and n. `G` acts on `r = x - x_tilde`.
+
+    **Errors**: a `ValueError` if the shapes do not fit together, or if K is zero or not finite.
+
+    **Source**: Brauer & Lorenz (posters), the constraint of the bilevel problem.
+
+    >>> import hypergrad as hg
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(5), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> problem.m, problem.n
+    (4, 5)
+    """
+
+    K: Operator = eqx.field(converter=_as_operator)
+    F: AbstractFunction
+    G: AbstractFunction
+
+    def __check_init__(self):
+        if not isinstance(self.K, lx.AbstractLinearOperator) and jnp.ndim(self.K) != 2:
+            raise ValueError(
+                f"K must be an (m, n) matrix or a lineax operator; got shape {jnp.shape(self.K)}"
+            )
+        if 0 in (self.m, self.n):
+            raise ValueError(f"K must have at least one row and column; got {(self.m, self.n)}")
+        for name, f in (("F", self.F), ("G", self.G)):
+            if not isinstance(f, AbstractFunction):
+                raise ValueError(
+                    f"{name} must be a hypergrad function; got {type(f).__name__}: use one from "
+                    "hypergrad.functions or subclass hypergrad.AbstractFunction"
+                )
+        self.F.check_size(self.m)
+        self.G.check_size(self.n)
+        for leaf in jax.tree.leaves(self.K):
+            check_finite("K", leaf)
+        if is_concrete(self.K) and not np.any(self.K):
+            raise ValueError(
+                "K must not be zero (its norm sets the step sizes); got only zeros: "
+                "start from a DCT, differences or a random matrix"
+            )
+
+    @property
+    def m(self) -> int:
+        """The number of rows of K, and the size of y."""
+        return operator_shape(self.K)[0]
+
+    @property
+    def n(self) -> int:
+        """The number of columns of K, and the size of x."""
+        return operator_shape(self.K)[1]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of K."""
+        return operator_dtype(self.K)
+
+    @property
+    def scale_of_K_is_free(self) -> bool:
+        """Whether scaling K leaves the argmin unchanged: F homogeneous, G an indicator."""
+        return self.F.homogeneous and self.G.indicator
+
+    def objective(
+        self,
+        x: Float[Array, "*batch n"],
+        x_tilde: Float[Array, "*batch n"],
+        *,
+        K_x: Float[Array, "*batch m"] | None = None,
+    ) -> Float[Array, "*batch"]:
+        """`F(K x) + G(x - x_tilde)`; the product is taken from `K_x` where it is there already."""
+        K_x = apply(self.K, x) if K_x is None else K_x
+        return self.F(K_x) + self.G(x - x_tilde)
+
+    def dual_objective(
+        self,
+        y: Float[Array, "*batch m"],
+        x_tilde: Float[Array, "*batch n"],
+        *,
+        KT_y: Float[Array, "*batch n"] | None = None,
+    ) -> Float[Array, "*batch"]:
+        """`<K^T y, x_tilde> - F*(y) - G*(-K^T y)`: a lower bound on the least objective."""
+        KT_y = apply_transpose(self.K, y) if KT_y is None else KT_y
+        return jnp.sum(KT_y * x_tilde, axis=-1) - self.F.conjugate(y) - self.G.conjugate(-KT_y)

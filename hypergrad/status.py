@@ -1,0 +1,59 @@
+"""How a solve went: one enumeration for the forward and the backward side, one entry a sample."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+
+import numpy as np
+from jaxtyping import Array, Int
+
+__all__ = ["Status"]
+
+
+class Status(enum.IntEnum):
+    """How a forward or an adjoint solve ended.
+
+    Stored in results as an integer array with one entry a sample; data, never only a warning.
+
+    >>> Status.summary(np.array([0, 0, 1]))
+    'converged 67 %, iterations used up 33 %'
+    >>> Status(1)
+    <Status.ITERATIONS_USED_UP: 1>
+    """
+
+    CONVERGED = 0
+    """The residual is below the tolerance; for an adjoint, also: exact for what was unrolled."""
+    ITERATIONS_USED_UP = 1
+    """The iterations ended first: the residual says how far it got."""
+    MINIMUM_NORM = 2
+    """The system is singular but consistent, and this is its solution of minimum norm."""
+    NONDIFFERENTIABLE = 3
+    """The solution is not differentiable in all directions there; one element was chosen."""
+    NOT_UNIQUE = 4
+    """The lower-level problem has more than one solution."""
+    INCONSISTENT = 5
+    """The linear system has no solution: the limit formula does not hold."""
+    NOT_CERTIFIED = 6
+    """The linear solver gave up."""
+    NON_FINITE = 7
+    """NaN or infinity came up."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the numbers can be used as they are; `throw=True` raises on the others."""
+        return self in (Status.CONVERGED, Status.MINIMUM_NORM)
+
+    @property
+    def label(self) -> str:
+        """The name in words."""
+        return self.name.lower().replace("_", " ")
+
+    @classmethod
+    def summary(cls, status: Int[Array, "..."] | np.ndarray) -> str:
+        """The share of each status in words, the most frequent first."""
+        codes = np.asarray(status).ravel().tolist()
+        if len(codes) == 1:
+            return cls(codes[0]).label
+        shares = Counter(codes).most_common()
+        return ", ".join(f"{cls(code).label} {100 * n / len(codes):.3g} %" for code, n in shares)

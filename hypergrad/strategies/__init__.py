@@ -1,0 +1,120 @@
+"""The one list of strategies: tests, tables, figures and the command line all read it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+
+from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
+from hypergrad.strategies.ergodic import (
+    AbstractWeights,
+    ErgodicUnrolling,
+    Geometric,
+    Linear,
+    Tail,
+    Uniform,
+)
+from hypergrad.strategies.full_unrolling import FullUnrolling
+from hypergrad.strategies.limit import (
+    AbstractAdjointSolve,
+    LastIterates,
+    LimitFormula,
+    LinearSolve,
+    Steps,
+    Tolerance,
+)
+from hypergrad.strategies.truncation import Truncation
+
+__all__ = [
+    "STRATEGIES",
+    "AbstractAdjointSolve",
+    "AbstractDifferentiableStrategy",
+    "AbstractStrategy",
+    "AbstractWeights",
+    "ErgodicUnrolling",
+    "FullUnrolling",
+    "Geometric",
+    "LastIterates",
+    "LimitFormula",
+    "Linear",
+    "LinearSolve",
+    "Steps",
+    "Tail",
+    "Tolerance",
+    "Truncation",
+    "Uniform",
+    "parse_strategy",
+]
+
+STRATEGIES: dict[str, type[AbstractStrategy]] = {
+    strategy.name: strategy
+    for strategy in (FullUnrolling, Truncation, ErgodicUnrolling, LimitFormula)
+}
+
+
+def parse_strategy(text: str) -> AbstractStrategy:
+    """A strategy from its command-line form `name[:option[,option…]]`.
+
+    `name` is a key of `STRATEGIES` or, for a class of the user's, `module:Class`. An option is
+    `field=value`, or a word that the strategy offers for an object (`steps=5`, `tail=0.5`, `lsmr`).
+
+    **Errors**: a `ValueError` that lists what there is.
+
+    >>> parse_strategy("truncation:k=5")
+    Truncation(k=5)
+    >>> parse_strategy("limit:steps=5").label
+    'limit:steps=5'
+    """
+    name, _, options = text.partition(":")
+    if name in STRATEGIES:
+        strategy = STRATEGIES[name]
+    elif options:
+        class_name, _, options = options.partition(":")
+        strategy = _import_strategy(name, class_name, text)
+    else:
+        raise ValueError(
+            f"a strategy must be one of {', '.join(STRATEGIES)}, or module:Class; got {text!r}"
+        )
+    fields: dict[str, object] = {}
+    for option in filter(None, options.split(",")):
+        field, value = _parse_option(strategy, option, text)
+        if field in fields:
+            raise ValueError(f"a strategy takes each option once; got {field} twice in {text!r}")
+        fields[field] = value
+    try:
+        return strategy(**fields)
+    except TypeError as error:
+        raise ValueError(f"{text!r} does not make a strategy: {error}") from None
+
+
+def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> tuple[str, object]:
+    word, equals, literal = option.partition("=")
+    names = [field.name for field in dataclasses.fields(strategy)]
+    try:
+        arguments = (ast.literal_eval(literal),) if equals else ()
+        if word in strategy.choices:
+            field, constructor = strategy.choices[word]
+            return field, constructor(*arguments)
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"option {option!r} in {text!r} is not understood: {error}") from None
+    if word not in names or not equals:
+        known = [*strategy.choices, *(f"{name}=…" for name in names)]
+        raise ValueError(
+            f"an option of {strategy.name!r} must be one of {', '.join(known) or '(none)'}; "
+            f"got {option!r}"
+        )
+    return word, arguments[0]
+
+
+def _import_strategy(module: str, class_name: str, text: str) -> type[AbstractStrategy]:
+    try:
+        found = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"a strategy must be one of {', '.join(STRATEGIES)}, or module:Class; got {text!r}: "
+            f"{error}"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, AbstractStrategy)):
+        raise ValueError(f"{text!r} must name a subclass of hypergrad.AbstractStrategy")
+    return found

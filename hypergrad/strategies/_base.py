@@ -1,0 +1,96 @@
+"""What a strategy is: two methods. `hypergradient` calls both, `solve` wraps them in one rule."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float
+
+from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
+from hypergrad.lower_level import LowerLevel
+
+__all__ = ["AbstractDifferentiableStrategy", "AbstractStrategy"]
+
+Batch = Float[Array, "batch n"]
+
+
+class AbstractStrategy(eqx.Module):
+    """How the hypergradient is approximated: what one subclasses to add a strategy.
+
+    It always sees one batch axis (`x_tilde` is `(batch, n)`, `y` is `(batch, m)`), one dtype and
+    checked shapes: `solve` and `hypergradient` take care of that. Gradients in the problem are
+    summed over the batch. The class variables describe the strategy in tables (`formula`, `cost`,
+    `caveat`) and on the command line (`name`, and in `choices` a word for each object that a field
+    can hold: word -> (field, constructor)).
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
+    choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {}
+
+    @abc.abstractmethod
+    def forward(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> tuple[Solution, Any]:
+        """Solve; also return whatever the pullback will need, as a pytree."""
+
+    @abc.abstractmethod
+    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
+        """Gradients of a loss whose derivative in the returned `x` and `y` is the cotangent."""
+
+    def check(self, solver: ChambollePock) -> None:
+        """Raise a `ValueError` if the strategy cannot be used with this solver."""
+
+    @property
+    def label(self) -> str:
+        """The strategy as it is written on the command line, e.g. `truncation:k=1`."""
+        options = [
+            _spell(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)
+        ]
+        return ":".join([self.name, *filter(None, [",".join(options)])])
+
+
+def _spell(field: str, value: Any) -> str:
+    if isinstance(value, (bool, int, float, str)):
+        return f"{field}={value}"
+    if isinstance(value, lx.AbstractLinearSolver):
+        return type(value).__name__.lower()
+    return getattr(value, "label", type(value).__name__.lower())
+
+
+class AbstractDifferentiableStrategy(AbstractStrategy):
+    """A strategy written as plain differentiable JAX: `run` alone, its pullback made by `jax.vjp`.
+
+    **Cost**: whatever JAX stores and computes for `run`; nothing is done by hand here.
+    """
+
+    @abc.abstractmethod
+    def run(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> Solution:
+        """The solution, as a function that JAX can differentiate."""
+
+    def forward(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> tuple[Solution, Any]:
+        def run(arguments):
+            solution = self.run(*arguments, init)
+            return Cotangent(solution.x, solution.y), solution
+
+        _, pull, solution = eqx.filter_vjp(run, (problem, x_tilde, solver), has_aux=True)
+        return solution, pull
+
+    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
+        (gradients,) = residuals(cotangent)
+        batch = cotangent.x.shape[:-1]
+        zero = jnp.zeros(batch, cotangent.x.dtype)
+        return Gradients(*gradients, AdjointStats.judge(jnp.zeros(()), zero, 0.0))

@@ -1,0 +1,207 @@
+"""Return, and differentiate, a weighted average of the iterates."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hypergrad._checks import as_inexact, check_finite, is_concrete
+from hypergrad.adjoint import (
+    AdjointStats,
+    Cotangent,
+    Gradients,
+    backpropagate,
+    solver_gradient,
+)
+from hypergrad.chambolle_pock import ChambollePock, Solution, State, step
+from hypergrad.lower_level import LowerLevel
+from hypergrad.strategies._base import AbstractStrategy, Batch
+
+__all__ = ["AbstractWeights", "ErgodicUnrolling", "Geometric", "Given", "Linear", "Tail", "Uniform"]
+
+
+class AbstractWeights(eqx.Module):
+    """Weights `alpha_1, …, alpha_L` of the iterates; they add up to 1."""
+
+    @abc.abstractmethod
+    def __call__(self, L: int) -> Float[Array, " L"]:
+        """The weights for L iterations."""
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """The weights as they are written on the command line."""
+
+
+class Uniform(AbstractWeights):
+    """`alpha_l = 1 / L`: the average of the posters."""
+
+    def __call__(self, L: int) -> Float[Array, " L"]:
+        return jnp.full(L, 1 / L)
+
+    @property
+    def label(self) -> str:
+        return "uniform"
+
+
+class Tail(AbstractWeights):
+    """Uniform over the last `fraction` of the iterates (at least one of them), 0 before."""
+
+    fraction: float = eqx.field(static=True, default=0.5)
+
+    def __check_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"Tail.fraction must lie in (0, 1]; got {self.fraction}: try 0.5")
+
+    def __call__(self, L: int) -> Float[Array, " L"]:
+        length = max(1, round(self.fraction * L))
+        return jnp.where(jnp.arange(L) >= L - length, 1 / length, 0.0)
+
+    @property
+    def label(self) -> str:
+        return f"tail={self.fraction:g}"
+
+
+class Linear(AbstractWeights):
+    """`alpha_l = 2 l / (L (L + 1))`: late iterates count more."""
+
+    def __call__(self, L: int) -> Float[Array, " L"]:
+        return jnp.arange(1, L + 1) * (2 / (L * (L + 1)))
+
+    @property
+    def label(self) -> str:
+        return "linear"
+
+
+class Geometric(AbstractWeights):
+    """`alpha_l` proportional to `rate^(L - l)`, `0 < rate < 1`."""
+
+    rate: float = eqx.field(static=True, default=0.9)
+
+    def __check_init__(self):
+        if not 0 < self.rate < 1:
+            raise ValueError(
+                f"Geometric.rate must lie between 0 and 1; got {self.rate}: use Uniform() for 1"
+            )
+
+    def __call__(self, L: int) -> Float[Array, " L"]:
+        powers = jnp.asarray(self.rate ** np.arange(L - 1, -1, -1.0))
+        return powers / jnp.sum(powers)
+
+    @property
+    def label(self) -> str:
+        return f"geometric={self.rate:g}"
+
+
+class Given(AbstractWeights):
+    """Weights written out, one an iteration; they must add up to 1."""
+
+    weights: Float[Array, " L"] = eqx.field(converter=as_inexact)
+
+    def __check_init__(self):
+        if jnp.ndim(self.weights) != 1:
+            raise ValueError(
+                f"weights must be one number an iteration; got shape {jnp.shape(self.weights)}"
+            )
+        check_finite("weights", self.weights)
+        if is_concrete(self.weights) and abs(float(jnp.sum(self.weights)) - 1) > 1e-4:
+            raise ValueError(
+                f"weights must add up to 1, so that the output is an average; got "
+                f"{float(jnp.sum(self.weights)):.6g}: divide them by their sum"
+            )
+
+    def __call__(self, L: int) -> Float[Array, " L"]:
+        return self.weights
+
+    @property
+    def label(self) -> str:
+        return "given"
+
+
+def _as_weights(weights: Any) -> AbstractWeights:
+    return weights if isinstance(weights, AbstractWeights) else Given(weights)
+
+
+class ErgodicUnrolling(AbstractStrategy):
+    """The gradient of the average `e[L] = sum_l alpha_l r[l]`, which is also what is returned.
+
+    The delta recursion with `alpha_l g` added to its primal bracket in every iteration; `y` is
+    averaged alike.
+
+    **Arguments**: `weights`: `Uniform()`, `Tail(fraction)`, `Linear()`, `Geometric(rate)`, or an
+    array of L numbers that add up to 1.
+
+    **Cost**: that of `FullUnrolling`.
+
+    **Caveat**: another value, not only another gradient: the average is biased towards the start by
+    O(1/L) (Uniform), which acts like shrinkage; compare with fitted shrinkage before concluding.
+
+    **Source**: Brauer & Lorenz (first poster), "ergodic averages".
+
+    >>> import hypergrad as hg
+    >>> hg.ErgodicUnrolling(hg.Tail(0.5)).label
+    'ergodic:tail=0.5'
+    """
+
+    weights: AbstractWeights = eqx.field(converter=_as_weights, default_factory=Uniform)
+    name: ClassVar[str] = "ergodic"
+    formula: ClassVar[str] = "the delta recursion with alpha_l g in every iteration"
+    cost: ClassVar[str] = "time 3 solves, memory L (m + n) a sample"
+    caveat: ClassVar[str] = "returns the average, which is biased towards x_tilde by O(1/L)"
+    choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
+        "uniform": ("weights", Uniform),
+        "tail": ("weights", Tail),
+        "linear": ("weights", Linear),
+        "geometric": ("weights", Geometric),
+    }
+
+    def check(self, solver: ChambollePock) -> None:
+        if solver.tolerance is not None:
+            raise ValueError(
+                "ErgodicUnrolling must know the number of iterations, so it takes no tolerance; "
+                "got tolerance set on the solver: drop it, or use Truncation or LimitFormula"
+            )
+        if isinstance(self.weights, Given):
+            count = self.weights.weights.shape[0]
+            if count != solver.iterations:
+                raise ValueError(
+                    f"weights must hold one number an iteration; got {count} for "
+                    f"iterations={solver.iterations}"
+                )
+
+    def forward(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> tuple[Solution, Any]:
+        sizes = solver.step_sizes(problem)
+        start = solver.start(problem, x_tilde) if init is None else init
+        alpha = self.weights(solver.iterations).astype(x_tilde.dtype)
+
+        def body(carry, alpha_l):
+            state, e, y_mean = carry
+            state, z = step(problem, x_tilde, sizes, state)
+            return (state, e + alpha_l * state.r, y_mean + alpha_l * state.y), z
+
+        zero = solver.start(problem, x_tilde)
+        (state, e, y), history = jax.lax.scan(body, (start, zero.r, zero.y), alpha)
+        x = x_tilde + e
+        taken = jnp.full(x.shape[:-1], solver.iterations)
+        stats = solver.certify(problem, x_tilde, sizes, x, y, taken)
+        residuals = (problem, x_tilde, solver, sizes, start, history, alpha)
+        return Solution(x, y, stats, state), residuals
+
+    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
+        problem, x_tilde, solver, sizes, start, history, alpha = residuals
+        grad, dx_tilde, dsizes, _ = backpropagate(
+            problem, x_tilde, sizes, start, history, cotangent, alpha
+        )
+        nothing_cut_off = jnp.zeros(x_tilde.shape[:-1], x_tilde.dtype)
+        stats = AdjointStats.judge(jnp.asarray(solver.iterations), nothing_cut_off, 0.0)
+        dsolver = solver_gradient(solver, problem, dsizes)
+        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats)

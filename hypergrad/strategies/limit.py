@@ -1,0 +1,322 @@
+"""The limit formula at the last primal-dual pair."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array
+
+from hypergrad._checks import check_count
+from hypergrad.adjoint import (
+    AdjointStats,
+    Cotangent,
+    DeltaSums,
+    Gradients,
+    LimitSystem,
+    adjoint_step,
+    limit_gradients,
+    relative_size,
+    start_adjoint,
+    sum_deltas,
+)
+from hypergrad.chambolle_pock import (
+    ChambollePock,
+    ProxArguments,
+    Solution,
+    State,
+    StepSizes,
+    default_tolerance,
+    record,
+)
+from hypergrad.lower_level import LowerLevel
+from hypergrad.status import Status
+from hypergrad.strategies._base import AbstractStrategy, Batch
+
+__all__ = [
+    "AbstractAdjointSolve",
+    "LastIterates",
+    "LimitFormula",
+    "LinearSolve",
+    "Steps",
+    "Tolerance",
+]
+
+
+# ------------------------------------------------------------------------ ways to get Delta
+
+
+class AbstractAdjointSolve(eqx.Module):
+    """A way to the sums `Delta_P`, `Delta_D`."""
+
+    @property
+    def iterates(self) -> int:
+        """How many of the last iterates it wants to see."""
+        return 1
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """The way as it is written on the command line."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+    ) -> tuple[DeltaSums, AdjointStats]:
+        """The sums, and how it went; `history` holds the prox arguments of the last iterates."""
+
+
+def _last(history: ProxArguments) -> ProxArguments:
+    return ProxArguments(history.z_D[-1], history.z_P[-1])
+
+
+class Steps(AbstractAdjointSolve):
+    """k steps of the delta recursion, everything held fixed at the last state.
+
+    Equals k iterations of the adjoint Chambolle-Pock method from zero. 2 k products.
+    """
+
+    k: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        check_count("k", self.k)
+
+    @property
+    def label(self) -> str:
+        return f"steps={self.k}"
+
+    def __call__(
+        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+    ) -> tuple[DeltaSums, AdjointStats]:
+        return _sum_of_steps(problem, sizes, history, g, self.k)
+
+
+class LastIterates(AbstractAdjointSolve):
+    """The deltas of the last k iterations, each at its own iterate, summed: the second poster."""
+
+    k: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        check_count("k", self.k)
+
+    @property
+    def iterates(self) -> int:
+        return self.k
+
+    @property
+    def label(self) -> str:
+        return f"last={self.k}"
+
+    def __call__(
+        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+    ) -> tuple[DeltaSums, AdjointStats]:
+        return _sum_of_steps(problem, sizes, history, g, self.k)
+
+
+def _sum_of_steps(
+    problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent, k: int
+) -> tuple[DeltaSums, AdjointStats]:
+    sums = sum_deltas(problem, sizes, history, g, k)
+    residual = LimitSystem(problem, sizes, _last(history)).residual(sums, g)
+    return sums, AdjointStats.judge(jnp.asarray(k), residual, default_tolerance(g.x.dtype))
+
+
+class Tolerance(AbstractAdjointSolve):
+    """Steps at the last state until a delta is below `rtol` relative to g, each sample by itself.
+
+    `most` steps at the most; the status says where they were used up (the sums may diverge: then
+    the system is inconsistent, and there is no limit).
+    """
+
+    rtol: float = eqx.field(static=True, default=1e-6)
+    most: int = eqx.field(static=True, default=10_000)
+
+    def __check_init__(self):
+        if not 0 < self.rtol < 1:
+            raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}: try 1e-6")
+        check_count("most", self.most)
+
+    @property
+    def label(self) -> str:
+        return f"tolerance={self.rtol:g}"
+
+    def __call__(
+        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+    ) -> tuple[DeltaSums, AdjointStats]:
+        z, nothing = _last(history), Cotangent(jnp.zeros_like(g.x), jnp.zeros_like(g.y))
+
+        def one_more(carry):
+            state, sums, size, steps, done = carry
+            # g enters in the first step alone.
+            now = jax.tree.map(lambda c, zero: jnp.where(done == 0, c, zero), g, nothing)
+            new_state, terms = adjoint_step(problem, sizes, z, state, now)
+            running = size > self.rtol
+
+            def keep(old: Array, new: Array) -> Array:
+                return jnp.where(running[..., None], new, old)
+
+            sums = jax.tree.map(keep, sums, sums.plus(new_state, terms))
+            state = jax.tree.map(keep, state, new_state)
+            size = relative_size(state.delta_P, state.delta_D, g, sizes)
+            return state, sums, size, jnp.where(running, done + 1, steps), done + 1
+
+        def unfinished(carry):
+            *_, size, _, done = carry
+            return jnp.any(size > self.rtol) & (done < self.most)
+
+        batch = g.x.shape[:-1]
+        size, steps = jnp.full(batch, jnp.inf, g.x.dtype), jnp.zeros(batch, jnp.int32)
+        carry = (start_adjoint(g), DeltaSums.zero(g), size, steps, jnp.zeros((), jnp.int32))
+        _, sums, size, steps, _ = jax.lax.while_loop(unfinished, one_more, carry)
+        residual = LimitSystem(problem, sizes, z).residual(sums, g)
+        arrived = AdjointStats.judge(steps, size, self.rtol)
+        return sums, AdjointStats(steps, residual, arrived.status)
+
+
+class LinearSolve(AbstractAdjointSolve):
+    """The limit system by a lineax solver, sample by sample (mapped over the batch).
+
+    The default is LSMR: matrix-free, it needs nothing of the system, and for a singular one that is
+    consistent it gives the solution of minimum norm. Any other solver is the user's choice: a dense
+    one builds an `(m + n)^2` matrix a sample, and a singular system breaks most of them. Whatever
+    the solver says, the residual decides the status.
+    """
+
+    solver: lx.AbstractLinearSolver | None = None
+
+    @property
+    def label(self) -> str:
+        return "lsmr" if self.solver is None else type(self.solver).__name__.lower()
+
+    def _solver(self, size: int, dtype: jnp.dtype) -> lx.AbstractLinearSolver:
+        if self.solver is not None:
+            return self.solver
+        eps = float(jnp.finfo(dtype).eps)
+        # In exact arithmetic LSMR ends after `rank` steps; rounding makes it take several times so
+        # many. It may not stop early for bad conditioning: the residual is looked at anyway.
+        return lx.LSMR(rtol=eps, atol=eps, max_steps=20 * size, conlim=1 / eps)
+
+    def __call__(
+        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+    ) -> tuple[DeltaSums, AdjointStats]:
+        system = LimitSystem(problem, sizes, _last(history))
+        right = system.balanced_right_hand_side(g)
+        solver = self._solver(problem.m + problem.n, g.x.dtype)
+
+        def solve_sample(z: ProxArguments, b: tuple[Array, Array]):
+            structure = jax.eval_shape(lambda: b)
+            sample = LimitSystem(problem, sizes, z)
+            operator = lx.FunctionLinearOperator(sample.balanced, structure)
+            solution = lx.linear_solve(operator, b, solver, throw=False)
+            gave_up = solution.result == lx.RESULTS.max_steps_reached
+            return solution.value, solution.stats.get("num_steps", 0), gave_up
+
+        unknowns, steps, used_up = jax.vmap(solve_sample)(system.z, right)
+        sums = system.sums(unknowns, g)
+        residual = system.residual(sums, g)
+        status = self._status(system, unknowns, right, residual, used_up)
+        return sums, AdjointStats(jnp.asarray(steps).astype(jnp.int32), residual, status)
+
+    def _status(self, system, unknowns, right, residual: Array, used_up: Array) -> Array:
+        """By the residual; where it is large, by whether a least-squares solution was found."""
+        tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
+        left, transpose = jax.vjp(system.balanced, unknowns)
+        misfit = jax.tree.map(jnp.subtract, right, left)
+        (gradient,) = transpose(misfit)
+        at_minimum = _size(gradient) <= tolerance * _size(misfit)
+        status = jnp.where(used_up, Status.ITERATIONS_USED_UP, Status.NOT_CERTIFIED)
+        status = jnp.where(at_minimum, Status.INCONSISTENT, status)
+        status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
+        return jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE).astype(jnp.int32)
+
+
+def _size(pair: tuple[Array, Array]) -> Array:
+    return jnp.sqrt(jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1))
+
+
+# ----------------------------------------------------------------------------- the strategy
+
+
+def _as_adjoint_solve(adjoint: Any) -> AbstractAdjointSolve:
+    if isinstance(adjoint, AbstractAdjointSolve):
+        return adjoint
+    if isinstance(adjoint, lx.AbstractLinearSolver):
+        return LinearSolve(adjoint)
+    raise ValueError(
+        f"adjoint must be a way to get Delta; got {adjoint!r}: use hg.Steps(k), "
+        "hg.LastIterates(k), hg.Tolerance(rtol) or a lineax solver"
+    )
+
+
+class LimitFormula(AbstractStrategy):
+    """The limit of the unrolled gradient as L grows, evaluated at the last primal-dual pair.
+
+        grad_K = sigma Delta_D x*^T - tau y* Delta_P^T
+
+    `Delta` solves `(I - D_P) Delta_P - sigma D_P K^T Delta_D = D_P g` and
+    `tau D_D K Delta_P + (I - D_D) Delta_D = 0` with the prox derivatives of the last iteration.
+
+    **Arguments**: `adjoint`: `Steps(k)`, `LastIterates(k)` (what the second poster writes),
+    `Tolerance(rtol)`, or a lineax solver. By default the system is solved (LSMR).
+
+    **Cost**: the solve, and 2 products with K for each step; memory independent of L.
+
+    **Caveat**: needs a converged lower level. At an unconverged pair the masks are wrong and so is
+    the gradient: look at `solution.stats`. Where the system is singular the solution of minimum
+    norm is taken; where it is inconsistent the status says so.
+
+    **Source**: Brauer & Lorenz (second poster), the limit; Delta by recursion or linear solve is
+    implicit differentiation (Blondel et al. 2022) of this fixed point.
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.Steps(3)).label, hg.LimitFormula().label
+    ('limit:steps=3', 'limit:lsmr')
+    """
+
+    adjoint: AbstractAdjointSolve = eqx.field(
+        converter=_as_adjoint_solve, default_factory=LinearSolve
+    )
+    name: ClassVar[str] = "limit"
+    formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T"
+    cost: ClassVar[str] = "time 1 + k/L solves (k steps), memory independent of L"
+    caveat: ClassVar[str] = "wrong where the lower level is not converged: see its residual"
+    choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
+        "steps": ("adjoint", Steps),
+        "last": ("adjoint", LastIterates),
+        "tolerance": ("adjoint", Tolerance),
+        "lsmr": ("adjoint", LinearSolve),
+    }
+
+    def check(self, solver: ChambollePock) -> None:
+        if self.adjoint.iterates > solver.iterations:
+            raise ValueError(
+                f"k must be at most iterations; got k={self.adjoint.iterates}, "
+                f"iterations={solver.iterations}: take more iterations or fewer of the last ones"
+            )
+
+    def forward(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> tuple[Solution, Any]:
+        sizes = solver.step_sizes(problem)
+        start = solver.start(problem, x_tilde) if init is None else init
+        kept = self.adjoint.iterates
+        before, taken = solver.approach(problem, x_tilde, sizes, start, keep=kept)
+        state, history = record(problem, x_tilde, sizes, before, kept)
+        x = x_tilde + state.r
+        stats = solver.certify(problem, x_tilde, sizes, x, state.y, taken + kept)
+        residuals = (problem, solver, sizes, history, x, state.y)
+        return Solution(x, state.y, stats, state), residuals
+
+    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
+        problem, solver, sizes, history, x, y = residuals
+        sums, stats = self.adjoint(problem, sizes, history, cotangent)
+        system = LimitSystem(problem, sizes, _last(history))
+        grad, dx_tilde = limit_gradients(system, x, y, sums)
+        # The limit does not depend on tau, sigma and theta.
+        dsolver = jax.tree.map(jnp.zeros_like, eqx.filter(solver, eqx.is_inexact_array))
+        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats)

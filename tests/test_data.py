@@ -1,0 +1,620 @@
+"""Real data: splits that do not leak, samples that are what they claim, errors that help."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import skimage.io
+import soundfile
+
+from hypergrad import data
+
+# --- helpers: synthetic files, and plain loops as oracles -----------------------------------------
+
+
+def write_clip(path: Path, seed: int = 0, *, rate: int = 8000, length: int = 1600) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sound = 0.5 * np.random.default_rng(seed).uniform(-1, 1, length)
+    soundfile.write(path, sound, rate, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Ten clips of ten loud frames each, in WAV and FLAC, some in a subfolder."""
+    for i in range(10):
+        suffix = "flac" if i % 3 == 0 else "wav"
+        write_clip(tmp_path / ("sub" if i % 2 else ".") / f"clip{i}.{suffix}", seed=i)
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five 8-bit grey pictures, each filled with its own set of grey values."""
+    for i in range(5):
+        grey = np.random.default_rng(i).integers(50 * i, 50 * i + 50, (21, 17), dtype=np.uint8)
+        skimage.io.imsave(tmp_path / f"{i}.png", grey, check_contrast=False)
+    return tmp_path
+
+
+def occurs_in(patch: np.ndarray, image: np.ndarray, size: int) -> bool:
+    patch = patch.reshape(size, size)
+    corners = np.argwhere(image[: 1 - size or None, : 1 - size or None] == patch[0, 0])
+    return any(np.array_equal(image[i : i + size, j : j + size], patch) for i, j in corners)
+
+
+def nearest_level(x: float, bits: int) -> float:
+    """A mid-riser quantiser by exhaustive search over its levels."""
+    step = 2 / 2**bits
+    levels = [-1 + step / 2 + k * step for k in range(2**bits)]
+    return min(levels, key=lambda level: abs(level - x))
+
+
+# --- the module -----------------------------------------------------------------------------------
+
+
+def test_imports_no_jax_and_no_matplotlib() -> None:
+    tree = ast.parse(Path(data.__file__).read_text(encoding="utf-8"))
+    names = [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+    names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    assert not {name.split(".")[0] for name in names} & {"jax", "matplotlib", "hypergrad"}
+    at_the_top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert not any("skimage" in ast.dump(n) or "soundfile" in ast.dump(n) for n in at_the_top)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [slice(1, 4), [4, 0], np.array([3]), np.array([True, False, True, False, False]), slice(0, 0)],
+)
+def test_take_keeps_rows_together(indices) -> None:
+    x = np.arange(20.0).reshape(5, 4)
+    samples = data.Samples(x + 100, x, (2, 2), ("a", "b"), np.array([0, 1, 0, 1, 0]))
+    taken = samples.take(indices)
+    expected = np.arange(5)[indices]
+    assert len(taken) == len(expected)
+    np.testing.assert_array_equal(taken.x_true[:, 0], 4.0 * expected)
+    np.testing.assert_array_equal(taken.x_tilde, taken.x_true + 100)
+    np.testing.assert_array_equal(taken.source_index, expected % 2)
+    assert (taken.shape, taken.source) == ((2, 2), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("x_tilde", "shape", "index"),
+    [((3, 4), (2, 2), 3), ((2, 4), (2, 3), 2), ((2, 4), (2, 2), 3), ((2, 2, 2), (2, 2), 2)],
+)
+def test_samples_refuse_shapes_that_disagree(x_tilde, shape, index) -> None:
+    with pytest.raises(ValueError, match=r"must be .*prod\(shape\).*; got .*flatten"):
+        data.Samples(np.zeros(x_tilde), np.zeros((2, 4)), shape, ("a",), np.zeros(index, int))
+
+
+# --- photographs and patches ----------------------------------------------------------------------
+
+
+def test_photographs_are_split_without_overlap() -> None:
+    splits = data.PHOTOGRAPHS_TRAIN, data.PHOTOGRAPHS_CHOOSE, data.PHOTOGRAPHS_HELD_OUT
+    names = [name for split in splits for name in split]
+    assert len(set(names)) == len(names) == 7
+
+
+@pytest.mark.parametrize("name", [*data.PHOTOGRAPHS_TRAIN, "rocket", *data.PHOTOGRAPHS_HELD_OUT])
+def test_photograph_is_grey_in_the_unit_interval(name: str) -> None:
+    original = getattr(skimage.data, name)() / 255.0
+    if original.ndim == 3:  # the luma of ITU-R BT.709
+        original = original @ np.array([0.2125, 0.7154, 0.0721])
+    image = data.photograph(name)
+    assert image.dtype == np.float64
+    assert 0 <= image.min() < image.max() <= 1
+    np.testing.assert_allclose(image, original, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["moon", "", "Camera"])
+def test_unknown_photograph_names_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"one of astronaut, .*coffee; got '{name}': choose"):
+        data.photograph(name)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_random_patches_occur_in_their_image_in_turn(size: int) -> None:
+    images = {name: data.photograph(name) for name in ("coins", "camera", "chelsea")}
+    patches = data.random_patches(images, 20, size=size, rng=np.random.default_rng(3))
+    assert patches.shape == (20, size * size)
+    for i, patch in enumerate(patches):
+        assert occurs_in(patch, list(images.values())[i % 3], size)
+
+
+def test_random_patches_reach_every_place() -> None:
+    image = np.arange(12.0).reshape(3, 4)
+    patches = data.random_patches({"a": image}, 400, size=2, rng=np.random.default_rng(0))
+    counts = {corner: np.sum(patches[:, 0] == corner) for corner in (0, 1, 2, 4, 5, 6)}
+    assert sum(counts.values()) == 400
+    assert min(counts.values()) > 400 / 6 / 2
+
+
+def test_random_patches_are_determined_by_the_generator() -> None:
+    images = {"rocket": data.photograph("rocket")}
+    first, again, other = (
+        data.random_patches(images, 5, rng=np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5])
+def test_noisy_patches_have_the_noise_asked_for(noise: float) -> None:
+    samples = data.noisy_patches(data.PHOTOGRAPHS_TRAIN, 1000, noise=noise, seed=5)
+    residual = samples.x_tilde - samples.x_true
+    assert residual.std() == pytest.approx(noise, rel=0.02)
+    assert abs(residual.mean()) <= 4 * noise / math.sqrt(residual.size)
+    assert (len(samples), samples.shape, samples.x_tilde.dtype) == (1000, (8, 8), np.float64)
+    assert samples.source == data.PHOTOGRAPHS_TRAIN
+    np.testing.assert_array_equal(np.bincount(samples.source_index), 250)
+
+
+def test_noise_scales_with_the_seed_fixed() -> None:
+    weak, strong = (data.noisy_patches("camera", 50, noise=n, seed=9) for n in (0.1, 0.2))
+    np.testing.assert_array_equal(weak.x_true, strong.x_true)
+    np.testing.assert_allclose(2 * (weak.x_tilde - weak.x_true), strong.x_tilde - strong.x_true)
+    assert weak.source == ("camera",)
+
+
+def test_noisy_patches_name_the_image_a_patch_comes_from() -> None:
+    images = {"zeros": np.zeros((9, 9)), "ones": np.ones((9, 9))}
+    samples = data.noisy_patches(images, 7, size=3, seed=0)
+    named = np.array(samples.source)[samples.source_index]
+    np.testing.assert_array_equal(named == "ones", samples.x_true[:, 0] == 1)
+
+
+@pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf])
+def test_noise_must_be_a_standard_deviation(noise: float) -> None:
+    with pytest.raises(ValueError, match=rf"noise must be .*; got {noise}: "):
+        data.noisy_patches("camera", 2, noise=noise, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "size", "message"),
+    [
+        ({"a": np.ones((9, 9))}, 0, 8, "count must be at least 1; got 0"),
+        ({"a": np.ones((9, 9))}, 4, 0, "size must be at least 1; got 0"),
+        ({}, 4, 8, "images must be at least 1; got 0"),
+        ({"a": np.ones((9, 9)), "b": np.ones((9, 7))}, 4, 8, r"least size=8; got \(9, 7\) for b"),
+        ({"a": np.ones((9, 9, 3))}, 4, 8, r"must be \(h, w\).*; got \(9, 9, 3\) for a"),
+    ],
+)
+def test_random_patches_refuse(images, count: int, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.random_patches(images, count, size=size, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 8), (13, 17), (30, 11), (31, 64)])
+@pytest.mark.parametrize(
+    ("size", "stride"), [(1, 1), (3, 1), (3, 2), (5, 3), (8, 3), (8, 4), (8, 8)]
+)
+def test_all_patches_assemble_to_the_image(shape, size: int, stride: int) -> None:
+    image = np.random.default_rng(0).standard_normal(shape)
+    patches = data.all_patches(image, size=size, stride=stride)
+    per_axis = [math.ceil((extent - size) / stride) + 1 for extent in shape]
+    assert patches.shape == (math.prod(per_axis), size * size)
+    back = data.assemble(patches, shape, size=size, stride=stride)
+    np.testing.assert_allclose(back, image, rtol=1e-13, atol=1e-13)
+
+
+def test_all_patches_are_ordered_row_by_row() -> None:
+    image = np.arange(35.0).reshape(5, 7)
+    patches = data.all_patches(image, size=3, stride=2)
+    corners = [image[i, j] for i in (0, 2) for j in (0, 2, 4)]
+    np.testing.assert_array_equal(patches[:, 0], corners)
+    np.testing.assert_array_equal(patches[-1].reshape(3, 3), image[2:5, 4:7])
+
+
+def test_assemble_averages_what_overlaps() -> None:
+    patches = np.random.default_rng(1).standard_normal((3 * 4, 9))
+    total, count = np.zeros((6, 7)), np.zeros((6, 7))
+    for patch, (i, j) in zip(
+        patches, [(i, j) for i in (0, 2, 3) for j in (0, 2, 4, 4)][:12], strict=True
+    ):
+        total[i : i + 3, j : j + 3] += patch.reshape(3, 3)
+        count[i : i + 3, j : j + 3] += 1
+    nine = np.delete(patches, [3, 7, 11], axis=0)
+    for i, j in [(0, 4), (2, 4), (3, 4)]:  # take the doubled column out of the oracle again
+        total[i : i + 3, j : j + 3] -= patches[{0: 3, 2: 7, 3: 11}[i]].reshape(3, 3)
+        count[i : i + 3, j : j + 3] -= 1
+    back = data.assemble(nine, (6, 7), size=3, stride=2)
+    np.testing.assert_allclose(back, total / count, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(4, 5), (4, 0), (11, 1), (0, 1)])
+def test_patches_refuse_to_leave_gaps(size: int, stride: int) -> None:
+    with pytest.raises(ValueError, match="must (hold|be).*; got "):
+        data.all_patches(np.ones((10, 10)), size=size, stride=stride)
+    with pytest.raises(ValueError, match=f"must hold; got {stride}, {size} and 10: choose"):
+        data.assemble(np.ones((4, 16)), (10, 10), size=size, stride=stride)
+
+
+def test_assemble_refuses_another_number_of_patches() -> None:
+    with pytest.raises(ValueError, match=r"shape \(4, 64\) for .*\(12, 12\); got \(3, 64\): use"):
+        data.assemble(np.ones((3, 64)), (12, 12))
+
+
+# --- disparity ------------------------------------------------------------------------------------
+
+
+def filled_by_loop(row: np.ndarray) -> np.ndarray:
+    measured = np.flatnonzero(np.isfinite(row))
+    filled = row.copy()
+    for i in np.flatnonzero(~np.isfinite(row)):
+        left, right = measured[measured < i], measured[measured > i]
+        filled[i] = min([row[left[-1]]] if left.size else [np.inf], [np.inf])[0]
+        if right.size:
+            filled[i] = min(filled[i], row[right[0]])
+    return filled
+
+
+@pytest.mark.parametrize("length", [None, 64, 160])
+@pytest.mark.parametrize(("split", "rows"), [("train", (0, 300)), ("test", (350, 500))])
+def test_disparity_windows_are_those_of_their_row(split, rows, length) -> None:
+    samples = data.disparity_rows(split, length=length, noise=0.05, seed=2)
+    n = length or 741
+    assert samples.shape == (n,)
+    assert 0 < samples.x_true.min() <= samples.x_true.max() <= 1
+    assert (samples.x_tilde - samples.x_true).std() == pytest.approx(0.05, rel=0.02)
+    band = {int(samples.source[i].removeprefix("row ")) for i in np.unique(samples.source_index)}
+    assert band <= set(range(*rows))
+    disparity = skimage.data.stereo_motorcycle()[2].astype(float)
+    for i in range(0, len(samples), 29):
+        row = disparity[int(samples.source[samples.source_index[i]].removeprefix("row "))]
+        cuts = filled_by_loop(row)[: 741 // n * n].reshape(-1, n) / 60
+        (place,) = np.flatnonzero((np.abs(cuts - samples.x_true[i]) < 1e-12).all(axis=1))
+        assert np.isfinite(row[place * n : (place + 1) * n]).mean() >= 0.9
+
+
+def test_fill_takes_the_farther_neighbour() -> None:
+    bad = np.inf
+    rows = np.array([[bad, 1, bad, bad, 3, bad], [bad, 5, bad, 2, 2, 2], [np.nan, 4, 4, bad, 6, 6]])
+    expected = [[1, 1, 1, 1, 3, 3], [5, 5, 2, 2, 2, 2], [4, 4, 4, 4, 6, 6]]
+    np.testing.assert_array_equal(data._fill(rows), expected)
+
+
+def test_disparity_refuses() -> None:
+    with pytest.raises(ValueError, match="split must be one of train, test; got 'choose'"):
+        data.disparity_rows("choose", seed=0)  # pyright: ignore[reportArgumentType]
+    for length in (0, 742):
+        with pytest.raises(ValueError, match=f"length must be from 1 to 741; got {length}"):
+            data.disparity_rows("train", length=length, seed=0)
+
+
+# --- the quantiser --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
+def test_quantise_gives_the_nearest_mid_riser_level(bits: int) -> None:
+    x = np.concatenate([np.random.default_rng(bits).uniform(-1, 1, 1000), [-1, 0, 1]])
+    q, step = data.quantise(x, bits), 2.0 ** (1 - bits)
+    assert np.abs(q - x).max() <= step / 2
+    np.testing.assert_array_equal(q[:-3], [nearest_level(value, bits) for value in x[:-3]])
+    levels = np.unique(data.quantise(np.linspace(-1, 1, 2000), bits))
+    np.testing.assert_array_equal(levels, step * (np.arange(2**bits) - 2 ** (bits - 1) + 0.5))
+    np.testing.assert_array_equal(q[-3:], [-1 + step / 2, step / 2, 1 - step / 2])
+
+
+@pytest.mark.parametrize("bad", [1.0001, -1.5, np.nan, np.inf])
+def test_quantise_refuses_what_is_not_normalised(bad: float) -> None:
+    with pytest.raises(ValueError, match=r"x must lie in \[-1, 1\]; got .*: divide by the peak"):
+        data.quantise([0.0, bad], 3)
+    with pytest.raises(ValueError, match="bits must be at least 1; got 0"):
+        data.quantise([0.0], 0)
+
+
+# --- speech ---------------------------------------------------------------------------------------
+
+
+def test_audio_files_finds_speech_only(tmp_path: Path) -> None:
+    kept = ["a.wav", "digits/1.WAV", "z.flac", "confbridge-joined.wav", "tt-monkeysintro.wav"]
+    left_out = ["silence/1.wav", "beep.wav", "beeperr.wav", "2tone.wav", "at-tone-now.flac"]
+    left_out += ["confbridge-join.wav", "confbridge-leave.wav", "tt-monkeys.wav", ".a.wav", "b.mp3"]
+    left_out += ["en/silence/2.wav", "en/beep.wav", ".hidden/c.wav"]
+    for name in kept + left_out:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [file.relative_to(tmp_path).as_posix() for file in data.audio_files(tmp_path)]
+    assert found == sorted(kept)
+
+
+@pytest.mark.parametrize("number", [3, 10, 57])
+def test_splits_share_no_file_and_lose_none(tmp_path: Path, number: int) -> None:
+    for i in range(number):
+        (tmp_path / f"{i}.wav").touch()
+    splits = ("train", "choose", "test") if number > 5 else ("train", "test")
+    parts = {split: data.audio_files(tmp_path, split=split) for split in splits}
+    assert sorted(file for part in parts.values() for file in part) == sorted(tmp_path.iterdir())
+    assert len(parts["test"]) == max(1, round(number / 5))
+    assert parts == {split: data.audio_files(tmp_path, split=split) for split in splits}
+    if number == 57:
+        assert parts["test"] != data.audio_files(tmp_path, split="test", split_seed=1)
+
+
+def test_audio_is_split_by_clip_whatever_the_seed(clips: Path) -> None:
+    of = {
+        (split, seed): set(data.speech_frames(clips, split=split, count=9, seed=seed).source)
+        for split in ("train", "choose", "test")
+        for seed in range(3)
+    }
+    assert not any(of[a] & of[b] for a in of for b in of if a[0] != b[0]), (
+        "a clip is in two splits for some pair of seeds"
+    )
+
+
+def test_speech_frames_are_frames_of_the_normalised_clip(clips: Path) -> None:
+    samples = data.speech_frames(clips, frame=160, bits=4, split="test", seed=0)
+    assert samples.shape == (160,)
+    assert len(samples) == 2 * 10
+    for i, x_true in enumerate(samples.x_true):
+        clip, _ = soundfile.read(clips / samples.source[samples.source_index[i]])
+        np.testing.assert_array_equal(x_true, (clip / abs(clip).max())[160 * (i % 10) :][:160])
+    assert np.abs(samples.x_tilde - samples.x_true).max() <= 2.0**-4
+    assert len(np.unique(samples.x_tilde)) == 16
+
+
+def test_quiet_frames_are_dropped_after_normalisation(tmp_path: Path) -> None:
+    peak, loudness = 0.25, np.array([1.0, 0.06, 0.04, 0.0, 0.051, 0.049])
+    clip = np.repeat(peak * loudness, 40)  # of constant frames the rms is the value
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.append(clip, [peak] * 39), 8000, subtype="DOUBLE")
+    samples = data.speech_frames(tmp_path, frame=40, split="train", seed=0)
+    np.testing.assert_allclose(samples.x_true[:, 0], [1.0, 0.06, 0.051], rtol=1e-14)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    left, right = np.random.default_rng(0).uniform(-1, 1, (2, 320))
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.stack([left, right], axis=1), 8000, subtype="DOUBLE")
+    samples = data.speech_frames(tmp_path, split="train", seed=0)
+    mono = (left + right) / 2
+    np.testing.assert_allclose(samples.x_true.ravel(), mono / np.abs(mono).max(), rtol=1e-14)
+
+
+def test_count_draws_without_repetition(clips: Path) -> None:
+    every, some, again, other = (
+        data.speech_frames(clips, split="train", count=count, seed=seed)
+        for count, seed in ((None, 0), (50, 0), (50, 0), (50, 1))
+    )
+    rows = {row.tobytes() for row in every.x_true}
+    drawn = {row.tobytes() for row in some.x_true}
+    assert len(drawn) == 50
+    assert drawn < rows
+    np.testing.assert_array_equal(some.x_true, again.x_true)
+    assert not np.array_equal(some.x_true, other.x_true)
+    for count in (0, len(every) + 1):
+        with pytest.raises(ValueError, match=f"from 1 to {len(every)}, .*; got {count}: .*None"):
+            data.speech_frames(clips, split="train", count=count, seed=0)
+
+
+def test_another_rate_is_refused_unless_asked_for(clips: Path) -> None:
+    for i in range(10, 40):  # so many that every split has one
+        write_clip(clips / f"fast{i}.wav", rate=16000)
+    with pytest.raises(ValueError, match=r"8000 Hz; got 16000 Hz in .*fast\d+\.wav: resample it"):
+        data.speech_frames(clips, split="test", seed=0)
+    with pytest.raises(ValueError, match=r"16000 Hz; got 8000 Hz in .*clip\d"):
+        data.speech_frames(clips, split="train", seed=0, rate=16000)
+
+
+def test_missing_speech_says_how_to_get_it(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError) as error:
+            data.speech_frames(folder, split="train", seed=0)
+        for part in ("apt-get install asterisk-core-sounds-en-wav", "apt-get download", "dpkg-deb"):
+            assert part in str(error.value)
+        assert "any folder of WAV or FLAC" in str(error.value)
+        assert str(folder) in str(error.value)
+
+
+def test_the_default_folder_is_that_of_the_debian_package(monkeypatch, clips: Path) -> None:
+    assert Path("/usr/share/asterisk/sounds/en_US_f_Allison") == data.ASTERISK
+    assert data.audio_files.__defaults__ == (data.ASTERISK,)
+    assert data.speech_frames.__defaults__ == (data.ASTERISK,)
+
+
+def test_audio_that_cannot_be_used(tmp_path: Path) -> None:
+    write_clip(tmp_path / "only.wav")
+    with pytest.raises(ValueError, match="split 'train' must get a file; got 1 in all: add"):
+        data.speech_frames(tmp_path, split="train", seed=0)
+    with pytest.raises(ValueError, match="split must be one of .*; got 'valid'"):
+        data.speech_frames(tmp_path, split="valid", seed=0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="frame must be at least 1; got 0"):
+        data.speech_frames(tmp_path, frame=0, split="test", seed=0)
+    with pytest.raises(ValueError, match=r"samples of shape \(1601,\); got none in 1 files: only"):
+        data.speech_frames(tmp_path, frame=1601, split="test", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sound", "message"),
+    [
+        (np.zeros(800), "got none in 1 files"),
+        (np.zeros(0), "got none in 1 files"),
+        (np.full(800, np.nan), r"must be finite; got .*a\.wav: remove NaN"),
+    ],
+)
+def test_silent_empty_or_broken_sound(tmp_path: Path, sound: np.ndarray, message: str) -> None:
+    soundfile.write(tmp_path / "a.wav", sound, 8000, subtype="DOUBLE")
+    with pytest.raises(ValueError, match=message):
+        data.speech_frames(tmp_path, split="test", seed=0)
+
+
+# --- one's own data -------------------------------------------------------------------------------
+
+
+def test_own_rows_are_split_in_order(tmp_path: Path) -> None:
+    rows = np.arange(33).reshape(11, 3)
+    np.save(tmp_path / "own.npy", rows)
+    own = data.load_own(tmp_path / "own.npy", noise=0.0, seed=0)
+    np.testing.assert_array_equal(own["train"].x_true, rows[:9])
+    np.testing.assert_array_equal(own["test"].x_true, rows[9:])
+    np.testing.assert_array_equal(own["test"].x_tilde, rows[9:])
+    assert own["train"].x_true.dtype == np.float64
+    assert (own["train"].shape, own["train"].source) == ((3,), ("own.npy",))
+
+
+def test_own_rows_have_noise_that_differs_between_splits(tmp_path: Path) -> None:
+    np.save(tmp_path / "own.npy", np.zeros((1000, 50), np.float32))
+    own = data.load_own(tmp_path / "own.npy", noise=2.0, seed=0)
+    assert own["train"].x_tilde.std() == pytest.approx(2, rel=0.02)
+    assert own["test"].x_tilde.std() == pytest.approx(2, rel=0.03)
+    assert not np.isin(own["test"].x_tilde, own["train"].x_tilde).any()
+    again = data.load_own(str(tmp_path / "own.npy"), noise=2.0, seed=0)
+    np.testing.assert_array_equal(own["train"].x_tilde, again["train"].x_tilde)
+
+
+def test_own_pictures_are_split_by_file(pictures: Path) -> None:
+    own = data.load_own(pictures, size=5, noise=0.3, seed=0)
+    assert {split: len(s.source) for split, s in own.items()} == {"train": 4, "test": 1}
+    assert not set(own["train"].source) & set(own["test"].source)
+    for samples in own.values():
+        assert samples.shape == (5, 5)
+        assert len(samples) == (21 // 5) * (17 // 5) * len(samples.source)
+        assert (samples.x_tilde - samples.x_true).std() == pytest.approx(0.3, rel=0.1)
+        for i, patch in enumerate(samples.x_true):
+            name = samples.source[samples.source_index[i]]
+            assert occurs_in(patch, skimage.io.imread(pictures / name) / 255, 5)
+
+
+def test_own_pictures_of_every_kind_become_grey(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    solid = np.full_like(grey, 255)
+    files = {
+        "8bit.png": grey,
+        "16bit.png": grey.astype(np.uint16) * 257,
+        "rgb.png": np.stack([grey] * 3, axis=-1),
+        "rgba.png": np.stack([grey, grey, grey, solid], axis=-1),
+        "float.tif": (grey / 255).astype(np.float32),
+        "16bit.tiff": grey.astype(np.uint16) * 257,
+    }
+    for name, image in files.items():
+        skimage.io.imsave(tmp_path / name, image, check_contrast=False)
+    skimage.io.imsave(
+        tmp_path / "white.PNG", np.full((8, 8, 3), 255, np.uint8), check_contrast=False
+    )
+    own = data.load_own(tmp_path, noise=0.0, seed=0)
+    found = {name: s.x_true[i] for s in own.values() for i, name in enumerate(s.source)}
+    assert set(found) == {*files, "white.PNG"}
+    for name in files:
+        np.testing.assert_allclose(found[name], grey.ravel() / 255, atol=1e-7, err_msg=name)
+    assert found["white.PNG"].max() <= 1
+
+
+def test_own_audio_keeps_every_file(clips: Path) -> None:
+    write_clip(clips / "milestone.wav", seed=99)  # "tone" is no speech in the Debian package only
+    own = data.load_own(clips, bits=2, frame=100, seed=0)
+    assert {split: len(s.source) for split, s in own.items()} == {"train": 9, "test": 2}
+    assert "milestone.wav" in own["train"].source + own["test"].source
+    assert not set(own["train"].source) & set(own["test"].source)
+    for samples in own.values():
+        assert samples.shape == (100,)
+        np.testing.assert_array_equal(np.unique(samples.x_tilde), [-0.75, -0.25, 0.25, 0.75])
+        assert (np.sqrt((samples.x_true**2).mean(axis=1)) > 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(5), r"\(samples, n\).*; got float64 of shape \(5,\)"),
+        (np.zeros((5, 2, 2)), r"\(samples, n\).*; got float64 of shape \(5, 2, 2\)"),
+        (np.zeros((0, 3)), r"got float64 of shape \(0, 3\)"),
+        (np.zeros((3, 0)), r"got float64 of shape \(3, 0\)"),
+        (np.zeros((1, 3)), r"two samples at least; got float64 of shape \(1, 3\)"),
+        (np.zeros((5, 2), complex), "real numbers .*; got complex128"),
+        (np.full((5, 2), "a"), "real numbers .*; got <U1"),
+        (np.zeros((5, 2), bool), "real numbers .*; got bool"),
+        (np.array([[1.0, np.nan], [0, 0]]), r"must be finite; got .*own\.npy: remove NaN and inf"),
+        (np.array([[1.0, np.inf], [0, 0]]), r"must be finite; got .*own\.npy: remove NaN and inf"),
+        (np.array([[None, 1], [2, 3]]), r"readable; got .*own\.npy \(ValueError: Object arrays"),
+    ],
+)
+def test_own_array_that_cannot_be_used(tmp_path: Path, array, message: str) -> None:
+    np.save(tmp_path / "own.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=message):
+        data.load_own(tmp_path / "own.npy", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [(".npy", b""), (".npy", b"PK\x03\x04 no npy"), (".npy", b"\x80\x04K\x01."), (".png", b"no")]
+    + [(".png", b""), (".jpg", b"no"), (".tif", b"II*\x00no"), (".wav", b"RIFF"), (".flac", b"")],
+)
+def test_unreadable_file_is_named_in_one_error(tmp_path: Path, suffix: str, content: bytes) -> None:
+    for name in ("a", "b"):
+        (tmp_path / (name + suffix)).write_bytes(content)
+    path = tmp_path / ("a" + suffix) if suffix == ".npy" else tmp_path
+    with pytest.raises(ValueError, match=rf"file must be readable; got .*[ab]\{suffix}") as error:
+        data.load_own(path, seed=0)
+    assert error.value.__suppress_context__
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((8, 8), 1.5, np.float32), r"grey must lie in \[0, 1\]; got float32 .*\.tif: resc"),
+        (np.full((8, 8), np.nan, np.float32), r"grey must lie in \[0, 1\]; got float32 .*\.tif"),
+        (np.zeros((8, 8), np.int32), r"unsigned or float; got int32 of shape \(8, 8\) in .*\.tif"),
+        (np.zeros((5, 8, 8), np.uint8), r"grey, RGB or RGBA.*; got uint8 of shape \(5, 8, 8\) in"),
+        (np.zeros((8, 7), np.uint8), r"both at least size=8; got \(8, 7\) for .*\.tif"),
+    ],
+)
+def test_own_picture_that_cannot_be_used(tmp_path: Path, image, message: str) -> None:
+    for name in ("a.tif", "b.tif"):
+        skimage.io.imsave(tmp_path / name, image, check_contrast=False)
+    with pytest.raises(ValueError, match=message):
+        data.load_own(tmp_path, seed=0)
+
+
+def test_own_path_that_cannot_be_used(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"path must exist; got .*nowhere: name a \.npy of"):
+        data.load_own(tmp_path / "nowhere", seed=0)
+    (empty := tmp_path / "empty").mkdir()
+    (note := empty / "note.txt").touch()
+    for path in (empty, note):
+        with pytest.raises(
+            ValueError, match="one kind.*; got 0 images and 0 audio files in .*name"
+        ):
+            data.load_own(path, seed=0)
+    write_clip(pictures / "clip.wav")
+    with pytest.raises(ValueError, match="one kind of data; got 5 images and 1 audio files"):
+        data.load_own(pictures, seed=0)
+    (one := tmp_path / "one").mkdir()
+    (pictures / "0.png").rename(one / "0.png")
+    with pytest.raises(ValueError, match="split 'train' must get a file; got 1 in all: add files"):
+        data.load_own(one, seed=0)
+
+
+# --- decibels -------------------------------------------------------------------------------------
+
+
+def test_decibels_against_a_plain_loop() -> None:
+    x, x_true = np.random.default_rng(0).standard_normal((2, 4, 5))
+    error = sum((a - b) ** 2 for a, b in zip(x.flat, x_true.flat, strict=True))
+    power = sum(b**2 for b in x_true.flat)
+    assert data.psnr(x, x_true, peak=3) == pytest.approx(10 * math.log10(9 / (error / 20)))
+    assert data.snr(x, x_true) == pytest.approx(10 * math.log10(power / error))
+    assert data.psnr(x, x_true) != pytest.approx(np.mean([data.psnr(*p) for p in zip(x, x_true)]))
+
+
+def test_noise_of_a_tenth_has_twenty_decibels() -> None:
+    samples = data.noisy_patches(data.PHOTOGRAPHS_HELD_OUT, 2000, noise=0.1, seed=0)
+    assert data.psnr(samples.x_tilde, samples.x_true) == pytest.approx(20, abs=0.05)
+
+
+def test_decibels_at_the_ends() -> None:
+    ones = np.ones((2, 3), np.float32)
+    assert data.psnr(ones, ones) == data.snr(ones, ones) == math.inf
+    assert data.snr(ones, 0 * ones) == -math.inf
+    # Broadcasting would give a number, and a wrong one.
+    for decibels in (data.psnr, data.snr):
+        with pytest.raises(ValueError, match=r"same shape; got \(2, 3\) and \(3,\): compare"):
+            decibels(ones, ones[0])
