@@ -39,3 +39,5 @@ from hypergrad.strategies import (
     Uniform,
     parse_strategy,
 )
+from hypergrad.training import History, evaluate, train
+from hypergrad.comparison import Comparison, compare, reference_hypergradient

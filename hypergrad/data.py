@@ -291,6 +291,9 @@ def _quantised(
     folder: str | Path, files: Sequence[Path], frame: int, bits: int, rate: int
 ) -> Samples:
     frames = {_name(file, folder): _loud_frames(file, frame, rate) for file in files}
+    rule = f"a file must have {frame} samples in a row louder than rms {QUIET} of its peak"
+    got = f"none such in {len(files)} files: {', '.join(list(frames)[:3])}, ..."
+    _require(any(map(len, frames.values())), rule, got, "take a shorter frame or other files")
     return _samples(frames, (frame,), lambda x_true: quantise(x_true, bits))
 
 
@@ -336,11 +339,8 @@ def load_own(
     """
     path, rng = Path(path), np.random.default_rng(seed)
     _require(path.exists(), "path must exist", path, _NAME_OWN, FileNotFoundError)
-    images, audio, is_rows = (
-        _files(path, IMAGES),
-        _files(path, AUDIO),
-        path.suffix.lower() == ".npy",
-    )
+    is_rows = path.suffix.lower() == ".npy"
+    images, audio = _files(path, IMAGES), _files(path, AUDIO)
     found = f"{len(images)} images and {len(audio)} audio files in {path}"
     one_kind = is_rows or bool(images) != bool(audio)
     _require(one_kind, "path must hold one kind of data", found, _NAME_OWN)
@@ -349,7 +349,7 @@ def load_own(
         if is_rows:
             rows = _npy_rows(path, split)
             return _samples({path.name: rows}, rows.shape[1:], lambda x: _noisy(x, noise, rng))
-        files = _part(images or audio, split, split_seed, choose=0)
+        files = _part(images or audio, split, split_seed, choose=0.0)
         if audio:
             return _quantised(path, files, frame, bits, rate)
         patches = {_name(file, path): _patches_of(file, size) for file in files}
@@ -374,9 +374,16 @@ def _npy_rows(file: Path, split: Split) -> Floats:
 
 
 def _patches_of(file: Path, size: int) -> Floats:
-    import skimage.io
+    import PIL.Image  # skimage.io would take CMYK for RGBA, and leave a broken file open
 
-    image = _grey(_read(file, skimage.io.imread), file)
+    def read(file: Path) -> NDArray[Any]:
+        with PIL.Image.open(file) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise ValueError("more than one page")
+            is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
+            return np.asarray(picture if is_grey else picture.convert("RGBA"))
+
+    image = _grey(_read(file, read), file)
     return _windows(image, size, file)[::size, ::size].reshape(-1, size * size)
 
 
@@ -415,8 +422,6 @@ def _samples(
 ) -> Samples:
     """The ground truths by name, one below the other, and what is observed of them."""
     x_true = np.concatenate(list(truths.values()))
-    got = f"none in {len(truths)} files: {', '.join(list(truths)[:3])}, ..."
-    _require(len(x_true) > 0, f"files must give samples of shape {shape}", got, "take others")
     index = np.repeat(np.arange(len(truths)), [len(rows) for rows in truths.values()])
     return Samples(observe(x_true), x_true, shape, tuple(truths), index)
 
@@ -451,8 +456,7 @@ def _grey(image: NDArray[Any], name: str | Path) -> Floats:
     image = util.img_as_float64(image)
     _require(bool(np.all(abs(image - 0.5) <= 0.5)), "grey must lie in [0, 1]", got, "rescale it")
     image = color.rgba2rgb(image) if colours == (4,) else image
-    # White may exceed 1 by rounding.
-    return np.minimum(color.rgb2gray(image), 1) if colours else image
+    return color.rgb2gray(image) if colours else image
 
 
 def _files(folder: str | Path, suffixes: Sequence[str]) -> list[Path]:
@@ -487,7 +491,8 @@ def _read(file: Path, reader: Callable[[Path], Any]) -> Any:
 
 
 def _finite(values: NDArray[Any], file: Path) -> NDArray[Any]:
-    _require(bool(np.all(np.isfinite(values))), "values must be finite", file, "remove NaN and inf")
+    finite = bool(np.all(np.isfinite(values)))
+    _require(finite, "values must be finite", f"NaN or inf in {file}", "remove them")
     return values
 
 

@@ -1,0 +1,256 @@
+"""Strategies side by side on one batch: one record each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from hypergrad.bilevel import (
+    Hypergradient,
+    Loss,
+    half_mean_squared_error,
+    hypergradient,
+)
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.lower_level import LowerLevel
+from hypergrad.records import environment, markdown_table, write_json, write_jsonl, write_text
+from hypergrad.status import Status
+from hypergrad.strategies._base import AbstractStrategy
+from hypergrad.strategies.limit import LimitFormula
+from hypergrad.timing import Compiled, compile_ahead, interleaved_medians
+
+__all__ = ["COLUMNS", "Comparison", "compare", "reference_hypergradient"]
+
+# What a record holds, with its heading and unit. Everything that prints or draws reads this.
+COLUMNS = {
+    "strategy": "strategy",
+    "loss": "loss",
+    "gradient_norm": "gradient norm",
+    "relative_error": "relative error",
+    "cosine": "cosine",
+    "milliseconds": "time (ms)",
+    "over_forward": "time / forward",
+    "compile_seconds": "compile (s)",
+    "peak_megabytes": "memory (MB)",
+    "forward_status": "forward status",
+    "forward_residual": "forward residual (worst)",
+    "adjoint_status": "adjoint status",
+    "adjoint_residual": "adjoint residual (worst)",
+    "error": "error",
+}
+
+# The reference's forward solve: on natural patches with an overcomplete K a large step ratio is
+# what gets most samples to 1e-12 within so many iterations.
+_REFERENCE_ITERATIONS = 20_000
+_REFERENCE_STEP_RATIO = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Records of strategies on one batch, and how good the reference is that they are held against.
+
+    Printing it gives a table; `save` writes records, table and environment; `plot` draws it.
+    """
+
+    records: list[dict[str, Any]]
+    reference: dict[str, Any]
+    environment: dict[str, Any]
+
+    def table(self) -> str:
+        """The records as a Markdown table; columns that are empty everywhere are left out."""
+        used = {
+            key: heading
+            for key, heading in COLUMNS.items()
+            if any(record.get(key) is not None for record in self.records)
+        }
+        return markdown_table(self.records, used)
+
+    def __str__(self) -> str:
+        reference = self.reference
+        return (
+            f"{self.table()}\n\nReference: {reference['how']}; forward {reference['status']}, "
+            f"worst residual {reference['residual']:.1e}; adjoint {reference['adjoint_status']}, "
+            f"worst residual {reference['adjoint_residual']:.1e}."
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `comparison.jsonl`, `comparison.md`, `reference.json`, `environment.json`."""
+        folder = Path(folder)
+        write_jsonl(folder / "comparison.jsonl", self.records)
+        write_text(folder / "comparison.md", f"{self}\n")
+        write_json(folder / "reference.json", self.reference)
+        write_json(folder / "environment.json", self.environment)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: relative error against time, one marker a strategy."""
+        from hypergrad.plotting import plot_comparison
+
+        return plot_comparison(self.records)
+
+
+def _flat(tree: Any) -> Array:
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))]
+    return jnp.concatenate(leaves)
+
+
+def reference_hypergradient(
+    problem: LowerLevel,
+    x_tilde: Any,
+    x_true: Any,
+    *,
+    solver: ChambollePock,
+    loss: Loss = half_mean_squared_error,
+    iterations: int = _REFERENCE_ITERATIONS,
+) -> Hypergradient:
+    """The limit formula with a solved system, after a forward solve to 1e-12 (float32: 1e-6).
+
+    **Caveat**: a sample that has not arrived after so many iterations may have wrong masks, and its
+    part of the gradient is then not exact. The statistics say how many have.
+    """
+    tolerance = 1e-12 if jnp.result_type(problem.dtype, x_tilde.dtype) == jnp.float64 else 1e-6
+    patient = ChambollePock(
+        iterations,
+        step_ratio=_REFERENCE_STEP_RATIO,
+        primal_scale=solver.primal_scale,
+        tolerance=tolerance,
+    )
+    return hypergradient(
+        problem, x_tilde, x_true, solver=patient, strategy=LimitFormula(), loss=loss
+    )
+
+
+def compare(
+    problem: LowerLevel,
+    x_tilde: Any,
+    x_true: Any,
+    *,
+    solver: ChambollePock | None = None,
+    strategies: Sequence[AbstractStrategy],
+    loss: Loss = half_mean_squared_error,
+    parameters: Callable[[LowerLevel], Any] = lambda p: p.K,
+    repeats: int = 5,
+    reference: Hypergradient | None = None,
+) -> Comparison:
+    """Every strategy on the same batch: value, gradient, error, time, memory, statuses.
+
+    For each: the loss; the norm of the gradient in `parameters` (K by default); its relative error
+    `||grad - ref|| / ||ref||` and cosine against the reference; the median time of a hypergradient
+    over interleaved repeats (compilation apart), also over that of the forward solve alone; peak
+    memory as the compiled executable states it; the share of each status.
+
+    **Arguments**: as for `hypergradient`; `reference`, by default `reference_hypergradient`.
+
+    **Returns**: a `Comparison`. A strategy that fails is a row with its reason.
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> x_true = jnp.array([[0.0, 0.0, 1.0, 1.0]])
+    >>> comparison = hg.compare(problem, x_true + 0.1, x_true, repeats=1,
+    ...                         strategies=[hg.FullUnrolling(), hg.Truncation(k=1)])
+    >>> [record["strategy"] for record in comparison.records]
+    ['full', 'truncation:k=1']
+    """
+    solver = ChambollePock() if solver is None else solver
+    x_tilde, x_true = jnp.asarray(x_tilde), jnp.asarray(x_true)
+    if reference is None:
+        reference = reference_hypergradient(problem, x_tilde, x_true, solver=solver, loss=loss)
+    exact = _flat(parameters(reference.grad))
+
+    records, compiled = [], {"forward": _compile_forward(problem, x_tilde, solver)}
+    for strategy in strategies:
+        try:
+            one = compile_ahead(_Hypergradient(loss, strategy), problem, x_tilde, x_true, solver)
+            h = one.call()
+        except Exception as error:  # one that fails is a row with its reason, not the end of all
+            records.append({"strategy": strategy.label, "error": _reason(error)})
+            continue
+        records.append(_record(strategy.label, h, _flat(parameters(h.grad)), exact, one))
+        compiled[strategy.label] = one
+
+    seconds = interleaved_medians(
+        {name: one.call for name, one in compiled.items()}, repeats=repeats
+    )
+    for record in records:
+        if record["strategy"] in seconds:
+            time = seconds[record["strategy"]]
+            record["milliseconds"] = 1e3 * time
+            record["over_forward"] = time / seconds["forward"]
+    return Comparison(records, _describe_reference(reference), environment() | _device())
+
+
+class _Hypergradient(eqx.Module):
+    """`hypergradient` with its static arguments bound."""
+
+    loss: Loss = eqx.field(static=True)
+    strategy: AbstractStrategy
+
+    def __call__(self, problem, x_tilde, x_true, solver) -> Hypergradient:
+        return hypergradient(
+            problem, x_tilde, x_true, solver=solver, strategy=self.strategy, loss=self.loss
+        )
+
+
+def _compile_forward(problem: LowerLevel, x_tilde: Array, solver: ChambollePock) -> Compiled:
+    """The forward solve alone, with its certificate and without any strategy."""
+
+    def forward(problem, x_tilde, solver):
+        sizes = solver.step_sizes(problem)
+        start = solver.start(problem, x_tilde)
+        state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
+        x = x_tilde + state.r
+        return x, state.y, solver.certify(problem, x_tilde, sizes, x, state.y, taken)
+
+    return compile_ahead(forward, problem, x_tilde, solver)
+
+
+def _reason(error: Exception) -> str:
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _record(
+    label: str, h: Hypergradient, gradient: Array, exact: Array, compiled: Compiled
+) -> dict[str, Any]:
+    norm, exact_norm = jnp.linalg.norm(gradient), jnp.linalg.norm(exact)
+    peak = compiled.peak_bytes
+    return {
+        "strategy": label,
+        "loss": float(h.value),
+        "gradient_norm": float(norm),
+        "relative_error": float(jnp.linalg.norm(gradient - exact) / exact_norm),
+        "cosine": float(gradient @ exact / (norm * exact_norm)),
+        "compile_seconds": compiled.compile_seconds,
+        "peak_megabytes": None if peak is None else peak / 1e6,
+        "forward_status": Status.summary(h.solution.stats.status),
+        "forward_residual": float(jnp.max(h.solution.stats.residual)),
+        "adjoint_status": Status.summary(h.adjoint.status),
+        "adjoint_residual": float(jnp.max(h.adjoint.residual)),
+    }
+
+
+def _describe_reference(reference: Hypergradient) -> dict[str, Any]:
+    stats = reference.solution.stats
+    return {
+        "how": "limit formula, system solved, forward solve to a tolerance",
+        "status": Status.summary(stats.status),
+        "residual": float(jnp.max(stats.residual)),
+        "iterations": int(jnp.max(stats.iterations)),
+        "adjoint_status": Status.summary(reference.adjoint.status),
+        "adjoint_residual": float(jnp.max(reference.adjoint.residual)),
+        "gradient_norm_K": float(jnp.linalg.norm(np.asarray(_flat(reference.grad.K)))),
+    }
+
+
+def _device() -> dict[str, Any]:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "dtype": str(jnp.zeros(()).dtype),
+    }

@@ -1,0 +1,149 @@
+"""Results on disk: whole files or none, plain text, and the environment they were made in.
+
+A record is a flat dict of numbers and strings; a run's records are one JSON object a line. Files
+are written beside their place and renamed, so that an interruption leaves the old or the new one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+__all__ = [
+    "environment",
+    "markdown_table",
+    "read_jsonl",
+    "write_bytes",
+    "write_json",
+    "write_jsonl",
+    "write_npz",
+    "write_text",
+]
+
+_PACKAGES = ("hypergrad-jax", "jax", "jaxlib", "equinox", "lineax", "optax", "numpy")
+
+
+def _write(path: Path, mode: str, fill: Callable[[IO[Any]], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; results are ordinary files.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    _write(Path(path), "w", lambda file: file.write(text))
+
+
+def write_bytes(path: str | Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a binary file, whole or not at all; `fill` gets the open file."""
+    _write(Path(path), "wb", fill)
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays; they are read back with `numpy.load(path, allow_pickle=False)`."""
+    write_bytes(path, lambda file: np.savez(file, **dict(arrays)))  # pyright: ignore[reportArgumentType]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: NumPy numbers, arrays, paths."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write one JSON document."""
+    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write_text(path, "".join(json.dumps(record, default=_plain) + "\n" for record in records))
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read what `write_jsonl` wrote.
+
+    **Errors**: a `ValueError` that names the file and the line that is not JSON.
+    """
+    records = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} must hold one JSON object a line; got something else in line {number}: "
+                f"{error}"
+            ) from None
+    return records
+
+
+def markdown_table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """Records as a Markdown table; `columns` maps keys to headings with units.
+
+    >>> print(markdown_table([{"a": 1.5}, {"a": None}], {"a": "A (s)"}))
+    | A (s) |
+    | --- |
+    | 1.5 |
+    | – |
+    """
+    rows = [list(columns.values()), ["---"] * len(columns)]
+    rows += [[format_cell(record.get(key)) for key in columns] for record in records]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def format_cell(value: Any) -> str:
+    """A number with four significant digits; a dash for what is not there."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    """The processor's name; `platform` does not know it on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine: what a record needs to be compared with another."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+    }

@@ -1,0 +1,72 @@
+"""Honest timing: compilation apart, warmed up, interleaved, blocked until ready, the median."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+__all__ = ["Compiled", "compile_ahead", "interleaved_medians", "matrix_products_alone"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled function with its arguments, what compiling took (s), and its memory (bytes).
+
+    `peak_bytes` counts arguments, outputs and scratch memory, as the compiled executable states it;
+    None where the backend does not say.
+    """
+
+    call: Callable[[], Any]
+    text: str
+    compile_seconds: float
+    peak_bytes: int | None
+
+
+def compile_ahead(function: Callable[..., Any], *arguments: Any) -> Compiled:
+    """Compile a function for its arguments without running it."""
+    started = time.perf_counter()
+    compiled = eqx.filter_jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - started
+    executable = compiled.compiled
+    memory = executable.memory_analysis()
+    peak = None
+    if memory is not None:
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+    return Compiled(lambda: compiled(*arguments), executable.as_text(), seconds, peak)
+
+
+def interleaved_medians(
+    calls: Mapping[str, Callable[[], Any]], *, repeats: int
+) -> dict[str, float]:
+    """Median seconds of each call; the calls take turns, so that a slow spell hits them all."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(repeats):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - started)
+    return {name: float(np.median(times)) for name, times in seconds.items()}
+
+
+def matrix_products_alone(K: Array, x: Array, L: int) -> Array:
+    """The floor of L iterations: their 2 L matrix products, each feeding the next, and no more."""
+
+    def body(v: Array, _):
+        return (v @ K.T) @ K, None
+
+    return jax.lax.scan(body, x, None, length=L)[0] + jnp.zeros((), x.dtype)

@@ -1,0 +1,440 @@
+"""The upper level: learn leaves of the problem by a first-order method, resumably."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from hypergrad._checks import check_count
+from hypergrad.bilevel import Loss, half_mean_squared_error, hypergradient, solve
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.functions import AbstractFunction
+from hypergrad.lower_level import LowerLevel, cast_floats
+from hypergrad.operators import operator_norm
+from hypergrad.records import write_npz
+from hypergrad.status import Status
+from hypergrad.strategies._base import AbstractStrategy
+
+__all__ = ["History", "evaluate", "progress_bar", "train"]
+
+Pair = tuple[Any, Any]
+
+# Validation runs through the data in pieces, so that its memory does not grow with them.
+_EVALUATION_BATCH = 4096
+_CHECKPOINTS_KEPT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a training run gave: the learned problem and one record an epoch.
+
+    A record holds `epoch` (0 is the untrained problem), `seconds` (of the updates alone, summed up;
+    compilation and validation are not in it), `train_loss` (the mean over the epoch's batches, each
+    before its update; for epoch 0 over all data), `validation_loss` (None without validation data),
+    `residual` (the largest relative residual of a forward solve) and `converged` (the share of
+    samples whose forward solve converged).
+    """
+
+    problem: LowerLevel
+    records: list[dict[str, Any]]
+
+    def column(self, name: str) -> np.ndarray:
+        """One entry of every record."""
+        return np.array([record[name] for record in self.records], dtype=float)
+
+    def __repr__(self) -> str:
+        last = self.records[-1]
+        return (
+            f"History({last['epoch']} epochs in {last['seconds']:.1f} s, "
+            f"train_loss={last['train_loss']:.6g}, validation_loss={last['validation_loss']})"
+        )
+
+
+# --------------------------------------------------------------- what is learned, and in what
+
+
+def _trainable_mask(problem: LowerLevel, trainable: Callable[[LowerLevel], Any]) -> Any:
+    """True for the selected float leaves, False elsewhere."""
+    nothing = jax.tree.map(lambda _: False, problem)
+    chosen = eqx.tree_at(
+        trainable, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
+    )
+    mask = jax.tree.map(lambda yes, leaf: yes and eqx.is_inexact_array(leaf), chosen, problem)
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(
+            "trainable must select at least one float leaf of the problem; got none: "
+            "try lambda p: p.K"
+        )
+    return mask
+
+
+def _positive_mask(problem: LowerLevel) -> Any:
+    """True for the leaves that their function declares positive."""
+
+    def is_positive(path, _) -> bool:
+        *way, last = path
+        node: Any = problem
+        for key in way:
+            is_index = isinstance(key, jax.tree_util.SequenceKey)
+            node = node[key.idx] if is_index else getattr(node, key.name)
+        return isinstance(node, AbstractFunction) and last.name in node.positive
+
+    return jax.tree_util.tree_map_with_path(is_positive, problem)
+
+
+class _Variables:
+    """Between the problem and the free variables that the optimiser sees (None where fixed)."""
+
+    def __init__(self, problem: LowerLevel, trainable: Callable[[LowerLevel], Any]):
+        self.mask = _trainable_mask(problem, trainable)
+        self.in_log = eqx.filter(_positive_mask(problem), self.mask)
+        for log, leaf in self._flagged(problem):
+            if log and not np.all(np.asarray(leaf) > 0):
+                raise ValueError(
+                    "a positive leaf is learned in the log, so it must start above 0; got "
+                    f"{np.min(leaf):g}"
+                )
+
+    def _flagged(self, problem: LowerLevel) -> Iterator[tuple[bool, Array]]:
+        leaves = jax.tree.leaves(eqx.filter(problem, self.mask))
+        return zip(jax.tree.leaves(self.in_log), leaves, strict=True)
+
+    def free(self, problem: LowerLevel) -> Any:
+        """The learned leaves, positive ones as their logarithm."""
+        learned = eqx.filter(problem, self.mask)
+        return jax.tree.map(lambda log, p: jnp.log(p) if log else p, self.in_log, learned)
+
+    def problem(self, free: Any, problem: LowerLevel) -> LowerLevel:
+        """The problem with its learned leaves set from the free variables."""
+        learned = jax.tree.map(lambda log, v: jnp.exp(v) if log else v, self.in_log, free)
+        return eqx.combine(learned, problem)
+
+    def gradient(self, gradient: LowerLevel, problem: LowerLevel) -> Any:
+        """The gradient in the free variables: `d/d log p = p d/dp`."""
+        gradient, learned = eqx.filter((gradient, problem), (self.mask, self.mask))
+        return jax.tree.map(lambda log, g, p: g * p if log else g, self.in_log, gradient, learned)
+
+
+def _rescale_K(problem: LowerLevel) -> LowerLevel:
+    """K at norm 1: its scale is a gauge there, and would drift."""
+    return eqx.tree_at(lambda p: p.K, problem, problem.K / operator_norm(problem.K))
+
+
+def _default_projection(problem: LowerLevel) -> Callable[[LowerLevel], LowerLevel] | None:
+    is_matrix = eqx.is_array(problem.K)
+    return _rescale_K if problem.scale_of_K_is_free and is_matrix else None
+
+
+def _make_update(
+    variables: _Variables,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    optimizer: optax.GradientTransformation,
+    project: Callable[[LowerLevel], LowerLevel] | None,
+    loss: Loss,
+) -> Callable[..., Any]:
+    """One step of the optimiser, as a function that compiles once."""
+
+    def update(problem: LowerLevel, optimizer_state: Any, x_tilde: Array, x_true: Array):
+        h = hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
+        gradient, free = variables.gradient(h.grad, problem), variables.free(problem)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, free)
+        problem = variables.problem(optax.apply_updates(free, updates), problem)
+        problem = problem if project is None else project(problem)
+        stats = h.solution.stats
+        converged = jnp.mean((stats.status == Status.CONVERGED).astype(x_tilde.dtype))
+        measured = {
+            "train_loss": h.value,
+            "residual": jnp.max(stats.residual),
+            "converged": converged,
+        }
+        return problem, optimizer_state, measured
+
+    return eqx.filter_jit(update)
+
+
+# ----------------------------------------------------------------------------------- data
+
+
+def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be (x_tilde, x_true); got {len(pair)} entries")
+    x_tilde, x_true = (np.asarray(array) for array in pair)
+    if x_tilde.shape != x_true.shape or x_tilde.ndim != 2 or x_tilde.shape[1] != n:
+        raise ValueError(
+            f"{name} must be two arrays of the same shape (samples, {n}); got {x_tilde.shape} and "
+            f"{x_true.shape}"
+        )
+    if len(x_tilde) == 0:
+        raise ValueError(f"{name} must hold at least one sample; got none")
+    if not (np.all(np.isfinite(x_tilde)) and np.all(np.isfinite(x_true))):
+        raise ValueError(f"{name} must be finite; got NaN or infinity")
+    return x_tilde, x_true
+
+
+def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Indices of an epoch's batches, all of one size (one compilation).
+
+    The order depends on seed and epoch alone, so that a resumed run sees the same batches. What
+    does not fill a batch is left out of this epoch; the next one is shuffled anew.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    for start in range(0, count - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
+
+
+def evaluate(
+    problem: LowerLevel,
+    x_tilde: Any,
+    x_true: Any,
+    *,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss = half_mean_squared_error,
+) -> float:
+    """The loss on data of any size, `(samples, n)`, in pieces of 4096 (averaged by their size)."""
+    pieces = []
+    for start in range(0, len(x_tilde), _EVALUATION_BATCH):
+        piece = slice(start, start + _EVALUATION_BATCH)
+        x = solve(problem, x_tilde[piece], solver=solver, strategy=strategy).x
+        pieces.append((len(x), float(loss(x, jnp.asarray(x_true[piece], x.dtype)))))
+    return sum(size * value for size, value in pieces) / len(x_tilde)
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+class _Checkpoints:
+    """Numbered files in a folder, the last two kept: the arrays, the records, a fingerprint."""
+
+    def __init__(self, folder: str | Path, fingerprint: str):
+        self.folder, self.fingerprint = Path(folder), fingerprint
+
+    def save(self, epoch: int, state: Any, records: list[dict[str, Any]]) -> None:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        arrays = {f"leaf{i:04d}": leaf for i, leaf in enumerate(leaves)}
+        about = json.dumps({"fingerprint": self.fingerprint, "records": records})
+        write_npz(
+            self.folder / f"checkpoint-{epoch:06d}.npz", {**arrays, "about": np.array(about)}
+        )
+        for old in self._files()[_CHECKPOINTS_KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.npz"), reverse=True)
+
+    def load(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
+        """The newest checkpoint that can be read, or None; a damaged one is passed over."""
+        for path in self._files():
+            try:
+                with np.load(path, allow_pickle=False) as stored:
+                    about = json.loads(str(stored["about"]))
+                    names = sorted(name for name in stored.files if name != "about")
+                    leaves = [stored[name] for name in names]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                print(f"checkpoint {path} is damaged ({error}): the one before it is used")
+                continue
+            if about["fingerprint"] != self.fingerprint:
+                raise ValueError(
+                    f"checkpoint {path} must come from the same run; got one of other data or "
+                    "settings: name another folder, or remove this one"
+                )
+            template = jax.tree.leaves(like)
+            arrays = [jnp.asarray(a, t.dtype) for a, t in zip(leaves, template, strict=True)]
+            return jax.tree.unflatten(jax.tree.structure(like), arrays), about["records"]
+        return None
+
+
+def _fingerprint(*parts: Any) -> str:
+    """A hash of what makes a run what it is; arrays by their bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for leaf in jax.tree.leaves(part):
+            is_array = isinstance(leaf, (np.ndarray, jax.Array))
+            digest.update(np.asarray(leaf).tobytes() if is_array else repr(leaf).encode())
+        digest.update(str(jax.tree.structure(part)).encode())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------- progress
+
+
+def progress_bar() -> Progress:
+    """A bar with loss, epochs, elapsed time and time left; on the terminal's error stream."""
+    from rich.console import Console
+
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+# ------------------------------------------------------------------------------------- train
+
+
+def train(
+    problem: LowerLevel,
+    data: Pair,
+    *,
+    validation: Pair | None = None,
+    solver: ChambollePock | None = None,
+    strategy: AbstractStrategy,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = 50,
+    batch_size: int = 256,
+    seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    trainable: Callable[[LowerLevel], Any] = lambda p: p.K,
+    project: Callable[[LowerLevel], LowerLevel] | None = None,
+    loss: Loss = half_mean_squared_error,
+    progress: Progress | bool = True,
+) -> History:
+    """Learn leaves of a problem from pairs of observed and true samples.
+
+        min_p  mean_i loss(x_hat_i(p), x_true_i),     p = trainable(problem)
+
+    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`; `optimizer`, from
+    optax (Adam with rate 2e-3 by default); `trainable`, which leaves (or nodes) of the problem are
+    learned; leaves that their function declares positive are learned in the log; `project`, applied
+    to the problem after each update (by default, where F is homogeneous and G an indicator, so that
+    the scale of K is free, K is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
+    called again with the same arguments, it goes on from there; `progress`, False or a shared
+    `rich` bar.
+
+    **Returns**: a `History`.
+
+    **Errors**: a `ValueError` for data that do not fit, or a checkpoint of another run. An
+    interruption (`KeyboardInterrupt`) leaves the last epoch's checkpoint.
+
+    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch.
+
+    **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle.
+
+    >>> import hypergrad as hg, numpy as np
+    >>> x_true = np.cumsum(np.random.default_rng(0).normal(size=(8, 5)), axis=1)
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(5), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> history = hg.train(problem, (x_true + 0.1, x_true), strategy=hg.Truncation(1), epochs=2,
+    ...                    batch_size=4, progress=False)
+    >>> len(history.records)
+    3
+    """
+    check_count("epochs", epochs, least=0)
+    check_count("batch_size", batch_size)
+    solver = ChambollePock() if solver is None else solver
+    optimizer = optax.adam(2e-3) if optimizer is None else optimizer
+    x_tilde, x_true = _check_pair("data", data, problem.n)
+    if validation is not None:
+        validation = _check_pair("validation", validation, problem.n)
+    batch_size = min(batch_size, len(x_tilde))
+
+    dtype = jnp.result_type(problem.dtype, jnp.asarray(x_tilde[:1]).dtype)
+    problem = cast_floats(problem, dtype)
+    x_tilde, x_true = jnp.asarray(x_tilde, dtype), jnp.asarray(x_true, dtype)
+    variables = _Variables(problem, trainable)
+    project = _default_projection(problem) if project is None else project
+    update = _make_update(variables, solver, strategy, optimizer, project, loss)
+
+    def validate(problem: LowerLevel) -> float | None:
+        if validation is None:
+            return None
+        return evaluate(problem, *validation, solver=solver, strategy=strategy, loss=loss)
+
+    state = (problem, optimizer.init(variables.free(problem)))
+    records = [_record_at_start(problem, x_tilde, x_true, solver, strategy, loss, validate)]
+    checkpoints = None
+    if checkpoint_dir is not None:
+        settings = (strategy.label, epochs, batch_size, seed)
+        print_of_run = _fingerprint(problem, x_tilde, x_true, solver, settings)
+        checkpoints = _Checkpoints(checkpoint_dir, print_of_run)
+        state, records = checkpoints.load(state) or (state, records)
+
+    with _bar(progress) as bar:
+        steps = len(x_tilde) // batch_size
+        task = bar.add_task(strategy.label, total=epochs * steps, loss="compiling")
+        bar.advance(task, records[-1]["epoch"] * steps)
+        first = (*state, x_tilde[:batch_size], x_true[:batch_size])
+        compiled = update.lower(*first).compile()  # pyright: ignore[reportFunctionMemberAccess]
+        for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
+            measured, started = [], time.perf_counter()
+            for rows in _batches(len(x_tilde), batch_size, seed, epoch):
+                *state, now = compiled(*state, x_tilde[rows], x_true[rows])
+                measured.append(jax.tree.map(float, now))
+                bar.update(task, advance=1, loss=f"loss {measured[-1]['train_loss']:.5f}")
+            seconds = records[-1]["seconds"] + time.perf_counter() - started
+            records.append(_record(epoch, seconds, measured, validate(state[0])))
+            if checkpoints is not None:
+                checkpoints.save(epoch, tuple(state), records)
+    return History(state[0], records)
+
+
+def _record_at_start(
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss,
+    validate: Callable[[LowerLevel], float | None],
+) -> dict[str, Any]:
+    train_loss = evaluate(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
+    return {
+        "epoch": 0,
+        "seconds": 0.0,
+        "train_loss": train_loss,
+        "validation_loss": validate(problem),
+        "residual": None,
+        "converged": None,
+    }
+
+
+def _record(
+    epoch: int, seconds: float, measured: list[dict[str, float]], validation_loss: float | None
+) -> dict[str, Any]:
+    def column(name: str) -> np.ndarray:
+        return np.array([entry[name] for entry in measured])
+
+    return {
+        "epoch": epoch,
+        "seconds": seconds,
+        "train_loss": float(np.mean(column("train_loss"))),
+        "validation_loss": validation_loss,
+        "residual": float(np.max(column("residual"))),
+        "converged": float(np.mean(column("converged"))),
+    }
+
+
+def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
+    """A bar of one's own, a silent one, or a shared one (which its owner opens and closes)."""
+    if isinstance(progress, Progress):
+        return contextlib.nullcontext(progress)
+    bar = progress_bar()
+    bar.disable = not progress
+    return bar
