@@ -1,43 +1,50 @@
 """hypergrad: hypergradients of bilevel problems with Chambolle-Pock lower levels, side by side.
 
-    min_K  sum_i loss(x_hat_i, x_true_i)    with    x_hat_i = argmin_x F(K x) + G(x - x_tilde_i)
+min_K  sum_i loss(x_hat_i, x_true_i)    with    x_hat_i = argmin_x F(K x) + G(x - x_tilde_i)
 """
 
-from hypergrad import operators
-from hypergrad.bilevel import Hypergradient, half_mean_squared_error, hypergradient, solve
-from hypergrad.chambolle_pock import ChambollePock, Solution, SolverStats, State
-from hypergrad.functions import (
-    L1,
-    AbstractFunction,
-    Box,
-    BoxQuadratic,
-    ElasticNet,
-    GroupL1,
-    Huber,
-    L2Ball,
-    NonNegative,
-    Quadratic,
-    SeparableSum,
-    Zero,
-)
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
-from hypergrad.strategies import (
-    STRATEGIES,
-    AbstractDifferentiableStrategy,
-    AbstractStrategy,
-    ErgodicUnrolling,
-    FullUnrolling,
-    Geometric,
-    LastIterates,
-    LimitFormula,
-    Linear,
-    Steps,
-    Tail,
-    Tolerance,
-    Truncation,
-    Uniform,
-    parse_strategy,
-)
-from hypergrad.training import History, evaluate, train
-from hypergrad.comparison import Comparison, compare, reference_hypergradient
+from hypergrad import operators as operators
+from hypergrad.bilevel import Hypergradient as Hypergradient
+from hypergrad.bilevel import half_mean_squared_error as half_mean_squared_error
+from hypergrad.bilevel import hypergradient as hypergradient
+from hypergrad.bilevel import solve as solve
+from hypergrad.chambolle_pock import ChambollePock as ChambollePock
+from hypergrad.chambolle_pock import Solution as Solution
+from hypergrad.chambolle_pock import SolverStats as SolverStats
+from hypergrad.chambolle_pock import State as State
+from hypergrad.comparison import Comparison as Comparison
+from hypergrad.comparison import compare as compare
+from hypergrad.comparison import reference_hypergradient as reference_hypergradient
+from hypergrad.functions import L1 as L1
+from hypergrad.functions import AbstractFunction as AbstractFunction
+from hypergrad.functions import Box as Box
+from hypergrad.functions import BoxQuadratic as BoxQuadratic
+from hypergrad.functions import ElasticNet as ElasticNet
+from hypergrad.functions import GroupL1 as GroupL1
+from hypergrad.functions import Huber as Huber
+from hypergrad.functions import L2Ball as L2Ball
+from hypergrad.functions import NonNegative as NonNegative
+from hypergrad.functions import Quadratic as Quadratic
+from hypergrad.functions import SeparableSum as SeparableSum
+from hypergrad.functions import Zero as Zero
+from hypergrad.lower_level import LowerLevel as LowerLevel
+from hypergrad.status import Status as Status
+from hypergrad.strategies import STRATEGIES as STRATEGIES
+from hypergrad.strategies import AbstractDifferentiableStrategy as AbstractDifferentiableStrategy
+from hypergrad.strategies import AbstractStrategy as AbstractStrategy
+from hypergrad.strategies import ErgodicUnrolling as ErgodicUnrolling
+from hypergrad.strategies import FullUnrolling as FullUnrolling
+from hypergrad.strategies import Geometric as Geometric
+from hypergrad.strategies import LastIterates as LastIterates
+from hypergrad.strategies import LimitFormula as LimitFormula
+from hypergrad.strategies import Linear as Linear
+from hypergrad.strategies import LinearSolve as LinearSolve
+from hypergrad.strategies import Steps as Steps
+from hypergrad.strategies import Tail as Tail
+from hypergrad.strategies import Tolerance as Tolerance
+from hypergrad.strategies import Truncation as Truncation
+from hypergrad.strategies import Uniform as Uniform
+from hypergrad.strategies import parse_strategy as parse_strategy
+from hypergrad.training import History as History
+from hypergrad.training import evaluate as evaluate
+from hypergrad.training import train as train

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def as_inexact(value: Any) -> Any:
@@ -22,13 +23,13 @@ def as_inexact(value: Any) -> Any:
 
 def is_concrete(value: Any) -> bool:
     """Whether the numbers in `value` can be looked at now."""
-    return isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, jax.core.Tracer)
+    return isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, Tracer)
 
 
 def check_finite(name: str, value: Any) -> None:
     """Refuse NaN and infinity."""
-    if is_concrete(value) and not np.all(np.isfinite(value)):
-        bad = int(np.sum(~np.isfinite(np.asarray(value))))
+    if is_concrete(value) and not jnp.all(jnp.isfinite(value)):
+        bad = int(jnp.sum(~jnp.isfinite(value)))
         raise ValueError(
             f"{name} must be finite; got {bad} NaN or infinite entries out of {np.size(value)}: "
             "remove or replace them first"

@@ -3,8 +3,10 @@
 Written as the posters write it, for l = L, …, 1 from zero, with `g` the gradient of the loss at the
 output and `alpha_l` the weight of iterate l in the output:
 
-    u_P = delta_P[l+1] + sigma K^T delta_bar_D[l+1] + alpha_l g    delta_P[l] = prox'_{tau G}(z_P[l]) u_P
-    u_D = delta_D[l+1] - tau K delta_P[l] (+ alpha_l g_y)          delta_D[l] = prox'_{sigma F*}(z_D[l]) u_D
+    u_P[l] = delta_P[l+1] + sigma K^T delta_bar_D[l+1] + alpha_l g
+                                              delta_P[l] = prox'_{tau G}(z_P[l]) u_P[l]
+    u_D[l] = delta_D[l+1] - tau K delta_P[l] + alpha_l g_y
+                                              delta_D[l] = prox'_{sigma F*}(z_D[l]) u_D[l]
     delta_bar_D[l] = delta_D[l] + theta (delta_D[l] - delta_D[l+1])
 
 This is a Chambolle-Pock iteration again, for the linearised problem: the primal and the dual step
@@ -227,17 +229,13 @@ def backpropagate(
         later, grad, dx_tilde, dsizes = carry
         z = jax.tree.map(lambda h: jax.lax.dynamic_index_in_dim(h, l - 1, keepdims=False), history)
         weight = (l == count).astype(x_tilde.dtype) if alpha is None else alpha[l - 1]
-        state, terms = adjoint_step(
-            problem, sizes, z, later, Cotangent(weight * g.x, weight * g.y)
-        )
+        state, terms = adjoint_step(problem, sizes, z, later, Cotangent(weight * g.x, weight * g.y))
         y = F.prox_conjugate(z.z_D, sigma)
         r_before = r_at(l - 1)
         moved = jnp.where(l > 1, r_before - r_at(l - 2), 0.0)
         x_bar = x_tilde + jnp.where(l > 1, r_before + theta * moved, start.r_bar)
 
-        dK = bilinear_gradient(
-            problem.K, (sigma * state.delta_D, x_bar), (-tau * y, state.delta_P)
-        )
+        dK = bilinear_gradient(problem.K, (sigma * state.delta_D, x_bar), (-tau * y, state.delta_P))
         dsizes = StepSizes(
             tau=dsizes.tau + terms.dtau - jnp.sum(terms.K_delta_P * y),
             sigma=dsizes.sigma + terms.dsigma + jnp.sum(state.KT_delta_D * x_bar),
@@ -364,7 +362,7 @@ class LimitSystem(eqx.Module):
         return Delta_P + sigma * KT_Delta_D + g.x, Delta_D - tau * K_Delta_P + g.y
 
     def residual(self, sums: DeltaSums, g: Cotangent) -> Float[Array, "*batch"]:
-        """Relative residual of the system: how far `Delta` is from `D U(Delta)`, without a product."""
+        """Relative residual: how far `Delta` is from `D U(Delta)`, without a product with K."""
         Delta_P, Delta_D, _, _, K_Delta_P, KT_Delta_D = sums
         U_P, U_D = self._brackets(Delta_P, Delta_D, K_Delta_P, KT_Delta_D, g)
         return relative_size(Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D), g, self.sizes)
@@ -375,8 +373,8 @@ def limit_gradients(
 ) -> tuple[LowerLevel, Float[Array, "*batch n"]]:
     """The limit formula: gradients in the problem, and in x_tilde (without `g` itself).
 
-        grad_K = sigma Delta_D x^T - tau y Delta_P^T
-        grad_p = <U_D, d/dp prox_{sigma F*}(z_D)> + <U_P, d/dp prox_{tau G}(z_P)>
+    grad_K = sigma Delta_D x^T - tau y Delta_P^T
+    grad_p = <U_D, d/dp prox_{sigma F*}(z_D)> + <U_P, d/dp prox_{tau G}(z_P)>
     """
     problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
     dK = bilinear_gradient(problem.K, (sigma * sums.Delta_D, x), (-tau * y, sums.Delta_P))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_finite
+from hypergrad._checks import check_finite, is_concrete
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel, cast_floats
@@ -57,7 +57,7 @@ class Hypergradient(eqx.Module):
         return self.solution.state
 
     def __repr__(self) -> str:
-        if isinstance(self.value, jax.core.Tracer):
+        if not is_concrete(self.value):
             return "Hypergradient(<traced>)"
         return (
             f"Hypergradient(value={float(self.value):.6g},\n"
@@ -124,7 +124,7 @@ def _restore_batch(tree: Any, batch: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), tree)
 
 
-_GOOD = jnp.array([status.value for status in Status if status.is_good])
+_GOOD = np.array([status.value for status in Status if status.is_good])
 
 
 def _throw_if_bad(tree: Any, status: Array, what: str) -> Any:
@@ -183,7 +183,7 @@ def _solve_jit(arguments, strategy: AbstractStrategy, init: State | None) -> Sol
     problem, x_tilde, solver = arguments
     batch = x_tilde.shape[:-1]
     rows, init = _flatten_batch((x_tilde, init), batch)
-    solution = _solve_rule((problem, rows, solver), strategy, init)
+    solution: Solution = _solve_rule((problem, rows, solver), strategy, init)  # pyright: ignore[reportCallIssue]
     # Only x and y carry derivatives: the rest describes the solve.
     described = jax.lax.stop_gradient((solution.stats, solution.state))
     return _restore_batch(Solution(solution.x, solution.y, *described), batch)
@@ -191,19 +191,21 @@ def _solve_jit(arguments, strategy: AbstractStrategy, init: State | None) -> Sol
 
 @eqx.filter_custom_vjp
 def _solve_rule(arguments, strategy: AbstractStrategy, init: State | None) -> Solution:
-    return strategy.forward(*arguments, init)[0]
+    problem, x_tilde, solver = arguments
+    return strategy.forward(problem, x_tilde, solver, init)[0]
 
 
 @_solve_rule.def_fwd
 def _solve_forward(perturbed, arguments, strategy, init):
     del perturbed
-    solution, residuals = strategy.forward(*arguments, init)
+    problem, x_tilde, solver = arguments
+    solution, residuals = strategy.forward(problem, x_tilde, solver, init)
     return solution, (residuals, Cotangent(solution.x, solution.y))
 
 
 @_solve_rule.def_bwd
 def _solve_backward(kept, solution_bar, perturbed, arguments, strategy, init):
-    del perturbed, init
+    del perturbed, arguments, init
     residuals, output = kept
     given = Cotangent(solution_bar.x, solution_bar.y)
     cotangent = Cotangent(
@@ -244,8 +246,8 @@ def hypergradient(
     >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
     >>> x_tilde, x_true = jnp.array([0.1, 1.0, 0.9]), jnp.array([0.0, 1.0, 1.0])
     >>> h = hg.hypergradient(problem, x_tilde, x_true, strategy=hg.LimitFormula())
-    >>> print(h.grad.F.weight.round(3))
-    0.3
+    >>> f"{h.grad.F.weight:.4f}"
+    '0.3000'
     """
     solver = ChambollePock() if solver is None else solver
     problem, x_tilde, solver, init = _prepare(problem, x_tilde, solver, strategy, init)

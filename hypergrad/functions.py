@@ -57,7 +57,7 @@ class AbstractFunction(eqx.Module):
     (unknown: NaN) and `check_size` (any size). Array fields are what one can learn.
 
     Class variables: `positive` names the fields that are positive (they are learned in the log),
-    `homogeneous` says that `f(c v) = c f(v)` for `c > 0`, and `indicator` that `f` is 0 or infinite.
+    `homogeneous` says that `f(c v) = c f(v)` for `c > 0`, `indicator` that `f` is 0 or infinite.
 
     Example: `f(v) = -weight * sum_i log(v_i)`, from its value and its prox alone.
 
@@ -105,12 +105,12 @@ class AbstractFunction(eqx.Module):
         """Raise a `ValueError` if the function does not act on vectors of this size."""
 
     @property
-    def dual_scale(self) -> Scalar | None:
+    def dual_scale(self) -> Array | None:
         """The size of the subgradients where it is known (the weight of a norm)."""
         return None
 
     @property
-    def primal_scale(self) -> Scalar | None:
+    def primal_scale(self) -> Array | None:
         """The size of the arguments where it is known (the radius of a box)."""
         return None
 
@@ -152,7 +152,7 @@ def _indicator(violation: Array, size: Array) -> Values:
     return jnp.where(jnp.all(violation <= slack, axis=-1), 0.0, jnp.inf).astype(violation.dtype)
 
 
-def _median(value: Array) -> Scalar:
+def _median(value: Array) -> Array:
     return value if value.ndim == 0 else jnp.median(value)
 
 
@@ -212,7 +212,7 @@ class L1(AbstractFunction):
         _check_length(self, "weight", size)
 
     @property
-    def dual_scale(self) -> Scalar | None:
+    def dual_scale(self) -> Array | None:
         return _median(self.weight)
 
 
@@ -233,9 +233,7 @@ class GroupL1(AbstractFunction):
         check_positive(self, "weight", zero_allowed=True)
         _check_number(self, "weight")
         if not -len(self.shape) <= self.axis < len(self.shape):
-            raise ValueError(
-                f"GroupL1.axis must be an axis of shape {self.shape}; got {self.axis}"
-            )
+            raise ValueError(f"GroupL1.axis must be an axis of shape {self.shape}; got {self.axis}")
 
     def _groups(self, v: Array) -> Array:
         return v.reshape(*v.shape[:-1], *self.shape)
@@ -276,7 +274,7 @@ class GroupL1(AbstractFunction):
             )
 
     @property
-    def dual_scale(self) -> Scalar | None:
+    def dual_scale(self) -> Array | None:
         return self.weight
 
 
@@ -319,7 +317,7 @@ class Huber(AbstractFunction):
         _check_length(self, "smoothing", size)
 
     @property
-    def dual_scale(self) -> Scalar | None:
+    def dual_scale(self) -> Array | None:
         return _median(self.weight)
 
 
@@ -353,7 +351,7 @@ class ElasticNet(AbstractFunction):
         _check_length(self, "ridge", size)
 
     @property
-    def dual_scale(self) -> Scalar | None:
+    def dual_scale(self) -> Array | None:
         return _median(self.weight)
 
 
@@ -439,7 +437,7 @@ class Box(AbstractFunction):
         _check_length(self, "radius", size)
 
     @property
-    def primal_scale(self) -> Scalar | None:
+    def primal_scale(self) -> Array | None:
         return _median(self.radius)
 
 
@@ -473,7 +471,7 @@ class BoxQuadratic(AbstractFunction):
         _check_length(self, "weight", size)
 
     @property
-    def primal_scale(self) -> Scalar | None:
+    def primal_scale(self) -> Array | None:
         return _median(self.radius)
 
 
@@ -501,7 +499,7 @@ class L2Ball(AbstractFunction):
         return _relative(_norm(z, -1)[..., None] - self.radius, self.radius)
 
     @property
-    def primal_scale(self) -> Scalar | None:
+    def primal_scale(self) -> Array | None:
         return self.radius
 
 
@@ -576,7 +574,7 @@ class SeparableSum(AbstractFunction):
                 f"{sum(self.sizes)}"
             )
 
-    def _median_scale(self, name: str) -> Scalar | None:
+    def _median_scale(self, name: str) -> Array | None:
         """The median over all coordinates whose scale is known."""
         known = [
             jnp.full(size, scale)
@@ -586,9 +584,9 @@ class SeparableSum(AbstractFunction):
         return jnp.median(jnp.concatenate(known)) if known else None
 
     @property
-    def dual_scale(self) -> Scalar | None:
+    def dual_scale(self) -> Array | None:
         return self._median_scale("dual_scale")
 
     @property
-    def primal_scale(self) -> Scalar | None:
+    def primal_scale(self) -> Array | None:
         return self._median_scale("primal_scale")

@@ -75,7 +75,7 @@ class LowerLevel(eqx.Module):
         self.G.check_size(self.n)
         for leaf in jax.tree.leaves(self.K):
             check_finite("K", leaf)
-        if is_concrete(self.K) and not np.any(self.K):
+        if is_concrete(self.K) and not np.any(np.asarray(self.K)):
             raise ValueError(
                 "K must not be zero (its norm sets the step sizes); got only zeros: "
                 "start from a DCT, differences or a random matrix"

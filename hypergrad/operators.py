@@ -124,8 +124,8 @@ def operator_norm(K: Operator) -> Float[Array, ""]:
     the Lanczos method on `K^T K` from a fixed random start, plus its residual (an error bound for
     the eigenvalue that it has found), plus a margin of 1 %.
 
-    >>> print(operator_norm(jnp.diag(jnp.array([3.0, 1.0]))).round(3))
-    3.0
+    >>> f"{operator_norm(jnp.diag(jnp.array([3.0, 1.0]))):.4f}"
+    '3.0000'
     """
     matrix = _dense(K)
     return _lanczos_norm(K) if matrix is None else _matrix_norm(matrix)

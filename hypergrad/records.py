@@ -36,7 +36,7 @@ def _write(path: Path, mode: str, fill: Callable[[IO[Any]], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
@@ -108,7 +108,7 @@ def markdown_table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, s
     | A (s) |
     | --- |
     | 1.5 |
-    | – |
+    | - |
     """
     rows = [list(columns.values()), ["---"] * len(columns)]
     rows += [[format_cell(record.get(key)) for key in columns] for record in records]
@@ -118,7 +118,7 @@ def markdown_table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, s
 def format_cell(value: Any) -> str:
     """A number with four significant digits; a dash for what is not there."""
     if value is None:
-        return "–"
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -24,16 +24,26 @@ class Compiled:
     None where the backend does not say.
     """
 
-    call: Callable[[], Any]
+    executable: Callable[..., Any]
+    arguments: tuple[Any, ...]
     text: str
     compile_seconds: float
     peak_bytes: int | None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it on arguments of the same shapes."""
+        return self.executable(*arguments)
+
+    def call(self) -> Any:
+        """Run it on the arguments that it was compiled for."""
+        return self.executable(*self.arguments)
 
 
 def compile_ahead(function: Callable[..., Any], *arguments: Any) -> Compiled:
     """Compile a function for its arguments without running it."""
     started = time.perf_counter()
-    compiled = eqx.filter_jit(function).lower(*arguments).compile()
+    jitted: Any = eqx.filter_jit(function)
+    compiled = jitted.lower(*arguments).compile()
     seconds = time.perf_counter() - started
     executable = compiled.compiled
     memory = executable.memory_analysis()
@@ -45,7 +55,7 @@ def compile_ahead(function: Callable[..., Any], *arguments: Any) -> Compiled:
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes
         )
-    return Compiled(lambda: compiled(*arguments), executable.as_text(), seconds, peak)
+    return Compiled(compiled, arguments, executable.as_text(), seconds, peak)
 
 
 def interleaved_medians(

@@ -154,8 +154,8 @@ def _make_update(
     optimizer: optax.GradientTransformation,
     project: Callable[[LowerLevel], LowerLevel] | None,
     loss: Loss,
-) -> Callable[..., Any]:
-    """One step of the optimiser, as a function that compiles once."""
+) -> Any:
+    """One step of the optimiser, as a jitted function."""
 
     def update(problem: LowerLevel, optimizer_state: Any, x_tilde: Array, x_true: Array):
         h = hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
@@ -236,9 +236,7 @@ class _Checkpoints:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         arrays = {f"leaf{i:04d}": leaf for i, leaf in enumerate(leaves)}
         about = json.dumps({"fingerprint": self.fingerprint, "records": records})
-        write_npz(
-            self.folder / f"checkpoint-{epoch:06d}.npz", {**arrays, "about": np.array(about)}
-        )
+        write_npz(self.folder / f"checkpoint-{epoch:06d}.npz", {**arrays, "about": np.array(about)})
         for old in self._files()[_CHECKPOINTS_KEPT:]:
             old.unlink(missing_ok=True)
 
@@ -381,7 +379,7 @@ def train(
         task = bar.add_task(strategy.label, total=epochs * steps, loss="compiling")
         bar.advance(task, records[-1]["epoch"] * steps)
         first = (*state, x_tilde[:batch_size], x_true[:batch_size])
-        compiled = update.lower(*first).compile()  # pyright: ignore[reportFunctionMemberAccess]
+        compiled = update.lower(*first).compile()
         for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
             measured, started = [], time.perf_counter()
             for rows in _batches(len(x_tilde), batch_size, seed, epoch):

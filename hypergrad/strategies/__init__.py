@@ -92,13 +92,13 @@ def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> t
     word, equals, literal = option.partition("=")
     names = [field.name for field in dataclasses.fields(strategy)]
     try:
-        arguments = (ast.literal_eval(literal),) if equals else ()
+        arguments = [ast.literal_eval(literal)] if equals else []
         if word in strategy.choices:
             field, constructor = strategy.choices[word]
             return field, constructor(*arguments)
     except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"option {option!r} in {text!r} is not understood: {error}") from None
-    if word not in names or not equals:
+    if word not in names or not arguments:
         known = [*strategy.choices, *(f"{name}=…" for name in names)]
         raise ValueError(
             f"an option of {strategy.name!r} must be one of {', '.join(known) or '(none)'}; "

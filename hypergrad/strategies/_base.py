@@ -83,14 +83,17 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
         def run(arguments):
-            solution = self.run(*arguments, init)
+            problem, x_tilde, solver = arguments
+            solution = self.run(problem, x_tilde, solver, init)
             return Cotangent(solution.x, solution.y), solution
 
-        _, pull, solution = eqx.filter_vjp(run, (problem, x_tilde, solver), has_aux=True)
+        arguments = (problem, x_tilde, solver)
+        _, pull, solution = eqx.filter_vjp(run, arguments, has_aux=True)
         return solution, pull
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         (gradients,) = residuals(cotangent)
-        batch = cotangent.x.shape[:-1]
-        zero = jnp.zeros(batch, cotangent.x.dtype)
-        return Gradients(*gradients, AdjointStats.judge(jnp.zeros(()), zero, 0.0))
+        exact = jnp.zeros(cotangent.x.shape[:-1], cotangent.x.dtype)
+        stats = AdjointStats.judge(jnp.zeros(()), exact, 0.0)
+        problem, x_tilde, solver = gradients
+        return Gradients(problem, x_tilde, solver, stats)

@@ -199,7 +199,7 @@ class LinearSolve(AbstractAdjointSolve):
         eps = float(jnp.finfo(dtype).eps)
         # In exact arithmetic LSMR ends after `rank` steps; rounding makes it take several times so
         # many. It may not stop early for bad conditioning: the residual is looked at anyway.
-        return lx.LSMR(rtol=eps, atol=eps, max_steps=20 * size, conlim=1 / eps)
+        return lx.LSMR(rtol=eps, atol=eps, max_steps=4 * size, conlim=1 / eps)
 
     def __call__(
         self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent

@@ -81,8 +81,6 @@ class Truncation(AbstractStrategy):
             problem, x_tilde, sizes, before, history, cotangent, alpha=None
         )
         cut_off = relative_size(rest.delta_P, rest.delta_D, cotangent, sizes)
-        stats = AdjointStats.judge(
-            jnp.asarray(self.k), cut_off, default_tolerance(x_tilde.dtype)
-        )
+        stats = AdjointStats.judge(jnp.asarray(self.k), cut_off, default_tolerance(x_tilde.dtype))
         dsolver = solver_gradient(solver, problem, dsizes)
         return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats)

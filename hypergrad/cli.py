@@ -1,0 +1,178 @@
+"""The command line: `hypergrad compare | train | strategies`.
+
+Usage errors end with status 2, unusable data or settings with 1, an interruption with 130; in each
+case with one line and without a traceback.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+__all__ = ["main"]
+
+_USAGE, _DATA, _INTERRUPTED = 2, 1, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    """What every command that computes takes."""
+
+    out: Path | None = None
+    """Folder for the results. Given again with the same settings, the run goes on there.
+    (default: results/<command>-<date>-<time>)"""
+    quick: bool = False
+    """The same job in miniature, as a smoke test."""
+    seed: int = 0
+    """Draw of patches, of the noise, and order of batches."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision of everything."""
+    data: str | None = None
+    """Own data: a .npy of shape (samples, n), a folder of images or a folder of audio.
+    (default: photographs from scikit-image)"""
+    iterations: int = 100
+    """L, the iterations of the lower level."""
+    epochs: int | None = None
+    """Passes through the training data. (default: 8, quick: 2)"""
+    batch_size: int | None = None
+    """Samples a batch. (default: 256, quick: 64)"""
+    learning_rate: float = 1e-3
+    """Adam's rate at the start; it falls to 0 like a cosine. (The default was chosen on a
+    photograph of its own, `rocket`.)"""
+    noise: float = 0.1
+    """Standard deviation of the noise on pictures in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(_Common):
+    """Compare strategies on photographs: one batch, training, tables and figures (the main job)."""
+
+    strategies: tuple[str, ...] = ("full", "truncation:k=1", "ergodic", "limit:steps=10")
+    """Strategies, separated by spaces: a name from `hypergrad strategies` with its options, as in
+    truncation:k=5, or module:Class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(_Common):
+    """Learn K with one strategy; writes the operator, its records and figures."""
+
+    strategy: str = "truncation:k=1"
+    """The strategy, as in `compare`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategies:
+    """List the strategies: formula, cost, caveat and options."""
+
+
+_Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Strategies, tyro.conf.subcommand("strategies")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    command = tyro.cli(
+        _Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
+        args=arguments,
+        prog="hypergrad",
+        description="Hypergradients of bilevel problems, side by side.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        if isinstance(command, Strategies):
+            _list_strategies()
+        elif isinstance(command, Compare):
+            _study("compare", command, command.strategies)
+        else:
+            assert isinstance(command, Train)
+            _study("train", command, (command.strategy,))
+    except _UsageError as error:
+        console.print(f"hypergrad: {error}", markup=False)
+        return _USAGE
+    except (ValueError, OSError) as error:
+        console.print(f"hypergrad: {error}", markup=False)
+        return _DATA
+    except _InterruptionError as interruption:
+        console.print(f"\nhypergrad: {interruption}", markup=False)
+        return _INTERRUPTED
+    return 0
+
+
+class _UsageError(Exception):
+    """The words of the command line do not make sense."""
+
+
+class _InterruptionError(Exception):
+    """The user stopped a run; says what is finished and how to go on."""
+
+
+def _study(name: str, command: _Common, strategies: tuple[str, ...]) -> None:
+    # The command line owns the process, so it may set JAX's global precision; the library may not.
+    import jax
+
+    jax.config.update("jax_enable_x64", command.dtype == "float64")
+    from hypergrad.chambolle_pock import ChambollePock
+    from hypergrad.image_study import ImageStudy, run_image_study
+    from hypergrad.strategies import parse_strategy
+
+    try:
+        for text in strategies:
+            parse_strategy(text).check(ChambollePock(command.iterations))
+    except ValueError as error:
+        raise _UsageError(error) from None
+    config = ImageStudy()
+    if command.quick:
+        config = config.quick()
+    given = {
+        field: getattr(command, field)
+        for field in ("epochs", "batch_size", "iterations", "learning_rate", "noise")
+        if getattr(command, field) is not None
+    }
+    config = dataclasses.replace(
+        config,
+        strategies=strategies,
+        seed=command.seed,
+        dtype=command.dtype,
+        data=command.data,
+        **given,
+    )
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = command.out or Path("results") / f"{name}-{stamp}"
+    console = Console(highlight=False)
+    try:
+        run_image_study(config, out, console)
+    except KeyboardInterrupt:
+        done = ", ".join(sorted(path.name for path in out.glob("*.*"))) or "nothing yet"
+        raise _InterruptionError(
+            f"interrupted; finished and whole in {out}: {done}. "
+            f"Give the same command with --out {out} to go on."
+        ) from None
+
+
+def _list_strategies() -> None:
+    from hypergrad.strategies import STRATEGIES
+
+    for name, strategy in STRATEGIES.items():
+        options = [
+            *strategy.choices,
+            *(f"{field.name}=…" for field in dataclasses.fields(strategy) if field.type == "int"),
+        ]
+        print(f"{name:<12} {strategy.formula}")
+        print(f"{'':<12} cost: {strategy.cost}")
+        print(f"{'':<12} caveat: {strategy.caveat}")
+        if options:
+            print(f"{'':<12} options: {', '.join(options)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,539 @@
+"""The main job: strategies side by side on patches of photographs, from data to pictures.
+
+Stages, each a function below: data; the untrained operator and its baselines, tuned on training
+data; all strategies on one batch; K learned with each; every operator evaluated at L and at a
+converged lower level; records, tables and figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+
+from hypergrad import data, operators, plotting
+from hypergrad.bilevel import solve
+from hypergrad.chambolle_pock import ChambollePock, Solution
+from hypergrad.comparison import Comparison, compare
+from hypergrad.functions import L1, Quadratic
+from hypergrad.lower_level import LowerLevel
+from hypergrad.records import (
+    environment,
+    format_cell,
+    markdown_table,
+    write_json,
+    write_jsonl,
+    write_npz,
+    write_text,
+)
+from hypergrad.status import Status
+from hypergrad.strategies import AbstractStrategy, ErgodicUnrolling, Truncation, parse_strategy
+from hypergrad.training import History, progress_bar, train
+
+__all__ = ["ImageStudy", "run_image_study"]
+
+# Weights tried for each operator, in units of the noise (or of the observed error of own data).
+_WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
+
+# "Converged" is a residual, never a number of iterations; the share that arrives is in the table.
+_CONVERGED_TOLERANCE = 1e-6
+_CONVERGED_STEP_RATIO = 100.0
+
+TABLE = {
+    "operator": "operator",
+    "train_at_L": "training loss at L",
+    "held_out_at_L": "held-out loss at L",
+    "train_converged": "training loss, converged",
+    "held_out_converged": "held-out loss, converged",
+    "psnr_at_L": "held-out PSNR at L (dB)",
+    "psnr_converged": "held-out PSNR, converged (dB)",
+    "share_converged": "share converged",
+    "seconds": "training time (s)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageStudy:
+    """The settings of one run."""
+
+    strategies: tuple[str, ...] = ("full", "truncation:k=1", "ergodic", "limit:steps=10")
+    iterations: int = 100
+    samples: int = 8192
+    held_out_samples: int = 1024
+    epochs: int = 8
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    noise: float = 0.1
+    patch: int = 8
+    photograph: str = "camera"
+    stride: int = 4
+    tuning_samples: int = 512
+    converged_iterations: int = 2000
+    reference_iterations: int = 20_000
+    repeats: int = 5
+    seed: int = 0
+    dtype: str = "float64"
+    data: str | None = None
+
+    def quick(self) -> ImageStudy:
+        """The same job in miniature: a smoke test, not a result."""
+        return dataclasses.replace(
+            self,
+            samples=256,
+            held_out_samples=128,
+            epochs=2,
+            batch_size=64,
+            stride=8,
+            tuning_samples=64,
+            converged_iterations=300,
+            reference_iterations=1000,
+            repeats=2,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    train: data.Samples
+    held_out: data.Samples
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.train.shape
+
+    @property
+    def noise(self) -> float:
+        """Root mean square of what was observed against the truth: the primal scale."""
+        return float(np.sqrt(np.mean((self.train.x_tilde - self.train.x_true) ** 2)))
+
+
+# ------------------------------------------------------------------------------------- stages
+
+
+def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
+    """Run all stages, write everything under `out`; finished training is taken from there."""
+    started = time.perf_counter()
+    strategies = {s.label: s for s in map(parse_strategy, config.strategies)}
+    solver = ChambollePock(config.iterations)
+    for strategy in strategies.values():
+        strategy.check(solver)
+    write_json(out / "config.json", dataclasses.asdict(config))
+    write_json(out / "environment.json", environment())
+
+    console.print("[bold]1/5[/] data")
+    samples = _load(config)
+    solver = ChambollePock(config.iterations, primal_scale=samples.noise)
+    console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
+
+    console.print("[bold]2/5[/] baselines, tuned on training data")
+    problems = _tuned_problems(config, samples)
+    for name, problem in problems.items():
+        console.print(f"    {name}: best weight {float(problem.F.weight):.3g}")  # pyright: ignore
+
+    console.print("[bold]3/5[/] hypergradients on one batch")
+    comparison = _compare(config, samples, problems["untrained"], solver, strategies)
+    comparison.save(out)
+    console.print(_terminal_table(comparison))
+
+    console.print("[bold]4/5[/] learning K")
+    histories = _train_all(config, samples, problems["untrained"], solver, strategies, out)
+
+    console.print("[bold]5/5[/] evaluation, tables and figures")
+    rows = _evaluate_all(config, samples, problems, histories, solver, strategies)
+    training = list(_training_records(histories))
+    write_jsonl(out / "records.jsonl", [*training, *rows])
+    learned = {label: history.problem for label, history in histories.items()}
+    restorers = {"untrained": _restorer(problems["untrained"], solver, Truncation(1))}
+    for label, problem in learned.items():
+        restorers[label] = _restorer(problem, solver, strategies[label])
+    drawn = {"untrained": problems["untrained"], **learned}
+    _draw(config, samples, drawn, restorers, training, rows, out)
+    plotting.save_figure(comparison.plot(), out / "comparison")
+    write_text(out / "table.md", _report(config, samples, comparison, rows))
+    console.print(_learning_table(rows))
+    console.print(f"written to {out} in {time.perf_counter() - started:.0f} s")
+
+
+def _load(config: ImageStudy) -> _Data:
+    if config.data is not None:
+        own = data.load_own(config.data, noise=config.noise, size=config.patch, seed=config.seed)
+        rng = np.random.default_rng(config.seed)
+        return _Data(
+            _subset(own["train"], config.samples, rng),
+            _subset(own["test"], config.held_out_samples, rng),
+        )
+    settings = {"size": config.patch, "noise": config.noise}
+    # Two seeds from one, so that training and held-out noise are not the same draw.
+    return _Data(
+        data.noisy_patches(
+            data.PHOTOGRAPHS_TRAIN, config.samples, seed=2 * config.seed, **settings
+        ),
+        data.noisy_patches(
+            data.PHOTOGRAPHS_HELD_OUT, config.held_out_samples, seed=2 * config.seed + 1, **settings
+        ),
+    )
+
+
+def _subset(samples: data.Samples, count: int, rng: np.random.Generator) -> data.Samples:
+    if len(samples) <= count:
+        return samples
+    return samples.take(np.sort(rng.choice(len(samples), count, replace=False)))
+
+
+def _analysis_operators(shape: tuple[int, ...]) -> dict[str, Any]:
+    """DCT without its constant row, differences, and both stacked: the untrained operator."""
+    if len(shape) == 2:
+        dct = operators.dct2((shape[0], shape[1]), constant=False)
+        differences = operators.differences2((shape[0], shape[1]))
+    else:
+        dct = operators.dct(shape[0], constant=False)
+        differences = operators.differences(shape[0])
+    return {
+        "DCT": dct,
+        "differences": differences,
+        "untrained": operators.stack([dct, differences]),
+    }
+
+
+def _converged_solver(config: ImageStudy, samples: _Data) -> ChambollePock:
+    return ChambollePock(
+        config.converged_iterations,
+        step_ratio=_CONVERGED_STEP_RATIO,
+        primal_scale=samples.noise,
+        tolerance=_CONVERGED_TOLERANCE,
+    )
+
+
+def _converged(
+    config: ImageStudy, samples: _Data, problem: LowerLevel, part: data.Samples
+) -> Solution:
+    """The lower level solved until its residual is small."""
+    solver = _converged_solver(config, samples)
+    return solve(problem, part.x_tilde, solver=solver, strategy=Truncation(1))
+
+
+def _loss(x: Any, x_true: np.ndarray) -> float:
+    return 0.5 * float(np.mean(np.sum((np.asarray(x) - x_true) ** 2, axis=-1)))
+
+
+def _tuned_problems(config: ImageStudy, samples: _Data) -> dict[str, LowerLevel]:
+    """Each operator with the weight that is best at a converged lower level on training data."""
+    few = samples.train.take(slice(0, config.tuning_samples))
+    problems = {}
+    for name, K in _analysis_operators(samples.shape).items():
+        candidates = [
+            LowerLevel(K=K, F=L1(factor * samples.noise), G=Quadratic(1.0)) for factor in _WEIGHTS
+        ]
+        losses = [
+            _loss(_converged(config, samples, problem, few).x, few.x_true) for problem in candidates
+        ]
+        problems[name] = candidates[int(np.argmin(losses))]
+    return problems
+
+
+def _compare(
+    config: ImageStudy,
+    samples: _Data,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategies: Mapping[str, AbstractStrategy],
+) -> Comparison:
+    batch = samples.train.take(slice(0, config.batch_size))
+    return compare(
+        problem,
+        batch.x_tilde,
+        batch.x_true,
+        solver=solver,
+        strategies=list(strategies.values()),
+        repeats=config.repeats,
+        reference_iterations=config.reference_iterations,
+    )
+
+
+def _train_all(
+    config: ImageStudy,
+    samples: _Data,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategies: Mapping[str, AbstractStrategy],
+    out: Path,
+) -> dict[str, History]:
+    held_out = (samples.held_out.x_tilde, samples.held_out.x_true)
+    steps = config.epochs * (len(samples.train) // min(config.batch_size, len(samples.train)))
+    schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps, 1))
+    histories: dict[str, History] = {}
+    with progress_bar() as bar:
+        for label, strategy in strategies.items():
+            history = train(
+                problem,
+                (samples.train.x_tilde, samples.train.x_true),
+                validation=held_out,
+                solver=solver,
+                strategy=strategy,
+                optimizer=optax.adam(schedule),
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                checkpoint_dir=out / "checkpoints" / _file_name(label),
+                progress=bar,
+            )
+            histories[label] = history
+            # Written after each strategy: an interruption loses none that is finished.
+            write_jsonl(out / "records.jsonl", _training_records(histories))
+            write_npz(
+                out / f"operator_{_file_name(label)}.npz", {"K": np.asarray(history.problem.K)}
+            )
+    return histories
+
+
+def _training_records(histories: Mapping[str, History]) -> Iterator[dict[str, Any]]:
+    for label, history in histories.items():
+        for record in history.records:
+            yield {"kind": "training", "strategy": label, **record}
+
+
+def _file_name(label: str) -> str:
+    return label.replace(":", "_").replace("=", "-").replace(",", "_").replace(".", "p")
+
+
+# --------------------------------------------------------------------------------- evaluation
+
+
+def _restorer(
+    problem: LowerLevel, solver: ChambollePock, strategy: AbstractStrategy
+) -> Callable[[np.ndarray], np.ndarray]:
+    """From observed rows to restored ones."""
+
+    def restore(x_tilde: np.ndarray) -> np.ndarray:
+        return np.asarray(solve(problem, x_tilde, solver=solver, strategy=strategy).x)
+
+    return restore
+
+
+def _evaluate_all(
+    config: ImageStudy,
+    samples: _Data,
+    problems: Mapping[str, LowerLevel],
+    histories: Mapping[str, History],
+    solver: ChambollePock,
+    strategies: Mapping[str, AbstractStrategy],
+) -> list[dict[str, Any]]:
+    """Baselines, then each learned operator: at L with its own strategy, and converged."""
+    untrained = problems["untrained"]
+    rows = _identity_and_shrinkage(config, samples, untrained)
+    for name, problem in problems.items():
+        label = name if name == "untrained" else f"{name}, best weight"
+        rows.append(_evaluate(config, samples, label, problem, solver, Truncation(1)))
+    for strategy in strategies.values():
+        if isinstance(strategy, ErgodicUnrolling):
+            # The average alone changes the value: without this row it would pass for learning.
+            label = f"untrained, {strategy.label}"
+            rows.append(_evaluate(config, samples, label, untrained, solver, strategy))
+    for label, history in histories.items():
+        row = _evaluate(config, samples, label, history.problem, solver, strategies[label])
+        rows.append(row | {"seconds": history.records[-1]["seconds"]})
+    return rows
+
+
+def _train_subset(config: ImageStudy, samples: _Data) -> data.Samples:
+    """As many training samples as there are held-out ones: what the evaluation costs."""
+    return samples.train.take(slice(0, config.held_out_samples))
+
+
+def _evaluate(
+    config: ImageStudy,
+    samples: _Data,
+    name: str,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+) -> dict[str, Any]:
+    train, held_out = _train_subset(config, samples), samples.held_out
+    at_L = _restorer(problem, solver, strategy)
+    restored, converged = at_L(held_out.x_tilde), _converged(config, samples, problem, held_out)
+    return {
+        "kind": "evaluation",
+        "operator": name,
+        "train_at_L": _loss(at_L(train.x_tilde), train.x_true),
+        "train_converged": _loss(_converged(config, samples, problem, train).x, train.x_true),
+        "held_out_at_L": _loss(restored, held_out.x_true),
+        "held_out_converged": _loss(converged.x, held_out.x_true),
+        "psnr_at_L": data.psnr(restored, held_out.x_true),
+        "psnr_converged": data.psnr(np.asarray(converged.x), held_out.x_true),
+        "share_converged": float(np.mean(np.asarray(converged.stats.status) == Status.CONVERGED)),
+    }
+
+
+def _identity_and_shrinkage(
+    config: ImageStudy, samples: _Data, problem: LowerLevel
+) -> list[dict[str, Any]]:
+    """`x_tilde` itself, and `x_tilde + a r*` with `a` fitted on training data."""
+    train, held_out = _train_subset(config, samples), samples.held_out
+    r_train, r_held_out = (
+        np.asarray(_converged(config, samples, problem, part).x) - part.x_tilde
+        for part in (train, held_out)
+    )
+    fitted = float(np.sum(r_train * (train.x_true - train.x_tilde)) / np.sum(r_train**2))
+    rows = []
+    for name, a in (("identity", 0.0), (f"untrained, shrunk by a = {fitted:.2f}", fitted)):
+        x_train, x_held_out = train.x_tilde + a * r_train, held_out.x_tilde + a * r_held_out
+        rows.append(
+            {
+                "kind": "evaluation",
+                "operator": name,
+                "train_converged": _loss(x_train, train.x_true),
+                "held_out_converged": _loss(x_held_out, held_out.x_true),
+                "psnr_converged": data.psnr(x_held_out, held_out.x_true),
+            }
+        )
+    return rows
+
+
+# ------------------------------------------------------------------------- tables and pictures
+
+
+def _draw(
+    config: ImageStudy,
+    samples: _Data,
+    problems: Mapping[str, LowerLevel],
+    restorers: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    training: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    out: Path,
+) -> None:
+    """All pictures; `problems` and `restorers` hold the untrained and each learned operator."""
+    save, shape = plotting.save_figure, samples.shape
+    baselines = {
+        row["operator"]: row["held_out_converged"]
+        for row in rows
+        if row["operator"] in ("DCT, best weight", "differences, best weight")
+    }
+    over_epochs = plotting.plot_loss_curves(training, x="epoch", baselines=baselines)
+    over_seconds = plotting.plot_loss_curves(training, x="seconds", baselines=baselines)
+    save(over_epochs, out / "loss_over_epochs")
+    save(over_seconds, out / "loss_over_seconds")
+    if len(shape) != 2:
+        return
+    patch = (shape[0], shape[1])
+    for label, problem in problems.items():
+        x_true = jnp.asarray(samples.held_out.x_true, problem.dtype)
+        use = np.mean(np.abs(np.asarray(operators.apply(problem.K, x_true))), axis=0)
+        picture = plotting.plot_operator(np.asarray(problem.K), patch, title=label, use=use)
+        save(picture, out / f"operator_{_file_name(label)}")
+    save(plotting.plot_patches(_some_patches(samples, restorers), patch), out / "patches")
+    if config.data is None:
+        _draw_photograph(config, restorers, out)
+
+
+def _some_patches(
+    samples: _Data, restorers: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Six held-out patches, the most structured of the first ones: flat ones show nothing."""
+    candidates = samples.held_out.take(slice(0, 64))
+    chosen = candidates.take(np.argsort(-np.std(candidates.x_true, axis=1))[:6])
+    restored = {label: restore(chosen.x_tilde) for label, restore in restorers.items()}
+    return {"noisy": chosen.x_tilde, **restored, "truth": chosen.x_true}
+
+
+def _draw_photograph(
+    config: ImageStudy, restorers: Mapping[str, Callable[[np.ndarray], np.ndarray]], out: Path
+) -> None:
+    from skimage.metrics import structural_similarity
+
+    truth = data.photograph(config.photograph)
+    rng = np.random.default_rng([config.seed, 1])
+    observed = truth + config.noise * rng.standard_normal(truth.shape)
+    pictures = {"observed": observed}
+    for label, restore in restorers.items():
+        pictures[label] = _restore_photograph(config, observed, restore)
+    metrics = {
+        name: {
+            "psnr": data.psnr(picture, truth),
+            "ssim": float(structural_similarity(truth, picture, data_range=1.0)),  # pyright: ignore[reportArgumentType]
+        }
+        for name, picture in pictures.items()
+    }
+    pictures["truth"] = truth
+    figure = plotting.plot_photograph(pictures, truth=truth, metrics=metrics)
+    plotting.save_figure(figure, out / f"photograph_{config.photograph}")
+    write_json(out / "photograph.json", metrics)
+
+
+def _restore_photograph(
+    config: ImageStudy, observed: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Every patch by itself, overlaps averaged; in equal pieces, so that memory is bounded."""
+    size, stride, piece = config.patch, config.stride, 2048
+    patches = data.all_patches(observed, size=size, stride=stride)
+    padded = np.concatenate([patches, np.zeros((-len(patches) % piece, patches.shape[1]))])
+    restored = [restore(rows) for rows in padded.reshape(-1, piece, patches.shape[1])]
+    flat = np.concatenate(restored)[: len(patches)]
+    return data.assemble(flat, observed.shape, size=size, stride=stride)
+
+
+def _report(
+    config: ImageStudy, samples: _Data, comparison: Comparison, rows: list[dict[str, Any]]
+) -> str:
+    return (
+        "# Hypergradients on one batch\n\n"
+        f"{comparison}\n\n"
+        "# Learned operators\n\n"
+        f"Loss: half the squared error a patch. L = {config.iterations}; converged: relative "
+        f"residual below {_CONVERGED_TOLERANCE:g}, at most {config.converged_iterations} "
+        f"iterations. {len(samples.train)} training and {len(samples.held_out)} held-out samples, "
+        f"{config.epochs} epochs, seed {config.seed}.\n\n"
+        f"{markdown_table(rows, TABLE)}\n"
+    )
+
+
+def _terminal_table(comparison: Comparison) -> Any:
+    return _table(
+        comparison.records,
+        {
+            "strategy": "strategy",
+            "relative_error": "rel. error",
+            "cosine": "cosine",
+            "milliseconds": "time (ms)",
+            "over_forward": "/ forward",
+            "peak_megabytes": "MB",
+            "error": "error",
+        },
+    )
+
+
+def _learning_table(rows: list[dict[str, Any]]) -> Any:
+    return _table(
+        rows,
+        {
+            "operator": "operator",
+            "train_at_L": "train, L",
+            "held_out_at_L": "held out, L",
+            "held_out_converged": "converged",
+            "psnr_at_L": "dB, L",
+            "psnr_converged": "dB, conv.",
+            "seconds": "s",
+        },
+    )
+
+
+def _table(records: list[dict[str, Any]], columns: Mapping[str, str]) -> Any:
+    """A table for the terminal; columns that are empty everywhere are left out."""
+    from rich.table import Table
+
+    used = {
+        key: heading
+        for key, heading in columns.items()
+        if any(record.get(key) is not None for record in records)
+    }
+    table = Table(box=None, pad_edge=False)
+    for i, heading in enumerate(used.values()):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for record in records:
+        table.add_row(*(format_cell(record.get(key)) for key in used))
+    return table

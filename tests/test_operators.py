@@ -1,0 +1,394 @@
+"""Products, adjoints, gradients, the norm bound, and the usual operators against NumPy and SciPy."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.linalg
+
+import hypergrad as hg
+from hypergrad.operators import (
+    apply,
+    apply_transpose,
+    bilinear_gradient,
+    dct,
+    dct2,
+    difference_operator,
+    differences,
+    differences2,
+    operator_dtype,
+    operator_norm,
+    operator_shape,
+    random,
+    stack,
+)
+
+RNG = np.random.default_rng(0)
+A, B, DIAGONAL = RNG.standard_normal((5, 4)), RNG.standard_normal((5, 4)), RNG.standard_normal(4)
+KERNEL = RNG.standard_normal(4)
+
+
+def structure(n: int, dtype=jnp.float64) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((n,), dtype)
+
+
+def matrix_free(matrix) -> lx.FunctionLinearOperator:
+    """The same operator as a function, so that nothing can look at its entries."""
+    matrix = jnp.asarray(matrix)
+    return lx.FunctionLinearOperator(lambda v: matrix @ v, structure(matrix.shape[1], matrix.dtype))
+
+
+def circular_convolution(kernel: jax.Array) -> lx.FunctionLinearOperator:
+    def convolve(v: jax.Array) -> jax.Array:
+        return jnp.stack([kernel @ jnp.roll(v[::-1], i + 1) for i in range(4)])
+
+    return lx.FunctionLinearOperator(convolve, structure(4))
+
+
+def numpy_image_differences(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """All vertical, then all horizontal differences; 0 across the last row and column."""
+    down, right = np.zeros(shape), np.zeros(shape)
+    down[:-1] = np.diff(x.reshape(shape), axis=0)
+    right[:, :-1] = np.diff(x.reshape(shape), axis=1)
+    return np.concatenate([down.ravel(), right.ravel()])
+
+
+class Case(NamedTuple):
+    """An operator, and its matrix from NumPy."""
+
+    K: jax.Array | lx.AbstractLinearOperator
+    matrix: np.ndarray
+
+
+MATRIX, DIAGONAL_OPERATOR = (
+    lx.MatrixLinearOperator(jnp.asarray(A)),
+    lx.DiagonalLinearOperator(jnp.asarray(DIAGONAL)),
+)
+CASES = {
+    "array": Case(jnp.asarray(A), A),
+    "matrix": Case(MATRIX, A),
+    "function": Case(matrix_free(A), A),
+    "convolution": Case(circular_convolution(jnp.asarray(KERNEL)), scipy.linalg.circulant(KERNEL)),
+    "diagonal": Case(DIAGONAL_OPERATOR, np.diag(DIAGONAL)),
+    "composed": Case(MATRIX @ DIAGONAL_OPERATOR, A @ np.diag(DIAGONAL)),
+    "sum": Case(MATRIX + lx.MatrixLinearOperator(jnp.asarray(B)), A + B),
+    "multiple": Case(-3.0 * MATRIX, -3.0 * A),
+    "transpose": Case(MATRIX.T, A.T),
+    "image differences": Case(
+        difference_operator((2, 3)),
+        np.stack([numpy_image_differences(e, (2, 3)) for e in np.eye(6)], axis=1),
+    ),
+}
+every_operator = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+# ----------------------------------------------------------------------------------- products
+
+
+@every_operator
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_products(case, batch, key):
+    m, n = case.matrix.shape
+    v, y = jax.random.normal(key, (*batch, n)), jax.random.normal(key, (*batch, m))
+    K_v, KT_y = apply(case.K, v), apply_transpose(case.K, y)
+    np.testing.assert_allclose(K_v, np.asarray(v) @ case.matrix.T, atol=1e-14)
+    np.testing.assert_allclose(KT_y, np.asarray(y) @ case.matrix, atol=1e-14)
+
+
+@every_operator
+def test_transpose_is_the_adjoint(case, key):
+    m, n = case.matrix.shape
+    v, y = jax.random.normal(key, (10, n)), jax.random.normal(key, (10, m))
+    left = jnp.sum(apply(case.K, v) * y, -1)
+    np.testing.assert_allclose(left, jnp.sum(v * apply_transpose(case.K, y), -1), atol=1e-13)
+
+
+@every_operator
+def test_shape_and_dtype(case):
+    assert operator_shape(case.K) == case.matrix.shape
+    assert operator_dtype(case.K) == jnp.float64
+
+
+def test_float32_stays_float32():
+    v = jnp.ones((3, 6), jnp.float32)
+    for K in (jnp.ones((5, 6), jnp.float32), difference_operator((2, 3), dtype=jnp.float32)):
+        product = apply(K, v)
+        assert operator_dtype(K) == jnp.float32
+        assert product.dtype == jnp.float32
+        assert apply_transpose(K, product).dtype == jnp.float32
+        assert operator_norm(K).dtype == jnp.float32
+
+
+# --------------------------------------------------------------- gradient of the bilinear form
+
+
+def test_bilinear_gradient_of_a_matrix(key):
+    """Outer products, summed over pairs and samples one by one."""
+    lefts, rights = jax.random.normal(key, (2, 3, 5)), jax.random.normal(key, (2, 3, 4))
+    expected = sum(
+        np.outer(left, right)
+        for left, right in zip(lefts.reshape(-1, 5), rights.reshape(-1, 4), strict=True)
+    )
+    got = bilinear_gradient(jnp.asarray(A), *zip(lefts, rights, strict=True))
+    np.testing.assert_allclose(got, expected, atol=1e-14)
+
+
+def test_bilinear_gradient_of_a_composition(key):
+    """`<left, A (d * right)>` by hand, in A and in d."""
+    left, right = jax.random.normal(key, (3, 5)), jax.random.normal(key, (3, 4))
+    got = bilinear_gradient(MATRIX @ DIAGONAL_OPERATOR, (left, right))
+    d_A, d_diagonal = jax.tree.leaves(got)
+    np.testing.assert_allclose(d_A, left.T @ (right * DIAGONAL), atol=1e-14)
+    np.testing.assert_allclose(d_diagonal, np.sum((left @ A) * right, axis=0), atol=1e-14)
+
+
+@every_operator
+def test_bilinear_gradient_is_the_gradient_of_the_form(case, key):
+    """Against jax.grad of the sum, sample by sample through lineax's own product."""
+    m, n = case.matrix.shape
+    left, right = jax.random.normal(key, (3, m)), jax.random.normal(key, (3, n))
+
+    def form(K):
+        mv = (lambda v: K @ v) if isinstance(K, jax.Array) else K.mv
+        return sum(left[i] @ mv(right[i]) for i in range(3))
+
+    got, expected = bilinear_gradient(case.K, (left, right)), eqx.filter_grad(form)(case.K)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-13)
+
+
+# -------------------------------------------------------------- a batch is one matrix product
+
+# Sizes that occur nowhere else, so that a shape in a program can be recognised.
+BATCH, M, N = 7, 13, 11
+
+
+def every_shape(program: str) -> set[tuple[int, ...]]:
+    """Of the arrays in the text of a jaxpr, e.g. `f64[7,13]`."""
+    shapes = re.findall(r"\b[fi]64\[([\d,]*)\]", program)
+    return {tuple(map(int, filter(None, shape.split(",")))) for shape in shapes}
+
+
+@pytest.mark.parametrize("K", [jnp.ones((M, N)), lx.MatrixLinearOperator(jnp.ones((M, N)))])
+def test_dense_products_with_a_batch_are_one_matrix_product(K):
+    v, y = jnp.ones((BATCH, N)), jnp.ones((BATCH, M))
+    for program in (
+        jax.make_jaxpr(lambda: apply(K, v))(),
+        jax.make_jaxpr(lambda: apply_transpose(K, y))(),
+        jax.make_jaxpr(lambda: bilinear_gradient(K, (y, v), (2 * y, 3 * v)))(),
+    ):
+        text = str(program)
+        # In the program of the gradient is the product whose derivative it is, which is not run.
+        assert 1 <= text.count("dot_general") <= 2
+        assert all(len(shape) <= 2 for shape in every_shape(text))
+
+
+def test_compiled_bilinear_gradient_has_one_product():
+    """What is left after compilation: no product but the sum of outer products itself."""
+    K, v, y = jnp.ones((M, N)), jnp.ones((BATCH, N)), jnp.ones((BATCH, M))
+    compiled = jax.jit(lambda K, v, y: bilinear_gradient(K, (y, v))).lower(K, v, y).compile()
+    text = compiled.as_text()
+    assert len(re.findall(r"= f64\[[^=]* dot\(", text)) == 1
+    assert f"[{BATCH},{M},{N}]" not in text
+
+
+@pytest.mark.parametrize("name", sorted(hg.STRATEGIES))
+def test_no_hypergradient_holds_a_matrix_for_each_sample(name):
+    """The outer products are summed over the batch without being written out."""
+    problem = hg.LowerLevel(K=jnp.ones((M, N)), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    solver, strategy = hg.ChambollePock(iterations=3), hg.STRATEGIES[name]()
+
+    def gradient(problem, x_tilde):
+        return hg.hypergradient(
+            problem, x_tilde, jnp.zeros((BATCH, N)), solver=solver, strategy=strategy
+        ).grad.K
+
+    shapes = every_shape(str(jax.make_jaxpr(gradient)(problem, jnp.ones((BATCH, N)))))
+    assert (BATCH, N) in shapes  # the shapes are being read
+    assert not [shape for shape in shapes if {BATCH, M, N} <= set(shape)]
+
+
+# --------------------------------------------------------------------------------------- norm
+
+
+def with_singular_values(m: int, n: int, values) -> np.ndarray:
+    rng, k = np.random.default_rng(1), len(values)
+    left = np.linalg.qr(rng.standard_normal((m, k)))[0]
+    return left * np.asarray(values) @ np.linalg.qr(rng.standard_normal((n, k)))[0].T
+
+
+DENSE = {
+    "wide": RNG.standard_normal((3, 40)),
+    "tall": RNG.standard_normal((40, 3)),
+    "square": RNG.standard_normal((30, 30)),
+    "one entry": np.array([[-2.5]]),
+    "one row": RNG.standard_normal((1, 20)),
+    "one column": RNG.standard_normal((20, 1)),
+    "rank 1": np.outer(RNG.standard_normal(20), RNG.standard_normal(30)),
+    "identity": np.eye(25),
+    "orthonormal": np.asarray(dct2((5, 5))),
+    "near-degenerate": with_singular_values(20, 30, [1.0, 1 - 1e-9, 1 - 1e-8, 0.5]),
+    "ill-conditioned": with_singular_values(20, 20, np.logspace(0, -12, 20)),
+    "repeated rows": np.repeat(RNG.standard_normal((5, 12)), 4, axis=0),
+}
+
+
+@pytest.mark.parametrize("matrix", DENSE.values(), ids=DENSE.keys())
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_norm_of_a_matrix_is_a_tight_upper_bound(matrix, scale):
+    norm = float(operator_norm(jnp.asarray(scale * matrix)))
+    reference = scale * np.linalg.norm(matrix, 2)
+    # The reference is itself rounded, hence a few eps of room below.
+    assert reference * (1 - 1e-15) <= norm <= reference * (1 + 1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-25, 1e25, 1e200])
+def test_norm_does_not_underflow_or_overflow(scale):
+    """Squares do: 1e-200 is a number, 1e-400 is not."""
+    assert float(operator_norm(jnp.asarray(scale * A))) == pytest.approx(
+        scale * np.linalg.norm(A, 2), rel=1e-10
+    )
+
+
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (64, 64)])
+def test_norm_in_float32_is_an_upper_bound(shape):
+    """Against the norm of the same numbers in float64; within what float32 can say."""
+    matrices = np.random.default_rng(2).standard_normal((20, *shape)).astype(np.float32)
+    norms = np.asarray(jax.lax.map(operator_norm, jnp.asarray(matrices)))
+    references = np.linalg.norm(matrices.astype(np.float64), 2, axis=(1, 2))
+    assert np.all(norms >= references)
+    assert np.all(norms <= references * (1 + 3e-5))
+
+
+def diagonal(values) -> lx.DiagonalLinearOperator:
+    """Lanczos sees a spectrum and a random start, so that a diagonal is any operator."""
+    return lx.DiagonalLinearOperator(jnp.asarray(values, float))
+
+
+t = np.linspace(0, 1, 300)
+MATRIX_FREE = {
+    # name: (operator, its norm)
+    "identity": (diagonal(np.ones(300)), 1.0),
+    "n = 1": (diagonal([-2.5]), 2.5),
+    "n = 2": (diagonal([0.5, -2.5]), 2.5),
+    "rank 1 diagonal": (diagonal(np.eye(300)[7]), 1.0),
+    "clustered": (diagonal(np.where(t < 0.5, 1.0, 1e-3)), 1.0),
+    "near-degenerate": (diagonal([1.0, 1 - 1e-6, *(0.9 * t)]), 1.0),
+    "outlier": (diagonal([1.0, *(0.98 * t)]), 1.0),
+    "geometric": (diagonal(1e5 * 10.0 ** (-8 * t)), 1e5),
+    **{
+        name: (matrix_free(matrix), float(np.linalg.norm(matrix, 2)))
+        for name, matrix in DENSE.items()
+        if name in ("wide", "tall", "square", "one row", "one column", "rank 1", "orthonormal")
+    },
+    # The eigenvalues of a difference matrix: 4 sin^2(pi i / (2 h)), vertical plus horizontal.
+    "small image": (difference_operator((8, 8)), 8**0.5 * np.sin(np.pi * 7 / 16)),
+    "image": (difference_operator((32, 32)), 8**0.5 * np.sin(np.pi * 31 / 64)),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX_FREE)
+def test_norm_of_a_matrix_free_operator(name):
+    """An upper bound, and within its margin of 1 % (and 0.1 % for what Lanczos is not sure of)."""
+    K, norm = MATRIX_FREE[name]
+    assert norm <= float(operator_norm(K)) <= 1.011 * norm
+
+
+HARD = {
+    # Singular values that crowd at the upper end: 32 steps cannot tell them apart, and the
+    # residual, which bounds the error, is larger than it.
+    "uniform": (diagonal(t), 1.0),
+    "crowded": (diagonal(1 - t**2), 1.0),
+    "gap below a crowd": (diagonal([1.0, *(0.99 * np.sqrt((1 + np.cos(np.pi * t)) / 2))]), 1.0),
+    "large image": (difference_operator((128, 128)), 8**0.5 * np.sin(np.pi * 127 / 256)),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_norm_bound_holds_where_lanczos_has_not_converged(name):
+    K, norm = HARD[name]
+    assert norm <= float(operator_norm(K)) <= 1.015 * norm
+
+
+# ---------------------------------------------------------------------------- usual operators
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 16])
+def test_dct(n, key):
+    K, x = dct(n), jax.random.normal(key, (n,))
+    np.testing.assert_allclose(K @ x, scipy.fft.dct(np.asarray(x), norm="ortho"), atol=1e-14)
+    np.testing.assert_allclose(K @ K.T, np.eye(n), atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 4), (8, 8)])
+def test_dct2(shape, key):
+    image = jax.random.normal(key, shape)
+    K, n = dct2(shape), image.size
+    coefficients = (K @ image.ravel()).reshape(shape)
+    np.testing.assert_allclose(
+        coefficients, scipy.fft.dctn(np.asarray(image), norm="ortho"), atol=1e-14
+    )
+    np.testing.assert_allclose(K @ K.T, np.eye(n), atol=1e-14)
+
+
+@pytest.mark.parametrize(("whole", "rest"), [(dct(7), dct(7, constant=False))])
+def test_dct_without_its_constant(whole, rest):
+    np.testing.assert_array_equal(rest, whole[1:])
+    np.testing.assert_allclose(rest @ np.ones(7), np.zeros(6), atol=1e-14)
+
+
+def test_dct2_without_its_constant():
+    rest = dct2((3, 4), constant=False)
+    np.testing.assert_array_equal(rest, dct2((3, 4))[1:])
+    np.testing.assert_allclose(rest @ np.ones(12), np.zeros(11), atol=1e-14)
+
+
+def test_differences(key):
+    x = jax.random.normal(key, (9,))
+    np.testing.assert_allclose(differences(9) @ x, np.diff(x), atol=1e-15)
+
+
+def test_differences2(key):
+    image = np.asarray(jax.random.normal(key, (3, 5)))
+    expected = [np.diff(image, axis=axis).ravel() for axis in (0, 1)]
+    got = differences2((3, 5)) @ image.ravel()
+    np.testing.assert_allclose(got, np.concatenate(expected), atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 5), (5, 1)])
+def test_difference_operator(shape, key):
+    x = np.asarray(jax.random.normal(key, (np.prod(shape),)))
+    got = difference_operator(shape).mv(jnp.asarray(x))
+    np.testing.assert_allclose(got, numpy_image_differences(x, shape), atol=1e-15)
+
+
+def test_difference_operator_gives_isotropic_total_variation(key):
+    """The groups of `GroupL1(shape=(2, n))` are the two differences at the same pixel."""
+    image = np.asarray(jax.random.normal(key, (4, 5)))
+    down, right = np.zeros((2, 4, 5))
+    down[:-1], right[:, :-1] = np.diff(image, axis=0), np.diff(image, axis=1)
+    F = hg.GroupL1(0.3, shape=(2, 20))
+    got = F(difference_operator((4, 5)).mv(jnp.asarray(image.ravel())))
+    np.testing.assert_allclose(got, 0.3 * np.sum(np.hypot(down, right)), rtol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (6, 6)])
+def test_random_has_norm_one(shape, key):
+    K = random(*shape, key=key)
+    assert K.shape == shape
+    assert np.linalg.norm(K, 2) == pytest.approx(1.0, rel=1e-14)
+    assert not np.array_equal(K, random(*shape, key=jax.random.key(1)))
+
+
+def test_stack():
+    K = stack([jnp.asarray(A), jnp.eye(4)])
+    np.testing.assert_array_equal(K, np.vstack([A, np.eye(4)]))
