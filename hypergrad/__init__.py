@@ -36,6 +36,7 @@ from hypergrad.strategies import ErgodicUnrolling as ErgodicUnrolling
 from hypergrad.strategies import FullUnrolling as FullUnrolling
 from hypergrad.strategies import Geometric as Geometric
 from hypergrad.strategies import LastIterates as LastIterates
+from hypergrad.strategies import LeastSquares as LeastSquares
 from hypergrad.strategies import LimitFormula as LimitFormula
 from hypergrad.strategies import Linear as Linear
 from hypergrad.strategies import LinearSolve as LinearSolve

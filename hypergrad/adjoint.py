@@ -51,7 +51,9 @@ __all__ = [
     "backpropagate",
     "limit_gradients",
     "relative_size",
+    "solve_least_squares",
     "solver_gradient",
+    "squared_norm",
     "start_adjoint",
     "sum_deltas",
 ]
@@ -341,6 +343,13 @@ class LimitSystem(eqx.Module):
         K_p, KT_d = apply(self.problem.K, p), apply_transpose(self.problem.K, d)
         return p - self.D_P(p + scale * KT_d), d - self.D_D(d - scale * K_p)
 
+    def balanced_transpose(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The transpose of the left-hand side, in balanced unknowns."""
+        (root_tau, root_sigma), (p, d) = self._roots(), unknowns
+        D_P_p, D_D_d, scale = self.D_P(p), self.D_D(d), root_tau * root_sigma
+        K_D_P_p, KT_D_D_d = apply(self.problem.K, D_P_p), apply_transpose(self.problem.K, D_D_d)
+        return p - D_P_p + scale * KT_D_D_d, d - D_D_d - scale * K_D_P_p
+
     def balanced_right_hand_side(self, g: Cotangent) -> tuple[Array, Array]:
         """The right-hand side, in balanced unknowns."""
         root_tau, root_sigma = self._roots()
@@ -366,6 +375,67 @@ class LimitSystem(eqx.Module):
         Delta_P, Delta_D, _, _, K_Delta_P, KT_Delta_D = sums
         U_P, U_D = self._brackets(Delta_P, Delta_D, K_Delta_P, KT_Delta_D, g)
         return relative_size(Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D), g, self.sizes)
+
+
+def solve_least_squares(
+    system: LimitSystem, right: tuple[Array, Array], *, rtol: float, most: int
+) -> tuple[tuple[Array, Array], Array, Array]:
+    """The least-squares solution of minimum norm of the (balanced) limit system, by CGLS.
+
+    Conjugate gradients on `A^T A p = A^T b` from zero, in the form that never squares A: the
+    iterates stay in the range of `A^T`, which is where the solution of minimum norm lies, so a
+    singular system needs no care. All samples of a batch at once, each frozen when it has arrived.
+
+    **Returns**: the unknowns, the steps taken and whether it arrived, one entry a sample.
+
+    **Cost**: 4 products with K a step, for the whole batch.
+
+    **Source**: Hestenes & Stiefel 1952; Björck, Numerical Methods for Least Squares, §7.4.
+    """
+
+    def unfinished(carry):
+        *_, running, steps = carry
+        return jnp.any(running) & jnp.all(steps < most)
+
+    def body(carry):
+        x, r, p, gamma, running, steps = carry
+        q = system.balanced(p)
+        length = jnp.where(running, gamma / _positive(squared_norm(q)), 0.0)
+        x, r = _axpy(length, p, x), _axpy(-length, q, r)
+        s = system.balanced_transpose(r)
+        gamma_next = squared_norm(s)
+        p = jax.tree.map(
+            lambda new, old: jnp.where(running[..., None], new, old),
+            _axpy(gamma_next / _positive(gamma), p, s),
+            p,
+        )
+        small = (squared_norm(r) <= rtol**2 * squared_norm(right)) | (
+            gamma_next <= rtol**2 * squared_norm(r)
+        )
+        steps = jnp.where(running, steps + 1, steps)
+        return x, r, p, jnp.where(running, gamma_next, gamma), running & ~small, steps
+
+    s = system.balanced_transpose(right)
+    gamma = squared_norm(s)
+    zero = jax.tree.map(jnp.zeros_like, right)
+    carry = (zero, right, s, gamma, gamma > 0, jnp.zeros(gamma.shape, jnp.int32))
+    x, _, _, _, running, steps = jax.lax.while_loop(unfinished, body, carry)
+    return x, steps, ~running
+
+
+def squared_norm(pair: tuple[Array, Array]) -> Array:
+    """The squared Euclidean norm of a pair of unknowns, a sample."""
+    return jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1)
+
+
+def _positive(value: Array) -> Array:
+    """The value where it is positive, else 1: for a denominator whose numerator is 0 there."""
+    return jnp.where(value > 0, value, 1.0)
+
+
+def _axpy(length: Array, p: Any, x: Any) -> Any:
+    """`x + length p`, sample by sample."""
+    return jax.tree.map(lambda a, b: b + length[..., None] * a, p, x)
 
 
 def limit_gradients(

@@ -26,12 +26,13 @@ from matplotlib.typing import FillStyleType, LineStyleType
 from numpy.typing import ArrayLike, NDArray
 
 Records = Sequence[Mapping[str, Any]]
-Named = Mapping[str, ArrayLike]
+Arrays = Mapping[str, ArrayLike]
+Numbers = Mapping[str, float]
 Floats = NDArray[np.float64]
 
 WIDTH, DPI = 10.0, 150  # inches, the most that a figure takes; dots per inch of a PNG
 TEXT, SMALL, TINY = 9.0, 8.0, 7.0  # font sizes in points
-LETTER = 0.65 / 72  # inches, the width of a letter on average, for each point of its size
+LETTER = 0.6 / 72  # inches, the width of a letter on average, for each point of its size
 FILLS: tuple[FillStyleType, ...] = ("full", "none", "left", "top", "right", "bottom")
 
 
@@ -50,12 +51,12 @@ class Style:
 STYLES: dict[str, Style] = {
     "full": Style("#000000", "solid", "o"),
     "ergodic": Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^"),
-    "truncation": Style("#0072b2", (0, (1.2, 1.2)), "s"),
-    "limit": Style("#9e2a00", (0, (5, 3)), "D"),
-    "exact": Style("#531e78", (0, (10, 2)), "*"),
-    "jaxopt": Style("#00996f", (0, (3, 1.5)), "P"),
+    "truncation": Style("#0080c8", (0, (1.2, 1.2)), "s"),
+    "limit": Style("#821800", (0, (5, 3)), "D"),
+    "exact": Style("#4a1570", (0, (10, 2)), "*"),
+    "jaxopt": Style("#006b4c", (0, (3, 1.5)), "P"),
     "optimistix": Style("#d37cae", (0, (3, 1.5, 1, 1.5, 1, 1.5)), "X"),
-    "piggyback": Style("#22184a", (0, (8, 1.5, 3, 1.5)), "v"),
+    "piggyback": Style("#1a1340", (0, (8, 1.5, 3, 1.5)), "v"),
     "truth": Style("#0d0d0d", (0, (20, 1)), "8"),
     "reference": Style("#2b2b2b", (0, (12, 2)), "h"),
     "identity": Style("#484848", (0, (1, 2)), "<"),
@@ -111,48 +112,44 @@ def plot_comparison(records: Records) -> Figure:
     """Relative error of the hypergradient against its time, both logarithmic: a marker a strategy.
 
     **Arguments**: `records` of `strategy`, `relative_error` and `milliseconds`, as `compare` gives
-    them. One with an `error`, or without positive numbers to draw, is named below the axes.
+    them. One with an `error`, or without positive numbers to draw, is named above the axes.
 
     **Errors**: a `ValueError` where nothing is left to draw.
-
-    >>> plot_comparison([{"strategy": "full", "relative_error": 0.1, "milliseconds": 3.0}]).axes
-    [<Axes: xlabel='time per hypergradient (ms)', ylabel='relative error of the hypergradient'>]
     """
     _check_records(records, "strategy")
-    drawn: dict[str, list[Floats]] = {}
-    left_out: dict[str, None] = {}
-    for record in records:
-        point = np.array([record.get("milliseconds"), record.get("relative_error")], float)
-        if record.get("error") is None and np.all((point > 0) & (point < np.inf)):
-            drawn.setdefault(record["strategy"], []).append(point)
-        else:
-            left_out[record["strategy"]] = None
+    pairs = [(record.get("milliseconds"), record.get("relative_error")) for record in records]
+    points = np.array(pairs, float)  # None becomes NaN
+    failed = np.array([record.get("error") is not None for record in records])
+    good = np.all((points > 0) & (points < np.inf), axis=1) & ~failed
     rule = "a record must have positive milliseconds and relative_error, and no error"
-    _require(bool(drawn), f"{rule}; got none such among {len(records)}: look at their errors")
+    _require(bool(good.any()), f"{rule}; got none such among {len(good)}: look at their errors")
+    labels = np.array([record["strategy"] for record in records])
     figure = _figure(5.6, 3.9)
     axes = figure.add_subplot(xscale="log", yscale="log")
-    styles = styles_of(record["strategy"] for record in records)
-    for label, points in drawn.items():
-        # With translucent faces, two markers at one place are both seen.
-        look = _marker(styles[label], 7.5, alpha=0.65) | {"linestyle": "none", "zorder": 3}
-        axes.plot(*np.transpose(points), label=label, **look)
-    logs = np.log10([point for points in drawn.values() for point in points])
-    for axis, values in zip((axes.xaxis, axes.yaxis), logs.T, strict=True):
+    for label, style in styles_of(labels.tolist()).items():
+        if (mine := good & (labels == label)).any():
+            # With translucent faces, two markers at one place are both seen.
+            look = _marker(style, 7.5, alpha=0.65) | {"linestyle": "none", "zorder": 3}
+            axes.plot(*points[mine].T, label=label, **look)
+    for axis, values in zip((axes.xaxis, axes.yaxis), np.log10(points[good]).T, strict=True):
         middle, half = (values.max() + values.min()) / 2, max(0.56 * np.ptp(values), 0.5)
         low, high = 10 ** (middle - half), 10 ** (middle + half)  # a decade at least: two ticks
         axes.set(**{f"{axis.axis_name}lim": (low, high)})
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if half < 1 else (1,)))
         axis.set_minor_formatter(ticker.NullFormatter())
-        if low >= 1e-3 and high < 1e5:
-            axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    note = "\n\n" + _wrap("not drawn: " + ", ".join(left_out), 4.6) if left_out else ""
-    _tidy(axes, "time per hypergradient (ms)" + note, "relative error of the hypergradient")
+        plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
+        powers = ticker.LogFormatterMathtext(minor_thresholds=(np.inf, np.inf))
+        axis.set_major_formatter(plain if low >= 1e-3 and high < 1e5 else powers)
+    left_out = ", ".join(dict.fromkeys(labels[~good].tolist()))
+    if left_out:
+        axes.set_title(textwrap.fill(f"not drawn: {left_out}", 70), fontsize=SMALL)
+    _tidy(axes, "time per hypergradient (ms)", "relative error of the hypergradient")
     _legend_below(figure, axes)
     return figure
 
 
 def plot_loss_curves(
-    records: Records, *, x: Literal["epoch", "seconds"] = "epoch", baselines: Any = None
+    records: Records, *, x: Literal["epoch", "seconds"] = "epoch", baselines: Numbers | None = None
 ) -> Figure:
     """Training loss (left) and held-out loss (right) on one scale, a curve for each strategy.
 
@@ -169,7 +166,7 @@ def plot_loss_curves(
     once = len({(record["strategy"], record["epoch"]) for record in records}) == len(records)
     rule = "records must have each epoch of a strategy once; got one twice"
     _require(once, f"{rule}: average seeds, or label them as strategies")
-    levels: dict[str, float] = dict(baselines or {})
+    levels = dict(baselines or {})
     finite = all(math.isfinite(level) for level in levels.values())
     _require(finite, f"baselines must be finite; got {levels}: leave out what is not")
     figure = _figure(9.4, 3.9)
@@ -189,17 +186,18 @@ def plot_loss_curves(
         _tidy(panel, names[x])
     panels[0].set_ylabel("loss, ½‖x − x†‖² per sample", fontsize=TEXT)
     panels[0].set_title("training", fontsize=TEXT)
-    panels[1].set_title("held-out", fontsize=TEXT)
+    nothing = all(record["validation_loss"] is None for record in records)
+    panels[1].set_title("held-out (none recorded)" if nothing else "held-out", fontsize=TEXT)
     if losses and 0 < 10 * min(losses) <= max(losses):
         panels[0].set_yscale("log")
     if x == "epoch":
-        panels[0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        panels[0].xaxis.set_major_locator(ticker.MaxNLocator(steps=[1, 2, 5, 10], integer=True))
     _draw_levels(panels[1], levels)
     _legend_below(figure, panels[0])
     return figure
 
 
-def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+def _draw_levels(axes: Axes, levels: Numbers) -> None:
     """Thin lines with labels right of the axes, moved apart where they would touch."""
     names = sorted(levels, key=lambda name: levels[name])
     for name in names:
@@ -220,7 +218,12 @@ def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
 
 
 def plot_operator(
-    K: ArrayLike, shape: tuple[int, int], *, title: str, use: Any = None, columns: int = 16
+    K: ArrayLike,
+    shape: tuple[int, int],
+    *,
+    title: str,
+    use: ArrayLike | None = None,
+    columns: int = 16,
 ) -> Figure:
     """The rows of an operator as small pictures on one colour scale, symmetric about zero.
 
@@ -230,8 +233,8 @@ def plot_operator(
 
     **Errors**: a `ValueError` for other shapes, no rows, numbers that are not finite.
     """
-    (K,) = _arrays("K", {"K": K}).values()
-    m, (h, w) = len(K), _check_shape(shape, K.shape[1])
+    (K,) = _arrays("K", {"K": K}, shape).values()
+    m, (h, w) = len(K), shape
     _require(columns >= 1, f"columns must be at least 1; got {columns}: pass a positive number")
     if use is not None:
         use = np.asarray(use, float)
@@ -253,13 +256,13 @@ def plot_operator(
     bar = figure.colorbar(axes.imshow(mosaic, **look), pad=0.02, aspect=30)
     bar.set_label("entry of K", fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
-    axes.set_title(_wrap(title, max(width, 3)), fontsize=TEXT)
+    axes.set_title(textwrap.fill(title, int(max(width, 3) / (TEXT * LETTER))), fontsize=TEXT)
     note = "" if use is None else ", sorted by use from the upper left"
     axes.set_xlabel(f"{m} rows{note}", fontsize=SMALL)
     return figure
 
 
-def plot_patches(rows: Named, shape: tuple[int, int]) -> Figure:
+def plot_patches(rows: Arrays, shape: tuple[int, int]) -> Figure:
     """Patches side by side, a line for each key, grey in [0, 1]; below each its PSNR in dB.
 
     **Arguments**: `rows`: `{"noisy": …, "full": …, "truth": …}`, each `(count, n)`, and a PSNR
@@ -268,9 +271,8 @@ def plot_patches(rows: Named, shape: tuple[int, int]) -> Figure:
 
     **Errors**: a `ValueError` for other shapes, no rows, or more patches than fit on a page.
     """
-    patches = _arrays("rows", rows)
-    count, n = next(iter(patches.values())).shape
-    _check_shape(shape, n)
+    patches = _arrays("rows", rows, shape)
+    count = len(next(iter(patches.values())))
     left = 0.25 + TEXT * LETTER * max(map(len, patches))
     width = min(0.8, (WIDTH - left) / count - 0.06)
     _require(width > 0.45, f"rows must have few enough patches for a page's width; got {count}")
@@ -286,7 +288,11 @@ def plot_patches(rows: Named, shape: tuple[int, int]) -> Figure:
 
 
 def plot_photograph(
-    pictures: Named, *, truth: Any = None, metrics: Any = None, columns: int = 4
+    pictures: Arrays,
+    *,
+    truth: ArrayLike | None = None,
+    metrics: Mapping[str, Numbers] | None = None,
+    columns: int = 4,
 ) -> Figure:
     """Photographs side by side, grey in [0, 1]; above each its PSNR (dB, peak 1) and SSIM.
 
@@ -306,13 +312,14 @@ def plot_photograph(
     most = min(3.0, (WIDTH - 0.1) / columns - 0.1) * DPI
     width = (w * int(most / w) or most) / DPI
     gap = max(0.1, 1.5 - width)
+    letters = int((width + gap) / (TINY * LETTER))
     for name, image in images.items():
         numbers = dict((metrics or {}).get(name, {}))
         if truth is not None and name != "truth":
             numbers.setdefault("psnr", _psnr(image, truth))
         texts = {"psnr": "{:.2f} dB", "ssim": "SSIM {:.3f}"}
         below = ", ".join(texts[key].format(numbers[key]) for key in texts if key in numbers)
-        titles.append("\n".join(filter(None, [_wrap(name, width + gap), below])))
+        titles.append("\n".join(filter(None, [textwrap.fill(name, letters), below])))
     head = 0.1 + 0.15 * max(1 + title.count("\n") for title in titles)
     figure = _gallery(list(images.values()), columns, width, (gap, head), (gap, head, 0.1))
     for axes, title in zip(figure.axes, titles, strict=True):
@@ -393,11 +400,6 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", frameon=False, **look)
 
 
-def _wrap(text: str, width: float) -> str:
-    """Lines of about `width` inches, broken inside a word only where it must be."""
-    return "\n".join(textwrap.wrap(text, int(width / (TEXT * LETTER))))
-
-
 def _psnr(picture: Floats, truth: Floats) -> float:
     error = float(np.mean((picture - truth) ** 2))
     return -10 * math.log10(error) if error else math.inf
@@ -409,20 +411,18 @@ def _check_records(records: Records, *keys: str) -> None:
     _require(not missing, f"a record must have {', '.join(keys)}; got one without {missing[:1]}")
 
 
-def _arrays(what: str, given: Named) -> dict[str, Floats]:
+def _arrays(what: str, given: Arrays, shape: tuple[int, int] | None = None) -> dict[str, Floats]:
+    """All as matrices of one shape, finite, and with rows that are pictures of `shape` if given."""
     arrays = {name: np.asarray(value, float) for name, value in given.items()}
     shapes = {name: array.shape for name, array in arrays.items()}
     same = len(set(shapes.values())) == 1 and all(a.ndim == 2 and a.size for a in arrays.values())
     _require(same, f"{what} must be matrices of one shape, not empty; got {shapes or 'none'}")
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     _require(not bad, f"{what} must be finite; got NaN or inf in {', '.join(bad)}")
+    n = next(iter(shapes.values()))[1]
+    fits = shape is None or (len(shape) == 2 and math.prod(shape) == n)
+    _require(fits, f"shape must be (h, w) with h w = {n}; got {shape}: a signal has (1, {n})")
     return arrays
-
-
-def _check_shape(shape: tuple[int, int], n: int) -> tuple[int, int]:
-    ok = len(shape) == 2 and math.prod(shape) == n
-    _require(ok, f"shape must be (h, w) with h w = {n}; got {shape}: for a signal pass (1, {n})")
-    return shape
 
 
 def _require(holds: bool, message: str) -> None:

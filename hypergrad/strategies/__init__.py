@@ -19,6 +19,7 @@ from hypergrad.strategies.full_unrolling import FullUnrolling
 from hypergrad.strategies.limit import (
     AbstractAdjointSolve,
     LastIterates,
+    LeastSquares,
     LimitFormula,
     LinearSolve,
     Steps,
@@ -36,6 +37,7 @@ __all__ = [
     "FullUnrolling",
     "Geometric",
     "LastIterates",
+    "LeastSquares",
     "LimitFormula",
     "Linear",
     "LinearSolve",
@@ -57,7 +59,7 @@ def parse_strategy(text: str) -> AbstractStrategy:
     """A strategy from its command-line form `name[:option[,option…]]`.
 
     `name` is a key of `STRATEGIES` or, for a class of the user's, `module:Class`. An option is
-    `field=value`, or a word that the strategy offers for an object (`steps=5`, `tail=0.5`, `lsmr`).
+    `field=value`, or a word that the strategy offers for an object (`steps=5`, `tail=0.5`, `cgls`).
 
     **Errors**: a `ValueError` that lists what there is.
 

@@ -22,6 +22,8 @@ from hypergrad.adjoint import (
     adjoint_step,
     limit_gradients,
     relative_size,
+    solve_least_squares,
+    squared_norm,
     start_adjoint,
     sum_deltas,
 )
@@ -41,6 +43,7 @@ from hypergrad.strategies._base import AbstractStrategy, Batch
 __all__ = [
     "AbstractAdjointSolve",
     "LastIterates",
+    "LeastSquares",
     "LimitFormula",
     "LinearSolve",
     "Steps",
@@ -178,65 +181,83 @@ class Tolerance(AbstractAdjointSolve):
         return sums, AdjointStats(steps, residual, arrived.status)
 
 
-class LinearSolve(AbstractAdjointSolve):
-    """The limit system by a lineax solver, sample by sample (mapped over the batch).
+class LeastSquares(AbstractAdjointSolve):
+    """The limit system solved by CGLS, all samples at once, matrix-free: the default.
 
-    The default is LSMR: matrix-free, it needs nothing of the system, and for a singular one that is
-    consistent it gives the solution of minimum norm. Any other solver is the user's choice: a dense
-    one builds an `(m + n)^2` matrix a sample, and a singular system breaks most of them. Whatever
-    the solver says, the residual decides the status.
+    Needs nothing of the system: where it is singular but consistent the result is the solution of
+    minimum norm, where it is inconsistent the status says so. 4 products with K a step; at most
+    `4 (m + n)` steps, since rounding makes it take more than the rank.
     """
-
-    solver: lx.AbstractLinearSolver | None = None
 
     @property
     def label(self) -> str:
-        return "lsmr" if self.solver is None else type(self.solver).__name__.lower()
-
-    def _solver(self, size: int, dtype: jnp.dtype) -> lx.AbstractLinearSolver:
-        if self.solver is not None:
-            return self.solver
-        eps = float(jnp.finfo(dtype).eps)
-        # In exact arithmetic LSMR ends after `rank` steps; rounding makes it take several times so
-        # many. It may not stop early for bad conditioning: the residual is looked at anyway.
-        return lx.LSMR(rtol=eps, atol=eps, max_steps=4 * size, conlim=1 / eps)
+        return "cgls"
 
     def __call__(
         self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
     ) -> tuple[DeltaSums, AdjointStats]:
         system = LimitSystem(problem, sizes, _last(history))
         right = system.balanced_right_hand_side(g)
-        solver = self._solver(problem.m + problem.n, g.x.dtype)
+        rtol, most = 4 * float(jnp.finfo(g.x.dtype).eps), 4 * (problem.m + problem.n)
+        unknowns, steps, arrived = solve_least_squares(system, right, rtol=rtol, most=most)
+        return _judge_solution(system, unknowns, right, g, steps, ~arrived)
+
+
+class LinearSolve(AbstractAdjointSolve):
+    """The limit system by a lineax solver, sample by sample (mapped over the batch).
+
+    A dense solver builds an `(m + n)^2` matrix a sample; a singular system breaks most solvers.
+    Whatever the solver says, the residual decides the status.
+    """
+
+    solver: lx.AbstractLinearSolver
+
+    @property
+    def label(self) -> str:
+        return type(self.solver).__name__.lower()
+
+    def __call__(
+        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+    ) -> tuple[DeltaSums, AdjointStats]:
+        system = LimitSystem(problem, sizes, _last(history))
+        right = system.balanced_right_hand_side(g)
 
         def solve_sample(z: ProxArguments, b: tuple[Array, Array]):
-            structure = jax.eval_shape(lambda: b)
             sample = LimitSystem(problem, sizes, z)
-            operator = lx.FunctionLinearOperator(sample.balanced, structure)
-            solution = lx.linear_solve(operator, b, solver, throw=False)
-            gave_up = solution.result == lx.RESULTS.max_steps_reached
-            return solution.value, solution.stats.get("num_steps", 0), gave_up
+            operator = lx.FunctionLinearOperator(sample.balanced, jax.eval_shape(lambda: b))
+            solution = lx.linear_solve(operator, b, self.solver, throw=False)
+            used_up = solution.result == lx.RESULTS.max_steps_reached
+            return solution.value, solution.stats.get("num_steps", 0), used_up
 
         unknowns, steps, used_up = jax.vmap(solve_sample)(system.z, right)
-        sums = system.sums(unknowns, g)
-        residual = system.residual(sums, g)
-        status = self._status(system, unknowns, right, residual, used_up)
-        return sums, AdjointStats(jnp.asarray(steps).astype(jnp.int32), residual, status)
-
-    def _status(self, system, unknowns, right, residual: Array, used_up: Array) -> Array:
-        """By the residual; where it is large, by whether a least-squares solution was found."""
-        tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
-        left, transpose = jax.vjp(system.balanced, unknowns)
-        misfit = jax.tree.map(jnp.subtract, right, left)
-        (gradient,) = transpose(misfit)
-        at_minimum = _size(gradient) <= tolerance * _size(misfit)
-        status = jnp.where(used_up, Status.ITERATIONS_USED_UP, Status.NOT_CERTIFIED)
-        status = jnp.where(at_minimum, Status.INCONSISTENT, status)
-        status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
-        return jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE).astype(jnp.int32)
+        steps = jnp.asarray(steps).astype(jnp.int32)
+        return _judge_solution(system, unknowns, right, g, steps, used_up)
 
 
-def _size(pair: tuple[Array, Array]) -> Array:
-    return jnp.sqrt(jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1))
+def _judge_solution(
+    system: LimitSystem,
+    unknowns: tuple[Array, Array],
+    right: tuple[Array, Array],
+    g: Cotangent,
+    steps: Array,
+    used_up: Array,
+) -> tuple[DeltaSums, AdjointStats]:
+    """The sums, with a status by the residual, whatever the solver said of itself.
+
+    Where the residual is large, the gradient of its square tells whether this is a least-squares
+    solution: then there is no better one, and the system is inconsistent.
+    """
+    sums = system.sums(unknowns, g)
+    residual = system.residual(sums, g)
+    tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
+    misfit = jax.tree.map(jnp.subtract, right, system.balanced(unknowns))
+    gradient = system.balanced_transpose(misfit)
+    status = jnp.where(used_up, Status.ITERATIONS_USED_UP, Status.NOT_CERTIFIED)
+    at_minimum = squared_norm(gradient) <= tolerance**2 * squared_norm(misfit)
+    status = jnp.where(at_minimum, Status.INCONSISTENT, status)
+    status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
+    status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
+    return sums, AdjointStats(steps, residual, status.astype(jnp.int32))
 
 
 # ----------------------------------------------------------------------------- the strategy
@@ -262,7 +283,7 @@ class LimitFormula(AbstractStrategy):
     `tau D_D K Delta_P + (I - D_D) Delta_D = 0` with the prox derivatives of the last iteration.
 
     **Arguments**: `adjoint`: `Steps(k)`, `LastIterates(k)` (what the second poster writes),
-    `Tolerance(rtol)`, or a lineax solver. By default the system is solved (LSMR).
+    `Tolerance(rtol)`, or a lineax solver. By default the system is solved (`LeastSquares`).
 
     **Cost**: the solve, and 2 products with K for each step; memory independent of L.
 
@@ -275,11 +296,11 @@ class LimitFormula(AbstractStrategy):
 
     >>> import hypergrad as hg
     >>> hg.LimitFormula(hg.Steps(3)).label, hg.LimitFormula().label
-    ('limit:steps=3', 'limit:lsmr')
+    ('limit:steps=3', 'limit:cgls')
     """
 
     adjoint: AbstractAdjointSolve = eqx.field(
-        converter=_as_adjoint_solve, default_factory=LinearSolve
+        converter=_as_adjoint_solve, default_factory=LeastSquares
     )
     name: ClassVar[str] = "limit"
     formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T"
@@ -289,7 +310,7 @@ class LimitFormula(AbstractStrategy):
         "steps": ("adjoint", Steps),
         "last": ("adjoint", LastIterates),
         "tolerance": ("adjoint", Tolerance),
-        "lsmr": ("adjoint", LinearSolve),
+        "cgls": ("adjoint", LeastSquares),
     }
 
     def check(self, solver: ChambollePock) -> None:
