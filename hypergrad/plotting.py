@@ -240,7 +240,7 @@ def plot_operator(
         use = np.asarray(use, float)
         ok = use.shape == (m,) and bool(np.isfinite(use).all())
         _require(ok, f"use must be a finite number for each of the {m} rows; got {use.shape}")
-        K = K[np.argsort(-use, kind="stable")]
+        K = K[np.argsort(use, kind="stable")]
     columns, gap = min(columns, m), min(h, w, 2) - 1  # an entry apart; rows of signals touch
     lines = math.ceil(m / columns)
     mosaic = np.full((lines * (h + gap) - gap, columns * (w + gap) - gap), np.nan)

@@ -160,7 +160,9 @@ def _make_update(
     def update(problem: LowerLevel, optimizer_state: Any, x_tilde: Array, x_true: Array):
         h = hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
         gradient, free = variables.gradient(h.grad, problem), variables.free(problem)
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state, free)
+        # optax raises a float to an integer count, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = optimizer.update(gradient, optimizer_state, free)
         problem = variables.problem(optax.apply_updates(free, updates), problem)
         problem = problem if project is None else project(problem)
         stats = h.solution.stats

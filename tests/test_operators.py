@@ -1,4 +1,4 @@
-"""Products, adjoints, gradients, the norm bound, and the usual operators against NumPy and SciPy."""
+"""Products, adjoints, gradients, the norm bound and the usual operators: NumPy, SciPy by hand."""
 
 from __future__ import annotations
 
@@ -93,12 +93,17 @@ every_operator = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys(
 # ----------------------------------------------------------------------------------- products
 
 
+@eqx.filter_jit
+def products(K, v: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return apply(K, v), apply_transpose(K, y)
+
+
 @every_operator
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
 def test_products(case, batch, key):
     m, n = case.matrix.shape
     v, y = jax.random.normal(key, (*batch, n)), jax.random.normal(key, (*batch, m))
-    K_v, KT_y = apply(case.K, v), apply_transpose(case.K, y)
+    K_v, KT_y = products(case.K, v, y)
     np.testing.assert_allclose(K_v, np.asarray(v) @ case.matrix.T, atol=1e-14)
     np.testing.assert_allclose(KT_y, np.asarray(y) @ case.matrix, atol=1e-14)
 
@@ -107,8 +112,8 @@ def test_products(case, batch, key):
 def test_transpose_is_the_adjoint(case, key):
     m, n = case.matrix.shape
     v, y = jax.random.normal(key, (10, n)), jax.random.normal(key, (10, m))
-    left = jnp.sum(apply(case.K, v) * y, -1)
-    np.testing.assert_allclose(left, jnp.sum(v * apply_transpose(case.K, y), -1), atol=1e-13)
+    K_v, KT_y = products(case.K, v, y)
+    np.testing.assert_allclose(np.sum(K_v * y, -1), np.sum(v * KT_y, -1), atol=1e-13)
 
 
 @every_operator
@@ -181,24 +186,23 @@ def every_shape(program: str) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("K", [jnp.ones((M, N)), lx.MatrixLinearOperator(jnp.ones((M, N)))])
 def test_dense_products_with_a_batch_are_one_matrix_product(K):
     v, y = jnp.ones((BATCH, N)), jnp.ones((BATCH, M))
-    for program in (
-        jax.make_jaxpr(lambda: apply(K, v))(),
-        jax.make_jaxpr(lambda: apply_transpose(K, y))(),
-        jax.make_jaxpr(lambda: bilinear_gradient(K, (y, v), (2 * y, 3 * v)))(),
+    for program, products in (
+        (jax.make_jaxpr(lambda: apply(K, v))(), 1),
+        (jax.make_jaxpr(lambda: apply_transpose(K, y))(), 1),
+        # One of them is the form whose derivative is taken; its value is not used, see below.
+        (jax.make_jaxpr(lambda: bilinear_gradient(K, (y, v), (2 * y, 3 * v)))(), 2),
     ):
         text = str(program)
-        # In the program of the gradient is the product whose derivative it is, which is not run.
-        assert 1 <= text.count("dot_general") <= 2
+        assert 1 <= text.count("dot_general") <= products
         assert all(len(shape) <= 2 for shape in every_shape(text))
 
 
-def test_compiled_bilinear_gradient_has_one_product():
-    """What is left after compilation: no product but the sum of outer products itself."""
+def test_bilinear_gradient_costs_one_product():
+    """What is left after compilation: the sum of the outer products, and none of them alone."""
     K, v, y = jnp.ones((M, N)), jnp.ones((BATCH, N)), jnp.ones((BATCH, M))
     compiled = jax.jit(lambda K, v, y: bilinear_gradient(K, (y, v))).lower(K, v, y).compile()
-    text = compiled.as_text()
-    assert len(re.findall(r"= f64\[[^=]* dot\(", text)) == 1
-    assert f"[{BATCH},{M},{N}]" not in text
+    assert compiled.cost_analysis()["flops"] == 2 * BATCH * M * N
+    assert f"[{BATCH},{M},{N}]" not in compiled.as_text()
 
 
 @pytest.mark.parametrize("name", sorted(hg.STRATEGIES))
@@ -218,6 +222,8 @@ def test_no_hypergradient_holds_a_matrix_for_each_sample(name):
 
 
 # --------------------------------------------------------------------------------------- norm
+
+compiled_norm = eqx.filter_jit(operator_norm)
 
 
 def with_singular_values(m: int, n: int, values) -> np.ndarray:
@@ -245,18 +251,25 @@ DENSE = {
 @pytest.mark.parametrize("matrix", DENSE.values(), ids=DENSE.keys())
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
 def test_norm_of_a_matrix_is_a_tight_upper_bound(matrix, scale):
-    norm = float(operator_norm(jnp.asarray(scale * matrix)))
+    norm = float(compiled_norm(jnp.asarray(scale * matrix)))
     reference = scale * np.linalg.norm(matrix, 2)
     # The reference is itself rounded, hence a few eps of room below.
     assert reference * (1 - 1e-15) <= norm <= reference * (1 + 1e-10)
 
 
-@pytest.mark.parametrize("scale", [1e-200, 1e-25, 1e25, 1e200])
-def test_norm_does_not_underflow_or_overflow(scale):
+@pytest.mark.parametrize(
+    ("dtype", "scale", "rtol"),
+    [
+        (np.float64, 1e-200, 1e-10),
+        (np.float64, 1e200, 1e-10),
+        (np.float32, 1e-25, 1e-5),
+        (np.float32, 1e25, 1e-5),
+    ],
+)
+def test_norm_does_not_underflow_or_overflow(dtype, scale, rtol):
     """Squares do: 1e-200 is a number, 1e-400 is not."""
-    assert float(operator_norm(jnp.asarray(scale * A))) == pytest.approx(
-        scale * np.linalg.norm(A, 2), rel=1e-10
-    )
+    relative = float(compiled_norm(jnp.asarray(scale * A, dtype))) / scale
+    assert relative == pytest.approx(np.linalg.norm(A, 2), rel=rtol)
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (64, 64)])
@@ -282,8 +295,8 @@ MATRIX_FREE = {
     "n = 2": (diagonal([0.5, -2.5]), 2.5),
     "rank 1 diagonal": (diagonal(np.eye(300)[7]), 1.0),
     "clustered": (diagonal(np.where(t < 0.5, 1.0, 1e-3)), 1.0),
-    "near-degenerate": (diagonal([1.0, 1 - 1e-6, *(0.9 * t)]), 1.0),
-    "outlier": (diagonal([1.0, *(0.98 * t)]), 1.0),
+    "near-degenerate": (diagonal([1.0, 1 - 1e-6, *(0.9 * t[2:])]), 1.0),
+    "outlier": (diagonal([1.0, *(0.98 * t[1:])]), 1.0),
     "geometric": (diagonal(1e5 * 10.0 ** (-8 * t)), 1e5),
     **{
         name: (matrix_free(matrix), float(np.linalg.norm(matrix, 2)))
@@ -300,7 +313,7 @@ MATRIX_FREE = {
 def test_norm_of_a_matrix_free_operator(name):
     """An upper bound, and within its margin of 1 % (and 0.1 % for what Lanczos is not sure of)."""
     K, norm = MATRIX_FREE[name]
-    assert norm <= float(operator_norm(K)) <= 1.011 * norm
+    assert norm <= float(compiled_norm(K)) <= 1.011 * norm
 
 
 HARD = {
@@ -308,7 +321,7 @@ HARD = {
     # residual, which bounds the error, is larger than it.
     "uniform": (diagonal(t), 1.0),
     "crowded": (diagonal(1 - t**2), 1.0),
-    "gap below a crowd": (diagonal([1.0, *(0.99 * np.sqrt((1 + np.cos(np.pi * t)) / 2))]), 1.0),
+    "gap below a crowd": (diagonal([1.0, *(0.99 * np.cos(np.pi / 2 * t[1:]))]), 1.0),
     "large image": (difference_operator((128, 128)), 8**0.5 * np.sin(np.pi * 127 / 256)),
 }
 
@@ -316,7 +329,7 @@ HARD = {
 @pytest.mark.parametrize("name", HARD)
 def test_norm_bound_holds_where_lanczos_has_not_converged(name):
     K, norm = HARD[name]
-    assert norm <= float(operator_norm(K)) <= 1.015 * norm
+    assert norm <= float(compiled_norm(K)) <= 1.015 * norm
 
 
 # ---------------------------------------------------------------------------- usual operators
