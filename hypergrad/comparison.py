@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypergrad.bilevel import (
     half_mean_squared_error,
     hypergradient,
 )
-from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel
 from hypergrad.records import environment, markdown_table, write_json, write_jsonl, write_text
 from hypergrad.status import Status
@@ -111,6 +112,7 @@ def reference_hypergradient(
     solver: ChambollePock,
     loss: Loss = half_mean_squared_error,
     iterations: int = _REFERENCE_ITERATIONS,
+    init: State | None = None,
 ) -> Hypergradient:
     """The limit formula with a solved system, after a forward solve to 1e-12 (float32: 1e-6).
 
@@ -124,8 +126,10 @@ def reference_hypergradient(
         primal_scale=solver.primal_scale,
         tolerance=tolerance,
     )
+    # With a start written out, a first call and one that goes on from there compile as one.
+    init = solver.start(problem, jnp.asarray(x_tilde)) if init is None else init
     return hypergradient(
-        problem, x_tilde, x_true, solver=patient, strategy=LimitFormula(), loss=loss
+        problem, x_tilde, x_true, solver=patient, strategy=LimitFormula(), loss=loss, init=init
     )
 
 
@@ -184,14 +188,15 @@ def compare(
     """
     solver = ChambollePock() if solver is None else solver
     x_tilde, x_true = jnp.asarray(x_tilde), jnp.asarray(x_true)
-    if reference is None:
-        reference = reference_hypergradient(
-            problem, x_tilde, x_true,
-            solver=solver, loss=loss, iterations=reference_iterations,
-        )  # fmt: skip
+    on_all = _OnSamples(loss, jnp.ones(x_tilde.shape[:-1], bool))
+    refer = functools.partial(
+        reference_hypergradient, problem, x_tilde, x_true,
+        solver=solver, iterations=reference_iterations,
+    )  # fmt: skip
+    reference = refer(loss=on_all) if reference is None else reference
     certified = certified_samples(reference)
-    on_all, on_certified = (_OnSamples(loss, c) for c in (jnp.ones_like(certified), certified))
-    exact = _gradient_at(reference, problem, x_tilde, x_true, solver, on_certified)
+    on_certified = _OnSamples(loss, certified)
+    exact = refer(loss=on_certified, init=reference.state).grad
 
     records, compiled = [], {"forward": _compile_forward(problem, x_tilde, solver)}
     for strategy in strategies:
@@ -259,26 +264,6 @@ def _record(
         "adjoint_status": Status.summary(h.adjoint.status),
         "adjoint_residual": float(jnp.max(h.adjoint.residual)),
     }
-
-
-def _gradient_at(
-    reference: Hypergradient,
-    problem: LowerLevel,
-    x_tilde: Array,
-    x_true: Array,
-    solver: ChambollePock,
-    loss: Loss,
-) -> LowerLevel:
-    """The reference's gradient for another loss: one more iteration from where it ended."""
-    last = ChambollePock(
-        1,
-        step_ratio=_REFERENCE_RATIO_FACTOR * solver.step_ratio,
-        primal_scale=solver.primal_scale,
-    )
-    init, strategy = reference.state, LimitFormula()
-    return hypergradient(
-        problem, x_tilde, x_true, solver=last, strategy=strategy, loss=loss, init=init
-    ).grad
 
 
 def _number(value: Array) -> float | None:

@@ -25,13 +25,13 @@ from jaxtyping import Array, Float, Inexact
 from hypergrad._checks import as_inexact, check_finite, check_positive
 
 __all__ = [
+    "L1",
     "AbstractFunction",
     "Box",
     "BoxQuadratic",
     "ElasticNet",
     "GroupL1",
     "Huber",
-    "L1",
     "L2Ball",
     "NonNegative",
     "Quadratic",

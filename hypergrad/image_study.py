@@ -19,8 +19,7 @@ import optax
 from rich.console import Console
 
 from hypergrad import data, operators, plotting
-from hypergrad.bilevel import solve
-from hypergrad.chambolle_pock import ChambollePock, Solution
+from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import Comparison, compare
 from hypergrad.functions import L1, Quadratic
 from hypergrad.lower_level import LowerLevel
@@ -35,9 +34,12 @@ from hypergrad.records import (
 )
 from hypergrad.status import Status
 from hypergrad.strategies import AbstractStrategy, ErgodicUnrolling, Truncation, parse_strategy
-from hypergrad.training import History, progress_bar, train
+from hypergrad.training import History, progress_bar, solve_in_pieces, train
 
 __all__ = ["ImageStudy", "run_image_study"]
+
+# From observed rows (count, n) to restored ones.
+Restorer = Callable[[np.ndarray], np.ndarray]
 
 # Weights tried for each operator, in units of the noise (or of the observed error of own data).
 _WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
@@ -149,9 +151,9 @@ def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
     training = list(_training_records(histories))
     write_jsonl(out / "records.jsonl", [*training, *rows])
     learned = {label: history.problem for label, history in histories.items()}
-    restorers = {"untrained": _restorer(problems["untrained"], solver, Truncation(1))}
+    restorers = {"untrained": _restorer(config, problems["untrained"], solver, Truncation(1))}
     for label, problem in learned.items():
-        restorers[label] = _restorer(problem, solver, strategies[label])
+        restorers[label] = _restorer(config, problem, solver, strategies[label])
     drawn = {"untrained": problems["untrained"], **learned}
     _draw(config, samples, drawn, restorers, training, rows, out)
     plotting.save_figure(comparison.plot(), out / "comparison")
@@ -212,10 +214,13 @@ def _converged_solver(config: ImageStudy, samples: _Data) -> ChambollePock:
 
 def _converged(
     config: ImageStudy, samples: _Data, problem: LowerLevel, part: data.Samples
-) -> Solution:
-    """The lower level solved until its residual is small."""
+) -> tuple[np.ndarray, float]:
+    """The lower level solved until its residual is small, and the share that got there."""
     solver = _converged_solver(config, samples)
-    return solve(problem, part.x_tilde, solver=solver, strategy=Truncation(1))
+    x, stats = solve_in_pieces(
+        problem, part.x_tilde, solver=solver, strategy=Truncation(1), piece=config.batch_size
+    )
+    return x, float(np.mean(np.asarray(stats.status) == Status.CONVERGED))
 
 
 def _loss(x: Any, x_true: np.ndarray) -> float:
@@ -231,7 +236,8 @@ def _tuned_problems(config: ImageStudy, samples: _Data) -> dict[str, LowerLevel]
             LowerLevel(K=K, F=L1(factor * samples.noise), G=Quadratic(1.0)) for factor in _WEIGHTS
         ]
         losses = [
-            _loss(_converged(config, samples, problem, few).x, few.x_true) for problem in candidates
+            _loss(_converged(config, samples, problem, few)[0], few.x_true)
+            for problem in candidates
         ]
         problems[name] = candidates[int(np.argmin(losses))]
     return problems
@@ -306,12 +312,13 @@ def _file_name(label: str) -> str:
 
 
 def _restorer(
-    problem: LowerLevel, solver: ChambollePock, strategy: AbstractStrategy
-) -> Callable[[np.ndarray], np.ndarray]:
-    """From observed rows to restored ones."""
-
+    config: ImageStudy, problem: LowerLevel, solver: ChambollePock, strategy: AbstractStrategy
+) -> Restorer:
     def restore(x_tilde: np.ndarray) -> np.ndarray:
-        return np.asarray(solve(problem, x_tilde, solver=solver, strategy=strategy).x)
+        # One size of piece throughout the job, that of a batch: one compilation a strategy.
+        return solve_in_pieces(
+            problem, x_tilde, solver=solver, strategy=strategy, piece=config.batch_size
+        )[0]
 
     return restore
 
@@ -355,18 +362,19 @@ def _evaluate(
     strategy: AbstractStrategy,
 ) -> dict[str, Any]:
     train, held_out = _train_subset(config, samples), samples.held_out
-    at_L = _restorer(problem, solver, strategy)
-    restored, converged = at_L(held_out.x_tilde), _converged(config, samples, problem, held_out)
+    at_L = _restorer(config, problem, solver, strategy)
+    restored = at_L(held_out.x_tilde)
+    converged, share_converged = _converged(config, samples, problem, held_out)
     return {
         "kind": "evaluation",
         "operator": name,
         "train_at_L": _loss(at_L(train.x_tilde), train.x_true),
-        "train_converged": _loss(_converged(config, samples, problem, train).x, train.x_true),
+        "train_converged": _loss(_converged(config, samples, problem, train)[0], train.x_true),
         "held_out_at_L": _loss(restored, held_out.x_true),
-        "held_out_converged": _loss(converged.x, held_out.x_true),
+        "held_out_converged": _loss(converged, held_out.x_true),
         "psnr_at_L": data.psnr(restored, held_out.x_true),
-        "psnr_converged": data.psnr(np.asarray(converged.x), held_out.x_true),
-        "share_converged": float(np.mean(np.asarray(converged.stats.status) == Status.CONVERGED)),
+        "psnr_converged": data.psnr(converged, held_out.x_true),
+        "share_converged": share_converged,
     }
 
 
@@ -376,8 +384,7 @@ def _identity_and_shrinkage(
     """`x_tilde` itself, and `x_tilde + a r*` with `a` fitted on training data."""
     train, held_out = _train_subset(config, samples), samples.held_out
     r_train, r_held_out = (
-        np.asarray(_converged(config, samples, problem, part).x) - part.x_tilde
-        for part in (train, held_out)
+        _converged(config, samples, problem, part)[0] - part.x_tilde for part in (train, held_out)
     )
     fitted = float(np.sum(r_train * (train.x_true - train.x_tilde)) / np.sum(r_train**2))
     rows = []
@@ -402,7 +409,7 @@ def _draw(
     config: ImageStudy,
     samples: _Data,
     problems: Mapping[str, LowerLevel],
-    restorers: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    restorers: Mapping[str, Restorer],
     training: list[dict[str, Any]],
     rows: list[dict[str, Any]],
     out: Path,
@@ -412,7 +419,7 @@ def _draw(
     baselines = {
         row["operator"]: row["held_out_converged"]
         for row in rows
-        if row["operator"] in ("DCT, best weight", "differences, best weight")
+        if row["operator"] == "differences, best weight"  # the best one that is not learned
     }
     over_epochs = plotting.plot_loss_curves(training, x="epoch", baselines=baselines)
     over_seconds = plotting.plot_loss_curves(training, x="seconds", baselines=baselines)
@@ -431,9 +438,7 @@ def _draw(
         _draw_photograph(config, restorers, out)
 
 
-def _some_patches(
-    samples: _Data, restorers: Mapping[str, Callable[[np.ndarray], np.ndarray]]
-) -> dict[str, np.ndarray]:
+def _some_patches(samples: _Data, restorers: Mapping[str, Restorer]) -> dict[str, np.ndarray]:
     """Six held-out patches, the most structured of the first ones: flat ones show nothing."""
     candidates = samples.held_out.take(slice(0, 64))
     chosen = candidates.take(np.argsort(-np.std(candidates.x_true, axis=1))[:6])
@@ -441,9 +446,7 @@ def _some_patches(
     return {"noisy": chosen.x_tilde, **restored, "truth": chosen.x_true}
 
 
-def _draw_photograph(
-    config: ImageStudy, restorers: Mapping[str, Callable[[np.ndarray], np.ndarray]], out: Path
-) -> None:
+def _draw_photograph(config: ImageStudy, restorers: Mapping[str, Restorer], out: Path) -> None:
     from skimage.metrics import structural_similarity
 
     truth = data.photograph(config.photograph)
@@ -465,16 +468,11 @@ def _draw_photograph(
     write_json(out / "photograph.json", metrics)
 
 
-def _restore_photograph(
-    config: ImageStudy, observed: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """Every patch by itself, overlaps averaged; in equal pieces, so that memory is bounded."""
-    size, stride, piece = config.patch, config.stride, 2048
+def _restore_photograph(config: ImageStudy, observed: np.ndarray, restore: Restorer) -> np.ndarray:
+    """Every patch by itself, overlaps averaged."""
+    size, stride = config.patch, config.stride
     patches = data.all_patches(observed, size=size, stride=stride)
-    padded = np.concatenate([patches, np.zeros((-len(patches) % piece, patches.shape[1]))])
-    restored = [restore(rows) for rows in padded.reshape(-1, piece, patches.shape[1])]
-    flat = np.concatenate(restored)[: len(patches)]
-    return data.assemble(flat, observed.shape, size=size, stride=stride)
+    return data.assemble(restore(patches), observed.shape, size=size, stride=stride)
 
 
 def _report(

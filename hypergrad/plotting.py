@@ -46,8 +46,8 @@ class Style:
     fill: FillStyleType = "full"
 
 
-# The lightness L* of any two strategies differs by 8 or more, and by most among the first four,
-# which are seen together most often. Baselines are levels rather than curves: greys.
+# The lightness L* of any two strategies differs by 7 or more, and by 20 among the first four, which
+# are seen together most often. Baselines are levels rather than curves: greys.
 STYLES: dict[str, Style] = {
     "full": Style("#000000", "solid", "o"),
     "ergodic": Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^"),
@@ -138,7 +138,7 @@ def plot_comparison(records: Records) -> Figure:
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if half < 1 else (1,)))
         axis.set_minor_formatter(ticker.NullFormatter())
         plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
-        powers = ticker.LogFormatterMathtext(minor_thresholds=(np.inf, np.inf))
+        powers = ticker.LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf))
         axis.set_major_formatter(plain if low >= 1e-3 and high < 1e5 else powers)
     left_out = ", ".join(dict.fromkeys(labels[~good].tolist()))
     if left_out:
@@ -240,7 +240,7 @@ def plot_operator(
         use = np.asarray(use, float)
         ok = use.shape == (m,) and bool(np.isfinite(use).all())
         _require(ok, f"use must be a finite number for each of the {m} rows; got {use.shape}")
-        K = K[np.argsort(use, kind="stable")]
+        K = K[np.argsort(-use, kind="stable")]
     columns, gap = min(columns, m), min(h, w, 2) - 1  # an entry apart; rows of signals touch
     lines = math.ceil(m / columns)
     mosaic = np.full((lines * (h + gap) - gap, columns * (w + gap) - gap), np.nan)

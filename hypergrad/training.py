@@ -29,7 +29,7 @@ from rich.progress import (
 
 from hypergrad._checks import check_count
 from hypergrad.bilevel import Loss, half_mean_squared_error, hypergradient, solve
-from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.chambolle_pock import ChambollePock, SolverStats
 from hypergrad.functions import AbstractFunction
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.operators import operator_norm
@@ -37,7 +37,7 @@ from hypergrad.records import write_npz
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["History", "evaluate", "progress_bar", "train"]
+__all__ = ["History", "evaluate", "progress_bar", "solve_in_pieces", "train"]
 
 Pair = tuple[Any, Any]
 
@@ -207,6 +207,28 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.
         yield order[start : start + batch_size]
 
 
+def solve_in_pieces(
+    problem: LowerLevel,
+    x_tilde: Any,
+    *,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    piece: int | None = None,
+) -> tuple[np.ndarray, SolverStats]:
+    """`x` and the statistics for `(samples, n)` of any size, with the memory of one piece.
+
+    Pieces have one size (the last is filled up with zeros), so there is one compilation.
+    """
+    x_tilde, count = np.asarray(x_tilde), len(x_tilde)
+    piece = min(_EVALUATION_BATCH, count) if piece is None else piece
+    filled = np.concatenate([x_tilde, np.zeros((-count % piece, problem.n), x_tilde.dtype)])
+    solved = []
+    for rows in filled.reshape(-1, piece, problem.n):
+        solution = solve(problem, rows, solver=solver, strategy=strategy)
+        solved.append(jax.tree.map(np.asarray, (solution.x, solution.stats)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *solved)
+
+
 def evaluate(
     problem: LowerLevel,
     x_tilde: Any,
@@ -215,14 +237,11 @@ def evaluate(
     solver: ChambollePock,
     strategy: AbstractStrategy,
     loss: Loss = half_mean_squared_error,
+    piece: int | None = None,
 ) -> float:
-    """The loss on data of any size, `(samples, n)`, in pieces of 4096 (averaged by their size)."""
-    pieces = []
-    for start in range(0, len(x_tilde), _EVALUATION_BATCH):
-        piece = slice(start, start + _EVALUATION_BATCH)
-        x = solve(problem, x_tilde[piece], solver=solver, strategy=strategy).x
-        pieces.append((len(x), float(loss(x, jnp.asarray(x_true[piece], x.dtype)))))
-    return sum(size * value for size, value in pieces) / len(x_tilde)
+    """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default)."""
+    x, _ = solve_in_pieces(problem, x_tilde, solver=solver, strategy=strategy, piece=piece)
+    return float(loss(jnp.asarray(x), jnp.asarray(x_true, x.dtype)))
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -362,13 +381,25 @@ def train(
     project = _default_projection(problem) if project is None else project
     update = _make_update(variables, solver, strategy, optimizer, project, loss)
 
+    def loss_on(pair: Pair, problem: LowerLevel) -> float:
+        return evaluate(
+            problem, *pair, solver=solver, strategy=strategy, loss=loss, piece=batch_size
+        )
+
     def validate(problem: LowerLevel) -> float | None:
-        if validation is None:
-            return None
-        return evaluate(problem, *validation, solver=solver, strategy=strategy, loss=loss)
+        return None if validation is None else loss_on(validation, problem)
 
     state = (problem, optimizer.init(variables.free(problem)))
-    records = [_record_at_start(problem, x_tilde, x_true, solver, strategy, loss, validate)]
+    records = [
+        {
+            "epoch": 0,
+            "seconds": 0.0,
+            "train_loss": loss_on((x_tilde, x_true), problem),
+            "validation_loss": validate(problem),
+            "residual": None,
+            "converged": None,
+        }
+    ]
     checkpoints = None
     if checkpoint_dir is not None:
         settings = (strategy.label, epochs, batch_size, seed)
@@ -393,26 +424,6 @@ def train(
             if checkpoints is not None:
                 checkpoints.save(epoch, tuple(state), records)
     return History(state[0], records)
-
-
-def _record_at_start(
-    problem: LowerLevel,
-    x_tilde: Array,
-    x_true: Array,
-    solver: ChambollePock,
-    strategy: AbstractStrategy,
-    loss: Loss,
-    validate: Callable[[LowerLevel], float | None],
-) -> dict[str, Any]:
-    train_loss = evaluate(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
-    return {
-        "epoch": 0,
-        "seconds": 0.0,
-        "train_loss": train_loss,
-        "validation_loss": validate(problem),
-        "residual": None,
-        "converged": None,
-    }
 
 
 def _record(
