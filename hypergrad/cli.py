@@ -21,7 +21,7 @@ _USAGE, _DATA, _INTERRUPTED = 2, 1, 130
 
 
 @dataclasses.dataclass(frozen=True)
-class _Common:
+class RunOptions:
     """What every command that computes takes."""
 
     out: Path | None = None
@@ -50,20 +50,22 @@ class _Common:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare(_Common):
+class Compare:
     """Compare strategies on photographs: one batch, training, tables and figures (the main job)."""
 
     strategies: tuple[str, ...] = ("full", "truncation:k=1", "ergodic", "limit:steps=10")
     """Strategies, separated by spaces: a name from `hypergrad strategies` with its options, as in
     truncation:k=5, or module:Class."""
+    run: RunOptions = RunOptions()
 
 
 @dataclasses.dataclass(frozen=True)
-class Train(_Common):
+class Train:
     """Learn K with one strategy; writes the operator, its records and figures."""
 
     strategy: str = "truncation:k=1"
     """The strategy, as in `compare`."""
+    run: RunOptions = RunOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(command, Strategies):
             _list_strategies()
         elif isinstance(command, Compare):
-            _study("compare", command, command.strategies)
+            _study("compare", command.run, command.strategies)
         else:
             assert isinstance(command, Train)
-            _study("train", command, (command.strategy,))
+            _study("train", command.run, (command.strategy,))
     except _UsageError as error:
         console.print(f"hypergrad: {error}", markup=False)
         return _USAGE
@@ -116,38 +118,38 @@ class _InterruptionError(Exception):
     """The user stopped a run; says what is finished and how to go on."""
 
 
-def _study(name: str, command: _Common, strategies: tuple[str, ...]) -> None:
+def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
     # The command line owns the process, so it may set JAX's global precision; the library may not.
     import jax
 
-    jax.config.update("jax_enable_x64", command.dtype == "float64")
+    jax.config.update("jax_enable_x64", options.dtype == "float64")
     from hypergrad.chambolle_pock import ChambollePock
     from hypergrad.image_study import ImageStudy, run_image_study
     from hypergrad.strategies import parse_strategy
 
     try:
         for text in strategies:
-            parse_strategy(text).check(ChambollePock(command.iterations))
+            parse_strategy(text).check(ChambollePock(options.iterations))
     except ValueError as error:
         raise _UsageError(error) from None
     config = ImageStudy()
-    if command.quick:
+    if options.quick:
         config = config.quick()
     given = {
-        field: getattr(command, field)
+        field: getattr(options, field)
         for field in ("epochs", "batch_size", "iterations", "learning_rate", "noise")
-        if getattr(command, field) is not None
+        if getattr(options, field) is not None
     }
     config = dataclasses.replace(
         config,
         strategies=strategies,
-        seed=command.seed,
-        dtype=command.dtype,
-        data=command.data,
+        seed=options.seed,
+        dtype=options.dtype,
+        data=options.data,
         **given,
     )
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    out = command.out or Path("results") / f"{name}-{stamp}"
+    out = options.out or Path("results") / f"{name}-{stamp}"
     console = Console(highlight=False)
     try:
         run_image_study(config, out, console)

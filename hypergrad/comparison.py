@@ -199,17 +199,17 @@ def compare(
     exact = refer(loss=on_certified, init=reference.state).grad
 
     records, compiled = [], {"forward": _compile_forward(problem, x_tilde, solver)}
-    for strategy in strategies:
+    for label, strategy in _distinct_labels(strategies).items():
         try:
             arguments = (problem, x_tilde, x_true, solver, strategy)
             one = compile_ahead(_hypergradient, *arguments, on_all)
             h, h_certified = one.call(), one(*arguments, on_certified)
         except Exception as error:  # one that fails is a row with its reason, not the end of all
-            records.append({"strategy": strategy.label, "error": _reason(error)})
+            records.append({"strategy": label, "error": _reason(error)})
             continue
         gradient, exact_gradient = _flat(parameters(h_certified.grad)), _flat(parameters(exact))
-        records.append(_record(strategy.label, h, gradient, exact_gradient, one))
-        compiled[strategy.label] = one
+        records.append(_record(label, h, gradient, exact_gradient, one))
+        compiled[label] = one
 
     seconds = interleaved_medians(
         {name: one.call for name, one in compiled.items()}, repeats=repeats
@@ -221,6 +221,18 @@ def compare(
             record["over_forward"] = time / seconds["forward"]
     about = _describe_reference(reference) | {"certified": float(jnp.mean(certified.astype(float)))}
     return Comparison(records, about, environment() | _device())
+
+
+def _distinct_labels(strategies: Sequence[AbstractStrategy]) -> dict[str, AbstractStrategy]:
+    """Strategies by label; one that has the label of an earlier one is numbered."""
+    labelled: dict[str, AbstractStrategy] = {}
+    for strategy in strategies:
+        label, number = strategy.label, 1
+        while label in labelled:
+            number += 1
+            label = f"{strategy.label} #{number}"
+        labelled[label] = strategy
+    return labelled
 
 
 def _hypergradient(problem, x_tilde, x_true, solver, strategy, loss) -> Hypergradient:

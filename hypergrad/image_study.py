@@ -125,11 +125,11 @@ def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
     solver = ChambollePock(config.iterations)
     for strategy in strategies.values():
         strategy.check(solver)
-    write_json(out / "config.json", dataclasses.asdict(config))
-    write_json(out / "environment.json", environment())
 
     console.print("[bold]1/5[/] data")
     samples = _load(config)
+    write_json(out / "config.json", dataclasses.asdict(config))
+    write_json(out / "environment.json", environment())
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
 
