@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import tyro
 
 import hypergrad as hg
+from hypergrad.comparison import solve_without_strategy
 from hypergrad.operators import operator_norm
 from hypergrad.records import environment, markdown_table, write_json, write_jsonl, write_text
 from hypergrad.timing import compile_ahead, interleaved_medians, matrix_products_alone
@@ -64,15 +65,6 @@ COLUMNS = {
     "batch_m_n_arrays": "arrays (batch, m, n)",
     "recompilations": "compiled again",
 }
-
-
-def forward(problem, x_tilde, solver):
-    """The forward solve alone, with its certificate."""
-    sizes = solver.step_sizes(problem)
-    state = solver.start(problem, x_tilde)
-    state, taken = solver.approach(problem, x_tilde, sizes, state, keep=0)
-    x = x_tilde + state.r
-    return x, state.y, solver.certify(problem, x_tilde, sizes, x, state.y, taken)
 
 
 def hypergradient(problem, x_tilde, x_true, solver, strategy):
@@ -121,7 +113,7 @@ def measure(m: int, n: int, batch: int, config: Config) -> list[dict]:
 
     programs = {
         "floor": compile_ahead(eqx.Partial(matrix_products_alone, L=config.iterations), K, x_tilde),
-        "forward": compile_ahead(forward, problem, x_tilde, solver),
+        "forward": compile_ahead(solve_without_strategy, problem, x_tilde, solver),
         "operator norm": compile_ahead(operator_norm, K),
     }
     for strategy in STRATEGIES:

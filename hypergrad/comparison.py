@@ -19,7 +19,7 @@ from hypergrad.bilevel import (
     half_mean_squared_error,
     hypergradient,
 )
-from hypergrad.chambolle_pock import ChambollePock, State
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
 from hypergrad.records import environment, markdown_table, write_json, write_jsonl, write_text
 from hypergrad.status import Status
@@ -27,7 +27,14 @@ from hypergrad.strategies._base import AbstractStrategy
 from hypergrad.strategies.limit import LimitFormula
 from hypergrad.timing import Compiled, compile_ahead, interleaved_medians
 
-__all__ = ["COLUMNS", "Comparison", "compare", "reference_hypergradient"]
+__all__ = [
+    "COLUMNS",
+    "Comparison",
+    "certified_samples",
+    "compare",
+    "reference_hypergradient",
+    "solve_without_strategy",
+]
 
 # What a record holds, with its heading and unit. Everything that prints or draws reads this.
 COLUMNS = {
@@ -198,7 +205,10 @@ def compare(
     on_certified = _OnSamples(loss, certified)
     exact = refer(loss=on_certified, init=reference.state).grad
 
-    records, compiled = [], {"forward": _compile_forward(problem, x_tilde, solver)}
+    records, compiled = (
+        [],
+        {"forward": compile_ahead(solve_without_strategy, problem, x_tilde, solver)},
+    )
     for label, strategy in _distinct_labels(strategies).items():
         try:
             arguments = (problem, x_tilde, x_true, solver, strategy)
@@ -239,17 +249,14 @@ def _hypergradient(problem, x_tilde, x_true, solver, strategy, loss) -> Hypergra
     return hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
 
 
-def _compile_forward(problem: LowerLevel, x_tilde: Array, solver: ChambollePock) -> Compiled:
-    """The forward solve alone, with its certificate and without any strategy."""
-
-    def forward(problem, x_tilde, solver):
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde)
-        state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
-        x = x_tilde + state.r
-        return x, state.y, solver.certify(problem, x_tilde, sizes, x, state.y, taken)
-
-    return compile_ahead(forward, problem, x_tilde, solver)
+def solve_without_strategy(problem: LowerLevel, x_tilde: Array, solver: ChambollePock) -> Solution:
+    """The forward solve with its certificate, and nothing kept for a backward pass."""
+    sizes = solver.step_sizes(problem)
+    start = solver.start(problem, x_tilde)
+    state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
+    x = x_tilde + state.r
+    stats = solver.certify(problem, x_tilde, sizes, x, state.y, taken)
+    return Solution(x, state.y, stats, state)
 
 
 def _reason(error: Exception) -> str:

@@ -111,7 +111,7 @@ def test_products(case, batch, key):
 @every_operator
 def test_transpose_is_the_adjoint(case, key):
     m, n = case.matrix.shape
-    v, y = jax.random.normal(key, (10, n)), jax.random.normal(key, (10, m))
+    v, y = jax.random.normal(key, (2, 3, n)), jax.random.normal(key, (2, 3, m))
     K_v, KT_y = products(case.K, v, y)
     np.testing.assert_allclose(np.sum(K_v * y, -1), np.sum(v * KT_y, -1), atol=1e-13)
 
@@ -125,11 +125,11 @@ def test_shape_and_dtype(case):
 def test_float32_stays_float32():
     v = jnp.ones((3, 6), jnp.float32)
     for K in (jnp.ones((5, 6), jnp.float32), difference_operator((2, 3), dtype=jnp.float32)):
-        product = apply(K, v)
+        product = jax.eval_shape(lambda v, K=K: apply(K, v), v)
+        there_and_back = jax.eval_shape(lambda v, K=K: apply_transpose(K, apply(K, v)), v)
+        norm = jax.eval_shape(lambda K=K: operator_norm(K))
         assert operator_dtype(K) == jnp.float32
-        assert product.dtype == jnp.float32
-        assert apply_transpose(K, product).dtype == jnp.float32
-        assert operator_norm(K).dtype == jnp.float32
+        assert {product.dtype, there_and_back.dtype, norm.dtype} == {jnp.dtype(jnp.float32)}
 
 
 # --------------------------------------------------------------- gradient of the bilinear form
@@ -203,22 +203,6 @@ def test_bilinear_gradient_costs_one_product():
     compiled = jax.jit(lambda K, v, y: bilinear_gradient(K, (y, v))).lower(K, v, y).compile()
     assert compiled.cost_analysis()["flops"] == 2 * BATCH * M * N
     assert f"[{BATCH},{M},{N}]" not in compiled.as_text()
-
-
-@pytest.mark.parametrize("name", sorted(hg.STRATEGIES))
-def test_no_hypergradient_holds_a_matrix_for_each_sample(name):
-    """The outer products are summed over the batch without being written out."""
-    problem = hg.LowerLevel(K=jnp.ones((M, N)), F=hg.L1(0.1), G=hg.Quadratic(1.0))
-    solver, strategy = hg.ChambollePock(iterations=3), hg.STRATEGIES[name]()
-
-    def gradient(problem, x_tilde):
-        return hg.hypergradient(
-            problem, x_tilde, jnp.zeros((BATCH, N)), solver=solver, strategy=strategy
-        ).grad.K
-
-    shapes = every_shape(str(jax.make_jaxpr(gradient)(problem, jnp.ones((BATCH, N)))))
-    assert (BATCH, N) in shapes  # the shapes are being read
-    assert not [shape for shape in shapes if {BATCH, M, N} <= set(shape)]
 
 
 # --------------------------------------------------------------------------------------- norm
@@ -301,7 +285,7 @@ MATRIX_FREE = {
     **{
         name: (matrix_free(matrix), float(np.linalg.norm(matrix, 2)))
         for name, matrix in DENSE.items()
-        if name in ("wide", "tall", "square", "one row", "one column", "rank 1", "orthonormal")
+        if name in ("wide", "tall", "one column", "rank 1", "ill-conditioned")
     },
     # The eigenvalues of a difference matrix: 4 sin^2(pi i / (2 h)), vertical plus horizontal.
     "small image": (difference_operator((8, 8)), 8**0.5 * np.sin(np.pi * 7 / 16)),
@@ -319,9 +303,12 @@ def test_norm_of_a_matrix_free_operator(name):
 HARD = {
     # Singular values that crowd at the upper end: 32 steps cannot tell them apart, and the
     # residual, which bounds the error, is larger than it.
-    "uniform": (diagonal(t), 1.0),
+    "uniform": (diagonal(1 - np.arange(300) / 300), 1.0),
     "crowded": (diagonal(1 - t**2), 1.0),
-    "gap below a crowd": (diagonal([1.0, *(0.99 * np.cos(np.pi / 2 * t[1:]))]), 1.0),
+    "crowd below a gap": (
+        diagonal([1.0, *(0.99 * np.cos(np.pi / 2 * np.linspace(0, 1, 20_000)))]),
+        1.0,
+    ),
     "large image": (difference_operator((128, 128)), 8**0.5 * np.sin(np.pi * 127 / 256)),
 }
 
