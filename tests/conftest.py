@@ -11,7 +11,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Every annotated function of the numerical core then checks the shapes of what it is given. It has
 # to be in place before the package is imported for the first time.
-_CORE = ("functions", "operators", "lower_level", "chambolle_pock", "adjoint", "strategies", "bilevel")
+_CORE = (
+    "functions",
+    "operators",
+    "lower_level",
+    "chambolle_pock",
+    "adjoint",
+    "strategies",
+    "bilevel",
+)
 install_import_hook([f"hypergrad.{module}" for module in _CORE], "beartype.beartype")
 
 

@@ -1,4 +1,4 @@
-"""Products, adjoints, gradients, the norm bound and the usual operators: NumPy, SciPy by hand."""
+"""The operator K: products, adjoints, gradients, norm bounds; against NumPy and SciPy."""
 
 from __future__ import annotations
 
