@@ -93,6 +93,13 @@ class AdjointStats(eqx.Module):
         steps = jnp.broadcast_to(steps, residual.shape).astype(jnp.int32)
         return cls(steps, residual, status.astype(jnp.int32))
 
+    @classmethod
+    def exact(cls, steps: int, dx_tilde: Float[Array, "*batch n"]) -> AdjointStats:
+        """Nothing was approximated: residual 0, unless the gradient itself is not finite."""
+        finite = jnp.all(jnp.isfinite(dx_tilde), axis=-1)
+        residual = jnp.where(finite, 0.0, jnp.nan).astype(dx_tilde.dtype)
+        return cls.judge(jnp.asarray(steps), residual, 0.0)
+
 
 class Gradients(NamedTuple):
     """What a pullback gives: gradients in the three arguments of a solve, and its statistics."""
@@ -168,11 +175,8 @@ def relative_size(primal: Array, dual: Array, g: Cotangent, sizes: StepSizes) ->
     """
     tau, sigma, _ = sizes
     size = primal_dual_norm(g.x, g.y, 1 / tau, 1 / sigma)
-    return jnp.where(
-        size > 0,
-        primal_dual_norm(primal, dual, 1 / tau, 1 / sigma) / jnp.where(size > 0, size, 1.0),
-        0.0,
-    )
+    ratio = primal_dual_norm(primal, dual, 1 / tau, 1 / sigma) / jnp.where(size == 0, 1.0, size)
+    return jnp.where(size == 0, 0.0, ratio)  # a size that is NaN stays to be seen
 
 
 # ------------------------------------------------------------------------- unrolled gradients

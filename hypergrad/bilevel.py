@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_finite, is_concrete
+from hypergrad._checks import as_inexact, check_finite, is_concrete
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel, cast_floats
@@ -83,7 +83,7 @@ def _prepare(
             "hg.Truncation(k=1)"
         )
     strategy.check(solver)
-    x_tilde = jnp.asarray(x_tilde)
+    x_tilde = as_inexact(x_tilde)
     _check_batch("x_tilde", x_tilde, problem.n)
     solver.check_step_sizes(problem)
     dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
@@ -124,7 +124,7 @@ def _restore_batch(tree: Any, batch: tuple[int, ...]) -> Any:
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), tree)
 
 
-_GOOD = np.array([status.value for status in Status if status.is_good])
+_GOOD = np.array([status.value for status in Status if status.is_good], np.int32)
 
 
 def _throw_if_bad(tree: Any, status: Array, what: str) -> Any:

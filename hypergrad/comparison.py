@@ -255,7 +255,7 @@ def solve_without_strategy(problem: LowerLevel, x_tilde: Array, solver: Chamboll
     start = solver.start(problem, x_tilde)
     state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
     x = x_tilde + state.r
-    stats = solver.certify(problem, x_tilde, sizes, x, state.y, taken)
+    stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken)
     return Solution(x, state.y, stats, state)
 
 

@@ -130,8 +130,9 @@ def _shrink_to_ball(z: Array, radius: Array, axis: int) -> Array:
     So the norm is only taken where it is used, outside the ball.
     """
     squared = jnp.sum(z**2, axis=axis, keepdims=True)
-    outside = (squared >= radius**2) & (squared > 0)
-    return jnp.where(outside, z * radius / jnp.sqrt(jnp.where(outside, squared, 1.0)), z)
+    outside = squared >= radius**2
+    size = jnp.sqrt(jnp.where(outside & (squared > 0), squared, 1.0))
+    return jnp.where(outside, z * radius / size, z)
 
 
 def _norm(v: Array, axis: int) -> Array:

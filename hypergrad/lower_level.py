@@ -16,7 +16,7 @@ from hypergrad.functions import AbstractFunction
 from hypergrad.operators import (
     Operator,
     apply,
-    apply_transpose,
+    matrix_of,
     operator_dtype,
     operator_shape,
 )
@@ -75,7 +75,8 @@ class LowerLevel(eqx.Module):
         self.G.check_size(self.n)
         for leaf in jax.tree.leaves(self.K):
             check_finite("K", leaf)
-        if is_concrete(self.K) and not np.any(np.asarray(self.K)):
+        matrix = matrix_of(self.K)
+        if is_concrete(matrix) and not np.any(np.asarray(matrix)):
             raise ValueError(
                 "K must not be zero (its norm sets the step sizes); got only zeros: "
                 "start from a DCT, differences or a random matrix"
@@ -102,23 +103,25 @@ class LowerLevel(eqx.Module):
         return self.F.homogeneous and self.G.indicator
 
     def objective(
-        self,
-        x: Float[Array, "*batch n"],
-        x_tilde: Float[Array, "*batch n"],
-        *,
-        K_x: Float[Array, "*batch m"] | None = None,
+        self, x: Float[Array, "*batch n"], x_tilde: Float[Array, "*batch n"]
     ) -> Float[Array, "*batch"]:
-        """`F(K x) + G(x - x_tilde)`; the product is taken from `K_x` where it is there already."""
-        K_x = apply(self.K, x) if K_x is None else K_x
-        return self.F(K_x) + self.G(x - x_tilde)
+        """`F(K x) + G(x - x_tilde)`."""
+        return self.F(apply(self.K, x)) + self.G(x - x_tilde)
 
-    def dual_objective(
+    def gap(
         self,
+        r: Float[Array, "*batch n"],
         y: Float[Array, "*batch m"],
         x_tilde: Float[Array, "*batch n"],
         *,
-        KT_y: Float[Array, "*batch n"] | None = None,
+        K_x: Float[Array, "*batch m"],
+        KT_y: Float[Array, "*batch n"],
     ) -> Float[Array, "*batch"]:
-        """`<K^T y, x_tilde> - F*(y) - G*(-K^T y)`: a lower bound on the least objective."""
-        KT_y = apply_transpose(self.K, y) if KT_y is None else KT_y
-        return jnp.sum(KT_y * x_tilde, axis=-1) - self.F.conjugate(y) - self.G.conjugate(-KT_y)
+        """Primal minus dual objective of a pair, from its two products with K.
+
+            F(K x) + G(r) - ( <K^T y, x_tilde> - F*(y) - G*(-K^T y) )
+
+        Takes r, not x: `(x_tilde + r) - x_tilde` may leave a small cell by the rounding of x_tilde.
+        """
+        dual = jnp.sum(KT_y * x_tilde, axis=-1) - self.F.conjugate(y) - self.G.conjugate(-KT_y)
+        return self.F(K_x) + self.G(r) - dual

@@ -28,6 +28,7 @@ __all__ = [
     "difference_operator",
     "differences",
     "differences2",
+    "matrix_of",
     "operator_dtype",
     "operator_norm",
     "operator_shape",
@@ -65,7 +66,7 @@ def operator_dtype(K: Operator) -> jnp.dtype:
     return K.dtype
 
 
-def _dense(K: Operator) -> Array | None:
+def matrix_of(K: Operator) -> Array | None:
     """The matrix, if the operator is one already; never built."""
     if isinstance(K, lx.MatrixLinearOperator):
         return K.matrix
@@ -79,7 +80,7 @@ def _map_over_batch(K: lx.AbstractLinearOperator, v: Array) -> Array:
 
 def apply(K: Operator, v: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
     """`K v` for every vector of a batch."""
-    matrix = _dense(K)
+    matrix = matrix_of(K)
     if matrix is not None:
         return v @ matrix.T
     assert isinstance(K, lx.AbstractLinearOperator)
@@ -88,7 +89,7 @@ def apply(K: Operator, v: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
 
 def apply_transpose(K: Operator, y: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
     """`K^T y` for every vector of a batch."""
-    matrix = _dense(K)
+    matrix = matrix_of(K)
     if matrix is not None:
         return y @ matrix
     assert isinstance(K, lx.AbstractLinearOperator)
@@ -127,16 +128,19 @@ def operator_norm(K: Operator) -> Float[Array, ""]:
     >>> f"{operator_norm(jnp.diag(jnp.array([3.0, 1.0]))):.4f}"
     '3.0000'
     """
-    matrix = _dense(K)
+    matrix = matrix_of(K)
     return _lanczos_norm(K) if matrix is None else _matrix_norm(matrix)
 
 
 def _matrix_norm(matrix: Array) -> Array:
     m, n = matrix.shape
-    gram = matrix @ matrix.T if m <= n else matrix.T @ matrix
+    largest = jnp.max(jnp.abs(matrix))
+    scale = jnp.where(largest > 0, largest, 1.0)  # squares must neither overflow nor vanish
+    unit = matrix / scale
+    gram = unit @ unit.T if m <= n else unit.T @ unit
     rounding = max(m, n) * jnp.finfo(matrix.dtype).eps
-    largest = jnp.linalg.eigvalsh(gram)[-1]
-    return jnp.sqrt(jnp.maximum(largest, 0.0)) * (1 + rounding)
+    eigenvalue = jnp.linalg.eigvalsh(gram)[-1]
+    return scale * jnp.sqrt(jnp.maximum(eigenvalue, 0.0)) * (1 + rounding)
 
 
 def _lanczos_norm(K: Operator) -> Array:

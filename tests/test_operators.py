@@ -300,15 +300,24 @@ def test_norm_of_a_matrix_free_operator(name):
     assert norm <= float(compiled_norm(K)) <= 1.011 * norm
 
 
+crowd = np.cos(np.pi / 2 * np.linspace(0, 1, 20_000))
+
+
+def with_a_hidden_one() -> np.ndarray:
+    """A norm of 1 in the direction that the start of the iteration sees least."""
+    start = jax.random.normal(jax.random.key(0), crowd.shape)
+    values = 0.97 * crowd
+    values[np.argmin(np.abs(start))] = 1.0
+    return values
+
+
 HARD = {
     # Singular values that crowd at the upper end: 32 steps cannot tell them apart, and the
     # residual, which bounds the error, is larger than it.
     "uniform": (diagonal(1 - np.arange(300) / 300), 1.0),
     "crowded": (diagonal(1 - t**2), 1.0),
-    "crowd below a gap": (
-        diagonal([1.0, *(0.99 * np.cos(np.pi / 2 * np.linspace(0, 1, 20_000)))]),
-        1.0,
-    ),
+    "crowd below a gap": (diagonal([1.0, *(0.99 * crowd[1:])]), 1.0),
+    "hidden": (diagonal(with_a_hidden_one()), 1.0),
     "large image": (difference_operator((128, 128)), 8**0.5 * np.sin(np.pi * 127 / 256)),
 }
 

@@ -77,9 +77,7 @@ def test_the_new_strategy_is_truncation_from_a_better_start(key):
 
 def test_the_new_strategy_with_a_tolerance(key):
     # A while loop cannot be differentiated in reverse: what comes before must be held fixed whole.
-    problem = hg.LowerLevel(
-        K=hg.operators.random(7, 5, key=key), F=hg.L1(0.1), G=hg.Quadratic(1.0)
-    )
+    problem = hg.LowerLevel(K=hg.operators.random(7, 5, key=key), F=hg.L1(0.1), G=hg.Quadratic(1.0))
     solver = hg.ChambollePock(5000, tolerance=1e-10)
     h = hg.hypergradient(
         problem, jnp.ones((2, 5)), jnp.zeros((2, 5)), solver=solver, strategy=patient_strategy()()

@@ -73,7 +73,7 @@ class Linear(AbstractWeights):
     """`alpha_l = 2 l / (L (L + 1))`: late iterates count more."""
 
     def __call__(self, L: int) -> Float[Array, " L"]:
-        return jnp.arange(1, L + 1) * (2 / (L * (L + 1)))
+        return jnp.arange(1.0, L + 1) * (2 / (L * (L + 1)))
 
     @property
     def label(self) -> str:
@@ -192,7 +192,7 @@ class ErgodicUnrolling(AbstractStrategy):
         (state, e, y), history = jax.lax.scan(body, (start, zero.r, zero.y), alpha)
         x = x_tilde + e
         taken = jnp.full(x.shape[:-1], solver.iterations)
-        stats = solver.certify(problem, x_tilde, sizes, x, y, taken)
+        stats = solver.certify(problem, x_tilde, sizes, e, y, taken)
         residuals = (problem, x_tilde, solver, sizes, start, history, alpha)
         return Solution(x, y, stats, state), residuals
 
@@ -201,7 +201,7 @@ class ErgodicUnrolling(AbstractStrategy):
         grad, dx_tilde, dsizes, _ = backpropagate(
             problem, x_tilde, sizes, start, history, cotangent, alpha
         )
-        nothing_cut_off = jnp.zeros(x_tilde.shape[:-1], x_tilde.dtype)
-        stats = AdjointStats.judge(jnp.asarray(solver.iterations), nothing_cut_off, 0.0)
+        dx_tilde = cotangent.x + dx_tilde
+        stats = AdjointStats.exact(solver.iterations, dx_tilde)
         dsolver = solver_gradient(solver, problem, dsizes)
-        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats)
+        return Gradients(grad, dx_tilde, dsolver, stats)

@@ -57,7 +57,7 @@ class FullUnrolling(AbstractStrategy):
         state, history = record(problem, x_tilde, sizes, start, solver.iterations)
         x = x_tilde + state.r
         taken = jnp.full(x.shape[:-1], solver.iterations)
-        stats = solver.certify(problem, x_tilde, sizes, x, state.y, taken)
+        stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken)
         residuals = (problem, x_tilde, solver, sizes, start, history)
         return Solution(x, state.y, stats, state), residuals
 
@@ -66,7 +66,7 @@ class FullUnrolling(AbstractStrategy):
         grad, dx_tilde, dsizes, _ = backpropagate(
             problem, x_tilde, sizes, start, history, cotangent, alpha=None
         )
-        nothing_cut_off = jnp.zeros(x_tilde.shape[:-1], x_tilde.dtype)
-        stats = AdjointStats.judge(jnp.asarray(solver.iterations), nothing_cut_off, 0.0)
+        dx_tilde = cotangent.x + dx_tilde
+        stats = AdjointStats.exact(solver.iterations, dx_tilde)
         dsolver = solver_gradient(solver, problem, dsizes)
-        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats)
+        return Gradients(grad, dx_tilde, dsolver, stats)

@@ -329,7 +329,7 @@ class LimitFormula(AbstractStrategy):
         before, taken = solver.approach(problem, x_tilde, sizes, start, keep=kept)
         state, history = record(problem, x_tilde, sizes, before, kept)
         x = x_tilde + state.r
-        stats = solver.certify(problem, x_tilde, sizes, x, state.y, taken + kept)
+        stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken + kept)
         residuals = (problem, solver, sizes, history, x, state.y)
         return Solution(x, state.y, stats, state), residuals
 

@@ -71,7 +71,7 @@ class Truncation(AbstractStrategy):
         before, taken = solver.approach(problem, x_tilde, sizes, start, keep=self.k)
         state, history = record(problem, x_tilde, sizes, before, self.k)
         x = x_tilde + state.r
-        stats = solver.certify(problem, x_tilde, sizes, x, state.y, taken + self.k)
+        stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken + self.k)
         residuals = (problem, x_tilde, solver, sizes, before, history)
         return Solution(x, state.y, stats, state), residuals
 

@@ -1,0 +1,508 @@
+"""Every bad input gives one ValueError that says the rule, and what was got."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import lineax as lx
+import numpy as np
+import pytest
+
+import hypergrad as hg
+from hypergrad.chambolle_pock import State
+
+
+@pytest.fixture(autouse=True)
+def no_type_checker():
+    """What users see: the runtime type checker of the other tests would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+M, N = 3, 4
+K = np.asarray(hg.operators.differences(N))
+PROBLEM = hg.LowerLevel(K=K, F=hg.L1(0.1), G=hg.Quadratic(1.0))
+X = jnp.array([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 2.0, 3.0]])
+NAN, INF = np.nan, np.inf
+
+
+def solve(
+    x_tilde: Any = X,
+    problem: hg.LowerLevel = PROBLEM,
+    strategy: Any = None,
+    init: State | None = None,
+    **options,
+) -> hg.Solution:
+    strategy = hg.Truncation(1) if strategy is None else strategy
+    solver = hg.ChambollePock(**{"iterations": 20, **options})
+    return hg.solve(problem, x_tilde, solver=solver, strategy=strategy, init=init)
+
+
+def hypergradient(x_true: Any) -> hg.Hypergradient:
+    return hg.hypergradient(PROBLEM, X, x_true, strategy=hg.Truncation(1))
+
+
+def lower_level(K: Any = K, F: Any = PROBLEM.F, G: Any = PROBLEM.G) -> hg.LowerLevel:
+    return hg.LowerLevel(K=K, F=F, G=G)
+
+
+def zero_state(r: tuple[int, ...], r_bar: tuple[int, ...], y: tuple[int, ...]) -> State:
+    return State(jnp.zeros(r), jnp.zeros(r_bar), jnp.zeros(y))
+
+
+def with_entry(array: Any, value: float) -> jax.Array:
+    return jnp.asarray(array).at[0, 1].set(value)
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    # name: (what is called, what the error says: the rule, then what was got)
+    #
+    # ---- data
+    "x_tilde of another size": (
+        lambda: solve(jnp.zeros((2, 5))),
+        r"x_tilde must have shape (..., 4), the columns of K last; got (2, 5)",
+    ),
+    "x_tilde a number": (
+        lambda: solve(jnp.array(1.0)),
+        r"x_tilde must have shape (..., 4), the columns of K last; got ()",
+    ),
+    "x_tilde transposed": (
+        lambda: solve(X.T),
+        r"x_tilde must have shape (..., 4), the columns of K last; got (4, 2)",
+    ),
+    "an empty batch": (
+        lambda: solve(jnp.zeros((0, 4))),
+        r"x_tilde must hold at least one sample; got shape (0, 4)",
+    ),
+    "NaN in x_tilde": (
+        lambda: solve(with_entry(X, NAN)),
+        r"x_tilde must be finite; got 1 NaN or infinite entries out of 8",
+    ),
+    "infinity in x_tilde": (
+        lambda: solve(with_entry(X, -INF)),
+        r"x_tilde must be finite; got 1 NaN or infinite entries out of 8",
+    ),
+    "NaN in NumPy data": (
+        lambda: solve(np.full((2, 4), NAN)),
+        r"x_tilde must be finite; got 8 NaN or infinite entries out of 8",
+    ),
+    "x_true of another size": (
+        lambda: hypergradient(jnp.zeros((2, 3))),
+        r"x_true must have the shape of x_tilde, (2, 4); got (2, 3)",
+    ),
+    "x_true without the batch": (
+        lambda: hypergradient(jnp.zeros(4)),
+        r"x_true must have the shape of x_tilde, (2, 4); got (4,)",
+    ),
+    "NaN in x_true": (
+        lambda: hypergradient(with_entry(X, NAN)),
+        r"x_true must be finite; got 1 NaN or infinite entries out of 8",
+    ),
+    "infinity in x_true": (
+        lambda: hypergradient(with_entry(X, INF)),
+        r"x_true must be finite; got 1 NaN or infinite entries out of 8",
+    ),
+    "init of another batch": (
+        lambda: solve(init=zero_state((3, 4), (3, 4), (3, 3))),
+        r"init must have shapes ((2, 4), (2, 4), (2, 3)) (r, r_bar, y); got ((3, 4), (3, 4), (3, ",
+    ),
+    "init of another problem": (
+        lambda: solve(init=zero_state((2, 4), (2, 4), (2, 5))),
+        r"init must have shapes ((2, 4), (2, 4), (2, 3)) (r, r_bar, y); got ((2, 4), (2, 4), (2, 5",
+    ),
+    #
+    # ---- the operator
+    "K a vector": (
+        lambda: lower_level(K=jnp.ones(4)),
+        r"K must be an (m, n) matrix or a lineax operator; got shape (4,)",
+    ),
+    "K a stack": (
+        lambda: lower_level(K=jnp.ones((2, 3, 4))),
+        r"K must be an (m, n) matrix or a lineax operator; got shape (2, 3, 4)",
+    ),
+    "K without rows": (
+        lambda: lower_level(K=jnp.ones((0, 4))),
+        r"K must have at least one row and column; got (0, 4)",
+    ),
+    "K zero": (
+        lambda: lower_level(K=jnp.zeros((3, 4))),
+        r"K must not be zero (its norm sets the step sizes); got only zeros",
+    ),
+    "K zero, as a lineax operator": (
+        lambda: lower_level(K=lx.MatrixLinearOperator(jnp.zeros((3, 4)))),
+        r"K must not be zero (its norm sets the step sizes); got only zeros",
+    ),
+    "NaN in K": (
+        lambda: lower_level(K=with_entry(K, NAN)),
+        r"K must be finite; got 1 NaN or infinite entries out of 12",
+    ),
+    "infinity in a lineax operator": (
+        lambda: lower_level(K=lx.MatrixLinearOperator(with_entry(K, INF))),
+        r"K must be finite; got 1 NaN or infinite entries out of 12",
+    ),
+    #
+    # ---- the functions
+    "F no function": (
+        lambda: lower_level(F=0.1),
+        r"F must be a hypergrad function; got float",
+    ),
+    "G a class": (
+        lambda: lower_level(G=hg.Quadratic),
+        r"G must be a hypergrad function; got ",
+    ),
+    "one weight too many": (
+        lambda: lower_level(F=hg.L1(jnp.ones(4))),
+        r"L1.weight must be a number or have shape (3,); got shape (4,)",
+    ),
+    "weights as a column": (
+        lambda: lower_level(F=hg.L1(jnp.ones((3, 1)))),
+        r"L1.weight must be a number or have shape (3,); got shape (3, 1)",
+    ),
+    "radii of the size of y": (
+        lambda: lower_level(G=hg.Box(jnp.ones(3))),
+        r"Box.radius must be a number or have shape (4,); got shape (3,)",
+    ),
+    "a center of another size": (
+        lambda: lower_level(G=hg.Quadratic(1.0, jnp.zeros(5))),
+        r"Quadratic.center must be a number or have shape (4,); got shape (5,)",
+    ),
+    "one smoothing too many": (
+        lambda: lower_level(F=hg.Huber(1.0, jnp.ones(4))),
+        r"Huber.smoothing must be a number or have shape (3,); got shape (4,)",
+    ),
+    "weights for groups": (
+        lambda: hg.GroupL1(jnp.ones(2), shape=(2, 2)),
+        r"GroupL1.weight must be one number; got shape (2,)",
+    ),
+    "radii for a ball": (
+        lambda: hg.L2Ball(jnp.ones(2)),
+        r"L2Ball.radius must be one number; got shape (2,)",
+    ),
+    "groups of another size": (
+        lambda: lower_level(F=hg.GroupL1(0.1, shape=(2, 2))),
+        r"GroupL1.shape must hold 3 coordinates; got (2, 2), which holds 4",
+    ),
+    "an axis that is not there": (
+        lambda: hg.GroupL1(0.1, shape=(2, 2), axis=2),
+        r"GroupL1.axis must be an axis of shape (2, 2); got 2",
+    ),
+    "parts without a size": (
+        lambda: hg.SeparableSum((hg.L1(0.1), hg.Zero()), (3,)),
+        r"SeparableSum must have one size for each part and at least one part; got 2 parts and 1 ",
+    ),
+    "no parts": (
+        lambda: hg.SeparableSum((), ()),
+        r"SeparableSum must have one size for each part and at least one part; got 0 parts and 0 ",
+    ),
+    "sizes that do not add up": (
+        lambda: lower_level(F=hg.SeparableSum((hg.L1(0.1), hg.Zero()), (1, 1))),
+        r"SeparableSum.sizes must add up to 3; got (1, 1), which add up to 2",
+    ),
+    "a part of another size": (
+        lambda: hg.SeparableSum((hg.L1(jnp.ones(2)), hg.Zero()), (1, 2)),
+        r"L1.weight must be a number or have shape (1,); got shape (2,)",
+    ),
+    "a negative weight": (
+        lambda: hg.L1(-0.1),
+        r"L1.weight must be non-negative; got -0.1",
+    ),
+    "one negative weight": (
+        lambda: hg.L1(jnp.array([0.1, -0.2, 0.3])),
+        r"L1.weight must be non-negative; got -0.2",
+    ),
+    "a weight that is NaN": (
+        lambda: hg.L1(NAN),
+        r"L1.weight must be finite; got 1 NaN or infinite entries out of 1",
+    ),
+    "an infinite weight": (
+        lambda: hg.GroupL1(INF, shape=(1, 3)),
+        r"GroupL1.weight must be finite; got 1 NaN or infinite entries out of 1",
+    ),
+    "a zero weight of a quadratic": (
+        lambda: hg.Quadratic(0.0),
+        r"Quadratic.weight must be positive; got 0",
+    ),
+    "a center that is NaN": (
+        lambda: hg.Quadratic(1.0, jnp.array([0.0, NAN])),
+        r"Quadratic.center must be finite; got 1 NaN or infinite entries out of 2",
+    ),
+    "a zero radius": (
+        lambda: hg.Box(0.0),
+        r"Box.radius must be positive; got 0",
+    ),
+    "a negative radius": (
+        lambda: hg.L2Ball(-1.0),
+        r"L2Ball.radius must be positive; got -1",
+    ),
+    "a negative ridge": (
+        lambda: hg.ElasticNet(0.1, -1.0),
+        r"ElasticNet.ridge must be positive; got -1",
+    ),
+    "a zero smoothing": (
+        lambda: hg.Huber(0.1, 0.0),
+        r"Huber.smoothing must be positive; got 0",
+    ),
+    "a negative weight in a box": (
+        lambda: hg.BoxQuadratic(0.1, -1.0),
+        r"BoxQuadratic.weight must be positive; got -1",
+    ),
+    #
+    # ---- the solver
+    "no iterations": (
+        lambda: hg.ChambollePock(0),
+        r"iterations must be a whole number of at least 1; got 0",
+    ),
+    "half an iteration": (
+        lambda: hg.ChambollePock(1.5),
+        r"iterations must be a whole number of at least 1; got 1.5",
+    ),
+    "a negative tau": (
+        lambda: hg.ChambollePock(tau=-0.1),
+        r"tau must be one finite number above 0; got -0.1",
+    ),
+    "a zero sigma": (
+        lambda: hg.ChambollePock(sigma=0.0),
+        r"sigma must be one finite number above 0; got 0.0",
+    ),
+    "an infinite sigma": (
+        lambda: hg.ChambollePock(sigma=INF),
+        r"sigma must be one finite number above 0; got inf",
+    ),
+    "one tau a row": (
+        lambda: hg.ChambollePock(tau=jnp.ones(3)),
+        r"tau must be one finite number above 0; got [1. 1. 1.]",
+    ),
+    "a negative step ratio": (
+        lambda: hg.ChambollePock(step_ratio=-1.0),
+        r"step_ratio must be one finite number above 0; got -1.0",
+    ),
+    "a zero primal scale": (
+        lambda: hg.ChambollePock(primal_scale=0.0),
+        r"primal_scale must be one finite number above 0; got 0.0",
+    ),
+    "a tolerance that is NaN": (
+        lambda: hg.ChambollePock(tolerance=NAN),
+        r"tolerance must be one finite number above 0; got nan",
+    ),
+    "a negative tolerance": (
+        lambda: hg.ChambollePock(tolerance=-1e-6),
+        r"tolerance must be one finite number above 0; got -1e-06",
+    ),
+    "theta above 1": (
+        lambda: hg.ChambollePock(theta=1.5),
+        r"theta must lie between 0 and 1; got 1.5",
+    ),
+    "theta below 0": (
+        lambda: hg.ChambollePock(theta=-0.5),
+        r"theta must lie between 0 and 1; got -0.5",
+    ),
+    "theta NaN": (
+        lambda: hg.ChambollePock(theta=NAN),
+        r"theta must lie between 0 and 1; got nan",
+    ),
+    "one theta a sample": (
+        lambda: hg.ChambollePock(theta=jnp.ones(2)),
+        r"theta must lie between 0 and 1; got [1. 1.]",
+    ),
+    "steps that are too long": (
+        lambda: solve(tau=1.0, sigma=1.0),  # the norm of the differences of 4 is 2 cos(pi / 8)
+        r"tau * sigma * ||K||^2 must be at most 1; got 3.41 (||K|| = 1.848)",
+    ),
+    "steps that are a little too long": (
+        lambda: solve(tau=1.0, sigma=1.1 / (2 * np.cos(np.pi / 8)) ** 2),
+        r"tau * sigma * ||K||^2 must be at most 1; got 1.1 (||K|| = 1.848)",
+    ),
+    #
+    # ---- strategies
+    "no strategy": (
+        lambda: solve(strategy="truncation"),
+        r"strategy must be a hypergrad strategy; got 'truncation'",
+    ),
+    "a class for a strategy": (
+        lambda: solve(strategy=hg.FullUnrolling),
+        r"strategy must be a hypergrad strategy; got <class",
+    ),
+    "Truncation of 0": (
+        lambda: hg.Truncation(k=0),
+        r"k must be a whole number of at least 1; got 0",
+    ),
+    "Truncation of 1.5": (
+        lambda: hg.Truncation(k=1.5),
+        r"k must be a whole number of at least 1; got 1.5",
+    ),
+    "Steps of -1": (
+        lambda: hg.Steps(-1),
+        r"k must be a whole number of at least 1; got -1",
+    ),
+    "LastIterates of 0": (
+        lambda: hg.LastIterates(0),
+        r"k must be a whole number of at least 1; got 0",
+    ),
+    "LastIterates of True": (
+        lambda: hg.LastIterates(True),
+        r"k must be a whole number of at least 1; got True",
+    ),
+    "Truncation of more than there are": (
+        lambda: solve(strategy=hg.Truncation(50)),
+        r"k must be at most iterations; got k=50, iterations=20",
+    ),
+    "LastIterates of more than there are": (
+        lambda: solve(strategy=hg.LimitFormula(hg.LastIterates(21))),
+        r"k must be at most iterations; got k=21, iterations=20",
+    ),
+    "a tolerance of 0 for the adjoint": (
+        lambda: hg.Tolerance(0.0),
+        r"rtol must lie between 0 and 1; got 0.0",
+    ),
+    "an adjoint that is none": (
+        lambda: hg.LimitFormula("steps"),
+        r"adjoint must be a way to get Delta; got 'steps'",
+    ),
+    "a tolerance with FullUnrolling": (
+        lambda: solve(strategy=hg.FullUnrolling(), tolerance=1e-6),
+        r"FullUnrolling must know the number of iterations, so it takes no tolerance; got ",
+    ),
+    "a tolerance with ErgodicUnrolling": (
+        lambda: solve(strategy=hg.ErgodicUnrolling(), tolerance=1e-6),
+        r"ErgodicUnrolling must know the number of iterations, so it takes no tolerance; got ",
+    ),
+    "one weight too few for the iterations": (
+        lambda: solve(strategy=hg.ErgodicUnrolling(jnp.full(19, 1 / 19))),
+        r"weights must hold one number an iteration; got 19 for iterations=20",
+    ),
+    "weights that do not add up": (
+        lambda: hg.ErgodicUnrolling(jnp.ones(20)),
+        r"weights must add up to 1, so that the output is an average; got 20",
+    ),
+    "weights that are NaN": (
+        lambda: hg.ErgodicUnrolling(jnp.full(20, NAN)),
+        r"weights must be finite; got 20 NaN or infinite entries out of 20",
+    ),
+    "a matrix of weights": (
+        lambda: hg.ErgodicUnrolling(jnp.full((4, 5), 1 / 20)),
+        r"weights must be one number an iteration; got shape (4, 5)",
+    ),
+    "a tail of 0": (
+        lambda: hg.Tail(0.0),
+        r"Tail.fraction must lie in (0, 1]; got 0.0",
+    ),
+    "a geometric rate of 1": (
+        lambda: hg.Geometric(1.0),
+        r"Geometric.rate must lie between 0 and 1; got 1.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("name", ["problem", "x_tilde"])
+def test_shapes_are_checked_under_jit_too(name):
+    """Values are not there yet, shapes are."""
+    arguments = {"problem": PROBLEM, "x_tilde": X, name: None}
+    arguments["x_tilde"] = jnp.zeros((2, 5)) if name == "x_tilde" else jnp.zeros((2, 4))
+    arguments["problem"] = lower_level(K=jnp.ones((3, 5))) if name == "problem" else PROBLEM
+    with pytest.raises(ValueError, match=r"x_tilde must have shape \(\.\.\., [45]\)"):
+        jax.jit(lambda problem, x_tilde: solve(x_tilde, problem).x)(**arguments)
+
+
+def test_whole_numbers_are_data_too():
+    """Pixels, say: `np.uint8` or `int`. Only NaN is not a number."""
+    with jax.numpy_dtype_promotion("standard"):
+        solution = solve(np.array([0, 3, 3, 1]))
+    np.testing.assert_array_equal(solution.x, solve(np.array([0.0, 3.0, 3.0, 1.0])).x)
+
+
+# ------------------------------------------------------------------------- strategies by name
+
+UNKNOWN = "a strategy must be one of " + re.escape(", ".join(hg.STRATEGIES))
+BAD_NAMES = {
+    "nonsense": UNKNOWN + r".*got 'nonsense'",
+    "": UNKNOWN + r".*got ''",
+    "Truncation": UNKNOWN + r".*got 'Truncation'",
+    "truncation:k": r"an option of 'truncation' must be one of k=…; got 'k'",
+    "truncation:foo=1": r"an option of 'truncation' must be one of k=…; got 'foo=1'",
+    "truncation:k=1.5": r"k must be a whole number of at least 1; got 1\.5",
+    "truncation:k=0": r"k must be a whole number of at least 1; got 0",
+    "truncation:k=x": r"option 'k=x' in 'truncation:k=x' is not understood",
+    "truncation:k=": r"option 'k=' in 'truncation:k=' is not understood",
+    "truncation:k=1,k=2": r"each option once; got k twice",
+    "full:k=1": r"an option of 'full' must be one of \(none\); got 'k=1'",
+    "limit:foo=1": r"an option of 'limit' must be one of steps, last, tolerance, .*; got 'foo=1'",
+    "limit:steps=x": r"option 'steps=x' in 'limit:steps=x' is not understood",
+    "limit:steps=0": r"k must be a whole number of at least 1; got 0",
+    "limit:steps=1.5": r"k must be a whole number of at least 1; got 1\.5",
+    "limit:last=-1": r"k must be a whole number of at least 1; got -1",
+    "limit:tolerance=2": r"rtol must lie between 0 and 1; got 2",
+    "limit:cgls=3": r"option 'cgls=3' in 'limit:cgls=3' is not understood",
+    "limit:steps=1,last=2": r"each option once; got adjoint twice",
+    "limit:adjoint=3": r"adjoint must be a way to get Delta; got 3",
+    "ergodic:tail=2": r"Tail\.fraction must lie in \(0, 1\]; got 2",
+    "ergodic:geometric=1": r"Geometric\.rate must lie between 0 and 1; got 1",
+    "no_such_module:Class": UNKNOWN + r".*got 'no_such_module:Class'.*No module named",
+    "math:NoSuchClass": UNKNOWN + r".*got 'math:NoSuchClass'.*has no attribute",
+    "collections:Counter": r"'collections:Counter' must name a subclass of hypergrad",
+    "math:pi": r"'math:pi' must name a subclass of hypergrad",
+    "hypergrad:AbstractStrategy": r"'hypergrad:AbstractStrategy' does not make a strategy",
+}
+
+
+@pytest.mark.parametrize("text", BAD_NAMES)
+def test_bad_strategy_name(text):
+    with pytest.raises(ValueError, match=BAD_NAMES[text]):
+        hg.parse_strategy(text)
+
+
+# -------------------------------------------------------------------------- throw=True raises
+
+UNFINISHED = hg.ChambollePock(iterations=2)
+FINISHED = hg.ChambollePock(iterations=500)
+
+
+def throwing_solve(solver: hg.ChambollePock, x_tilde: jax.Array) -> jax.Array:
+    return hg.solve(PROBLEM, x_tilde, solver=solver, strategy=hg.Truncation(1), throw=True).x
+
+
+def throwing_hypergradient(
+    solver: hg.ChambollePock, x_tilde: jax.Array, strategy: hg.AbstractStrategy
+) -> jax.Array:
+    return hg.hypergradient(
+        PROBLEM, x_tilde, jnp.zeros_like(x_tilde), solver=solver, strategy=strategy, throw=True
+    ).grad.K
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, eqx.filter_jit], ids=["plain", "jit"])
+def test_throw_raises_on_a_bad_status(transform):
+    solve, gradient = transform(throwing_solve), transform(throwing_hypergradient)
+    with pytest.raises(RuntimeError, match="the forward solve did not succeed for every sample"):
+        jax.block_until_ready(solve(UNFINISHED, X))
+    with pytest.raises(RuntimeError, match="the forward solve did not succeed for every sample"):
+        jax.block_until_ready(gradient(UNFINISHED, X, hg.Truncation(1)))
+    # Cutting off all but one layer of a converged solve leaves an adjoint that is not converged.
+    with pytest.raises(RuntimeError, match="the adjoint solve did not succeed for every sample"):
+        jax.block_until_ready(gradient(FINISHED, X, hg.Truncation(1)))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, eqx.filter_jit], ids=["plain", "jit"])
+def test_throw_does_not_raise_on_a_good_status(transform):
+    x = transform(throwing_solve)(FINISHED, X)
+    grad = transform(throwing_hypergradient)(FINISHED, X, hg.LimitFormula())
+    assert jnp.all(jnp.isfinite(x))
+    assert jnp.all(jnp.isfinite(grad))
+
+
+def test_without_throw_it_is_a_status():
+    """The same solve as above: data, not an exception."""
+    solution = hg.solve(PROBLEM, X, solver=UNFINISHED, strategy=hg.Truncation(1))
+    assert jnp.all(solution.stats.status == hg.Status.ITERATIONS_USED_UP)

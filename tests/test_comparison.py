@@ -1,0 +1,328 @@
+"""Side by side: every number of the table against one that `compare` had no part in."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import central_differences, random_data, solve_l1_quadratic
+from matplotlib.figure import Figure
+
+import hypergrad as hg
+from hypergrad import comparison as module
+from hypergrad.records import read_jsonl
+from hypergrad.status import Status
+
+WEIGHT, L = 0.4, 40
+SOLVER = hg.ChambollePock(L)
+# Two samples that nobody can be held against: one at a kink, and one that takes its time.
+KINK, SLOW = 1, 3
+CERTIFIED = [0, 2, 4, 5]
+
+
+class Doubled(hg.AbstractStrategy):
+    """A strategy of the user's: full unrolling, twice."""
+
+    name: ClassVar[str] = "doubled"
+
+    def forward(self, problem, x_tilde, solver, init):
+        return hg.FullUnrolling().forward(problem, x_tilde, solver, init)
+
+    def pullback(self, residuals, cotangent):
+        gradients = hg.FullUnrolling().pullback(residuals, cotangent)
+        twice = jax.tree.map(lambda g: 2 * g, eqx.filter(gradients.problem, eqx.is_inexact_array))
+        return gradients._replace(problem=twice)
+
+
+class Failing(hg.AbstractStrategy):
+    """Another one, which does not work."""
+
+    name: ClassVar[str] = "failing"
+
+    def forward(self, problem, x_tilde, solver, init):
+        return hg.FullUnrolling().forward(problem, x_tilde, solver, init)
+
+    def pullback(self, residuals, cotangent):
+        raise RuntimeError("no luck today\nand a second line about it")
+
+
+STRATEGIES = [hg.FullUnrolling(), Failing(), hg.Truncation(1), Doubled(), hg.Truncation(L + 1)]
+WORKING = ["full", "truncation:k=1", "doubled"]
+
+
+def _K() -> np.ndarray:
+    """Independent rows; the last one sees the last coordinate alone."""
+    K = np.zeros((4, 5))
+    K[:3, :4] = np.random.default_rng(0).standard_normal((3, 4))
+    K /= np.linalg.norm(K, 2)
+    K[3, 4] = 0.01
+    return K
+
+
+def _problem() -> hg.LowerLevel:
+    return hg.LowerLevel(K=_K(), F=hg.L1(WEIGHT), G=hg.Quadratic(1.0))
+
+
+def _data() -> tuple[np.ndarray, np.ndarray]:
+    x_tilde, x_true = random_data(6, 5)
+    # The dual variable of the last row walks to its bound in steps of about 0.004 times this.
+    x_tilde[:, 4] = x_true[:, 4] = 20.0
+    x_tilde[SLOW, 4] = x_true[SLOW, 4] = 3e-4
+    # K x = 0 in the first rows, with a dual variable of exactly the weight.
+    K = _K()[:3, :4]
+    in_kernel = np.linalg.svd(K)[2][-1]
+    x_tilde[KINK, :4] = in_kernel + K.T @ [WEIGHT, 0.1, -0.1]
+    return x_tilde, x_true
+
+
+@pytest.fixture(scope="module")
+def reference() -> hg.Hypergradient:
+    return hg.reference_hypergradient(_problem(), *_data(), solver=SOLVER, iterations=1000)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> hg.Comparison:
+    return hg.compare(
+        _problem(), *_data(),
+        solver=SOLVER, strategies=STRATEGIES, repeats=1, reference_iterations=1000,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exact() -> np.ndarray:
+    """The gradient in K of the certified samples: central differences of a direct solver."""
+    x_tilde, x_true = _data()
+
+    def loss(K: np.ndarray) -> float:
+        x = [solve_l1_quadratic(K, WEIGHT, 1.0, x_tilde[i]) for i in CERTIFIED]
+        return 0.5 * np.sum((np.array(x) - x_true[CERTIFIED]) ** 2) / len(x_tilde)
+
+    return central_differences(loss, _K(), step=1e-6)
+
+
+def _row(comparison: hg.Comparison, label: str) -> dict[str, Any]:
+    (row,) = (record for record in comparison.records if record["strategy"] == label)
+    return row
+
+
+def _of_certified(strategy: hg.AbstractStrategy) -> hg.LowerLevel:
+    """The gradient of the certified samples alone, in a loss that is a mean over all six."""
+    x_tilde, x_true = (array[CERTIFIED] for array in _data())
+    h = hg.hypergradient(_problem(), x_tilde, x_true, solver=SOLVER, strategy=strategy)
+    return jax.tree.map(lambda g: np.asarray(g) * len(CERTIFIED) / 6, h.grad)
+
+
+# ----------------------------------------------------------------------------- the reference
+
+
+def test_the_two_odd_samples_are_not_certified(reference) -> None:
+    certified = np.flatnonzero(module.certified_samples(reference))
+    assert certified.tolist() == CERTIFIED
+    stats = reference.solution.stats
+    assert stats.status[KINK] == Status.CONVERGED  # its margin is what speaks against it
+    assert abs(float(stats.margin[KINK])) < 1e-6
+    assert stats.status[SLOW] == Status.ITERATIONS_USED_UP
+    assert float(stats.margin[SLOW]) > 1e-6
+
+
+def test_an_adjoint_that_is_not_solved_is_not_certified(reference) -> None:
+    status = reference.adjoint.status.at[2].set(int(Status.INCONSISTENT))
+    doubtful = eqx.tree_at(lambda h: h.adjoint.status, reference, status)
+    assert np.flatnonzero(module.certified_samples(doubtful)).tolist() == [0, 4, 5]
+
+
+def test_an_unknown_margin_is_no_objection(reference) -> None:
+    unknown = jnp.full_like(reference.solution.stats.margin, jnp.nan)
+    smooth = eqx.tree_at(lambda h: h.solution.stats.margin, reference, unknown)
+    certified = np.flatnonzero(module.certified_samples(smooth))
+    assert certified.tolist() == sorted([KINK, *CERTIFIED])
+
+
+def test_the_reference_is_described(comparison) -> None:
+    about = comparison.reference
+    assert about["certified"] == pytest.approx(4 / 6)
+    assert about["iterations"] == 1000
+    assert about["status"] == "converged 83.3 %, iterations used up 16.7 %"
+
+
+# --------------------------------------------------------------------------------- the rows
+
+
+def test_rows_come_in_the_order_of_the_strategies(comparison) -> None:
+    labels = [record["strategy"] for record in comparison.records]
+    assert labels == [strategy.label for strategy in STRATEGIES]
+
+
+@pytest.mark.parametrize("strategy", [hg.FullUnrolling(), hg.Truncation(1)], ids=lambda s: s.label)
+def test_gradients_are_held_against_the_truth_on_certified_samples(
+    strategy, comparison, exact
+) -> None:
+    gradient, row = _of_certified(strategy).K, _row(comparison, strategy.label)
+    norms = np.linalg.norm(gradient), np.linalg.norm(exact)
+    assert row["gradient_norm"] == pytest.approx(norms[0], rel=1e-10)
+    error = np.linalg.norm(gradient - exact) / norms[1]
+    assert row["relative_error"] == pytest.approx(error, rel=1e-5)
+    assert row["cosine"] == pytest.approx(
+        np.sum(gradient * exact) / (norms[0] * norms[1]), rel=1e-5
+    )
+    assert error > 1e-2  # there is something to be measured
+
+
+def test_the_loss_is_that_of_the_whole_batch(comparison) -> None:
+    x_tilde, x_true = _data()
+    x = hg.solve(_problem(), x_tilde, solver=SOLVER, strategy=hg.Truncation(1)).x
+    losses = 0.5 * np.sum((np.asarray(x) - x_true) ** 2, axis=-1)
+    assert losses[[KINK, SLOW]].min() > 1e-3
+    for label in WORKING:
+        assert _row(comparison, label)["loss"] == pytest.approx(losses.mean(), rel=1e-12)
+
+
+def test_statuses_are_those_of_the_whole_batch(comparison) -> None:
+    x_tilde, x_true = _data()
+    strategy = hg.Truncation(1)
+    h = hg.hypergradient(_problem(), x_tilde, x_true, solver=SOLVER, strategy=strategy)
+    row = _row(comparison, "truncation:k=1")
+    assert row["forward_status"] == Status.summary(h.solution.stats.status)
+    assert row["forward_residual"] == pytest.approx(float(h.solution.stats.residual.max()))
+    assert row["adjoint_status"] == Status.summary(h.adjoint.status)
+    assert row["adjoint_residual"] == pytest.approx(float(h.adjoint.residual.max()))
+    assert row["adjoint_residual"] != _row(comparison, "full")["adjoint_residual"] == 0.0
+
+
+def test_a_strategy_of_the_users_is_a_row_like_any_other(comparison) -> None:
+    full, doubled = _row(comparison, "full"), _row(comparison, "doubled")
+    assert set(doubled) == set(full)
+    assert doubled["gradient_norm"] == pytest.approx(2 * full["gradient_norm"])
+    assert doubled["cosine"] == pytest.approx(full["cosine"])
+
+
+def test_a_strategy_that_fails_is_a_row_with_its_reason(comparison) -> None:
+    assert _row(comparison, "failing") == {
+        "strategy": "failing",
+        "error": "RuntimeError: no luck today",
+    }
+    reason = _row(comparison, f"truncation:k={L + 1}")["error"]
+    assert reason.startswith(f"ValueError: k must be at most iterations; got k={L + 1}")
+
+
+def test_costs_are_there(comparison) -> None:
+    for label in WORKING:
+        row = _row(comparison, label)
+        assert row["compile_seconds"] > 0
+        assert row["milliseconds"] > 0
+        assert row["over_forward"] > 0
+    megabytes = {label: _row(comparison, label)["peak_megabytes"] for label in WORKING}
+    assert megabytes["truncation:k=1"] > 1e-6 * sum(array.nbytes for array in (_K(), *_data()))
+    # The history of all iterations: L (m + n) doubles a sample, where the other keeps one of them.
+    assert megabytes["full"] - megabytes["truncation:k=1"] > 0.5e-6 * 8 * 6 * L * (4 + 5)
+
+
+# ------------------------------------------------------------------- other ways to be called
+
+
+def test_parameters_can_be_chosen(reference) -> None:
+    x_tilde, x_true = _data()
+
+    def loss(weight: np.ndarray) -> float:
+        x = [solve_l1_quadratic(_K(), float(weight), 1.0, x_tilde[i]) for i in CERTIFIED]
+        return 0.5 * np.sum((np.array(x) - x_true[CERTIFIED]) ** 2) / 6
+
+    result = hg.compare(
+        _problem(), x_tilde, x_true, reference=reference, repeats=1,
+        solver=SOLVER, strategies=[hg.FullUnrolling()], parameters=lambda p: p.F.weight,
+    )  # fmt: skip
+    (row,) = result.records
+    gradient, exact = _of_certified(hg.FullUnrolling()).F.weight, central_differences(loss, WEIGHT)
+    assert row["gradient_norm"] == pytest.approx(abs(float(gradient)), rel=1e-10)
+    error = abs(float(gradient) / float(exact) - 1)
+    assert row["relative_error"] == pytest.approx(error, rel=1e-5)
+    assert row["cosine"] == pytest.approx(1.0)  # of two numbers
+
+
+def test_with_nothing_certified_there_is_no_error(reference) -> None:
+    nothing = jnp.full_like(reference.solution.stats.status, Status.ITERATIONS_USED_UP)
+    doubtful = eqx.tree_at(lambda h: h.solution.stats.status, reference, nothing)
+    result = hg.compare(
+        _problem(), *_data(),
+        solver=SOLVER, strategies=[hg.Truncation(1)], repeats=1, reference=doubtful,
+    )  # fmt: skip
+    (row,) = result.records
+    assert result.reference["certified"] == 0.0
+    assert (row["relative_error"], row["cosine"], row["gradient_norm"]) == (None, None, 0.0)
+    assert row["loss"] > 0
+    assert "0 % of the samples" in str(result)
+    json.dumps(result.records, allow_nan=False)
+
+
+def test_two_strategies_of_one_label_are_told_apart(reference, monkeypatch) -> None:
+    weights = [np.full(L, 1 / L), np.eye(L)[-1]]
+    seconds = {"forward": 1.0, "ergodic:given": 2.0, "ergodic:given #2": 3.0}
+    monkeypatch.setattr(module, "interleaved_medians", lambda calls, *, repeats: seconds)
+    result = hg.compare(
+        _problem(), *_data(),
+        solver=SOLVER, strategies=[hg.ErgodicUnrolling(w) for w in weights], reference=reference,
+    )  # fmt: skip
+    assert [record["strategy"] for record in result.records] == [*seconds][1:]
+    assert [record["milliseconds"] for record in result.records] == [2000.0, 3000.0]
+    # The second one's average is the last iterate.
+    x = hg.solve(_problem(), _data()[0], solver=SOLVER, strategy=hg.Truncation(1)).x
+    loss = float(hg.half_mean_squared_error(x, jnp.asarray(_data()[1])))
+    assert result.records[1]["loss"] == pytest.approx(loss, rel=1e-12)
+    assert result.records[0]["loss"] != pytest.approx(loss, rel=1e-3)
+
+
+# --------------------------------------------------------------------- tables, files, pictures
+
+
+def test_the_table_has_a_line_for_each_and_no_empty_columns(comparison) -> None:
+    header, _, *lines = comparison.table().splitlines()
+    headings = header.strip("| ").split(" | ")
+    assert headings == list(module.COLUMNS.values())
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == [s.label for s in STRATEGIES]
+    assert lines[1].endswith("| RuntimeError: no luck today |")
+    assert f"{_row(comparison, 'full')['relative_error']:.4g}" in lines[0]
+
+    working = [record for record in comparison.records if "error" not in record]
+    header = dataclasses.replace(comparison, records=working).table().splitlines()[0]
+    assert header.strip("| ").split(" | ") == list(module.COLUMNS.values())[:-1]
+
+
+def test_printing_gives_the_table_and_how_good_the_reference_is(comparison) -> None:
+    text = str(comparison)
+    assert text.startswith(comparison.table())
+    assert "66.7 % of the samples" in text
+    assert comparison.reference["status"] in text
+
+
+def test_saving(comparison, tmp_path) -> None:
+    comparison.save(tmp_path / "run")
+    written = {path.name: path for path in (tmp_path / "run").iterdir()}
+    assert set(written) == {
+        "comparison.jsonl", "comparison.md", "reference.json", "environment.json",
+    }  # fmt: skip
+    assert read_jsonl(written["comparison.jsonl"]) == comparison.records
+    assert written["comparison.md"].read_text(encoding="utf-8") == f"{comparison}\n"
+    assert json.loads(written["reference.json"].read_bytes()) == comparison.reference
+    environment = json.loads(written["environment.json"].read_bytes())
+    assert environment == comparison.environment
+    assert environment["packages"]["jax"] == jax.__version__
+    assert environment["dtype"] == "float64"
+    assert environment["device"]
+
+
+def test_the_plot_has_a_marker_for_each_that_worked(comparison) -> None:
+    figure = comparison.plot()
+    assert isinstance(figure, Figure)
+    drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
+    for label in WORKING:
+        row = _row(comparison, label)
+        np.testing.assert_allclose(drawn[label], [[row["milliseconds"], row["relative_error"]]])
+    figure.savefig(picture := io.BytesIO(), format="png")
+    assert picture.getvalue().startswith(b"\x89PNG")

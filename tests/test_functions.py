@@ -1,0 +1,665 @@
+"""Every function of the package against brute force, Moreau, finite differences and exact kinks."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.optimize import differential_evolution
+
+import hypergrad as hg
+from hypergrad.lower_level import cast_floats
+
+INF = np.inf
+
+
+# ------------------------------------------------------------------------------- the one list
+
+
+class Case(NamedTuple):
+    """A function on vectors of size 4, and its value once more in plain NumPy."""
+
+    f: hg.AbstractFunction
+    value: Callable[[np.ndarray], np.ndarray]
+    separable: bool = True
+
+
+def inside(v_is_inside: np.ndarray) -> np.ndarray:
+    """An indicator. The sets in the list have some slack: a prox may sit on a bound by rounding."""
+    return np.where(v_is_inside, 0.0, INF)
+
+
+SLACK = 1e-14
+WEIGHTS, RADII = np.array([0.3, 0.7, 0.5, 1.2]), np.array([0.4, 0.6, 1.0, 0.2])
+SMOOTHINGS, CENTER = np.array([0.2, 0.4, 0.6, 0.1]), np.array([0.5, -1.0, 0.0, 2.0])
+
+
+def numpy_huber(v: np.ndarray, weight: Any, smoothing: Any) -> np.ndarray:
+    size = np.abs(v)
+    return np.sum(
+        weight * np.where(size <= smoothing, v**2 / (2 * smoothing), size - smoothing / 2), -1
+    )
+
+
+CASES = {
+    "L1": Case(hg.L1(0.7), lambda v: 0.7 * np.sum(np.abs(v), -1)),
+    "L1 rows": Case(hg.L1(WEIGHTS), lambda v: np.sum(WEIGHTS * np.abs(v), -1)),
+    # With axis 0 the groups of shape (2, 2) are (v0, v2) and (v1, v3), with axis -1 neighbours.
+    "GroupL1": Case(
+        hg.GroupL1(0.7, shape=(2, 2)),
+        lambda v: 0.7 * (np.hypot(v[..., 0], v[..., 2]) + np.hypot(v[..., 1], v[..., 3])),
+        separable=False,
+    ),
+    "GroupL1 last axis": Case(
+        hg.GroupL1(0.7, shape=(2, 2), axis=-1),
+        lambda v: 0.7 * (np.hypot(v[..., 0], v[..., 1]) + np.hypot(v[..., 2], v[..., 3])),
+        separable=False,
+    ),
+    "Huber": Case(hg.Huber(0.7, 0.4), lambda v: numpy_huber(v, 0.7, 0.4)),
+    "Huber rows": Case(
+        hg.Huber(WEIGHTS, SMOOTHINGS), lambda v: numpy_huber(v, WEIGHTS, SMOOTHINGS)
+    ),
+    "ElasticNet": Case(hg.ElasticNet(0.7, 0.4), lambda v: np.sum(0.7 * np.abs(v) + 0.2 * v**2, -1)),
+    "Quadratic": Case(hg.Quadratic(0.7), lambda v: 0.35 * np.sum(v**2, -1)),
+    "Quadratic rows": Case(
+        hg.Quadratic(WEIGHTS, CENTER), lambda v: np.sum(WEIGHTS / 2 * (v - CENTER) ** 2, -1)
+    ),
+    "Zero": Case(hg.Zero(), lambda v: np.zeros(v.shape[:-1])),
+    "Box": Case(hg.Box(0.6), lambda v: inside(np.all(np.abs(v) <= 0.6 + SLACK, -1))),
+    "Box rows": Case(hg.Box(RADII), lambda v: inside(np.all(np.abs(v) <= RADII + SLACK, -1))),
+    "BoxQuadratic": Case(
+        hg.BoxQuadratic(0.6, 0.7),
+        lambda v: inside(np.all(np.abs(v) <= 0.6 + SLACK, -1)) + 0.35 * np.sum(v**2, -1),
+    ),
+    "L2Ball": Case(
+        hg.L2Ball(0.9), lambda v: inside(np.linalg.norm(v, axis=-1) <= 0.9 + SLACK), separable=False
+    ),
+    "NonNegative": Case(hg.NonNegative(), lambda v: inside(np.all(v >= -SLACK, -1))),
+    "SeparableSum": Case(
+        hg.SeparableSum((hg.L1(0.7), hg.L2Ball(0.9)), (1, 3)),
+        lambda v: (
+            0.7 * np.abs(v[..., 0]) + inside(np.linalg.norm(v[..., 1:], axis=-1) <= 0.9 + SLACK)
+        ),
+        separable=False,
+    ),
+}
+
+every_function = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+# Small and large entries, so that both sides of every kink occur; away from the kinks themselves,
+# which test_points_are_away_from_kinks checks.
+LENGTHS = np.array([0.1, 0.3, 1.0, 1.0, 1.0, 2.0, 2.0, 4.0])
+POINTS = jnp.asarray(LENGTHS[:, None] * np.random.default_rng(0).standard_normal((8, 4)))
+STEP = jnp.asarray(0.8)
+
+
+class Evaluation(NamedTuple):
+    """All that a function computes."""
+
+    value: jax.Array
+    conjugate: jax.Array
+    prox: jax.Array
+    prox_conjugate: jax.Array
+    margin: jax.Array
+
+
+# Compiled as a whole and used with few shapes: operation by operation, compiling takes minutes.
+@jax.jit
+def evaluate(f: hg.AbstractFunction, z: jax.Array, step: jax.Array) -> Evaluation:
+    proxes = f.prox(z, step), f.prox_conjugate(z, step)
+    return Evaluation(f(z), f.conjugate(z), *proxes, f.margin(z, step))
+
+
+def concrete_subclasses(cls: type) -> Iterator[type]:
+    for subclass in cls.__subclasses__():
+        if not inspect.isabstract(subclass):
+            yield subclass
+        yield from concrete_subclasses(subclass)
+
+
+def test_list_is_complete():
+    package = {
+        cls
+        for cls in concrete_subclasses(hg.AbstractFunction)
+        if cls.__module__ == "hypergrad.functions"
+    }
+    assert {type(case.f) for case in CASES.values()} == package
+
+
+@every_function
+def test_points_are_away_from_kinks(case):
+    assert jnp.min(evaluate(case.f, POINTS, STEP).margin) > 1e-3
+    assert jnp.min(evaluate(case.f, POINTS / STEP, 1 / STEP).margin) > 1e-3
+
+
+# -------------------------------------------------------------------------------- brute force
+
+
+def brute_force_minimum(objective: Callable[[np.ndarray], np.ndarray], bound: float = 4.0):
+    """The least value over `|v_i| <= bound`, and where: scipy's global search, no derivatives.
+
+    The objective takes `(N, 4)`. 0 is in every domain of the list, and all of that of Zero's
+    conjugate, which no search would hit: so it is where the search starts.
+    """
+    found = differential_evolution(
+        lambda v: np.asarray(objective(v.T)),
+        [(-bound, bound)] * 4,
+        x0=np.zeros(4),
+        vectorized=True,
+        updating="deferred",
+        polish=False,
+        rng=np.random.default_rng(0),
+        maxiter=400,
+        popsize=8,
+        tol=0,
+    )
+    return found.fun, found.x
+
+
+def moreau_envelope(value: Callable[[np.ndarray], Any], z: np.ndarray):
+    """What the prox at z minimises."""
+    return lambda v: float(STEP) * np.asarray(value(v)) + np.sum((v - z) ** 2, -1) / 2
+
+
+@every_function
+def test_value(case):
+    feasible = evaluate(case.f, POINTS, STEP).prox  # inside, and on the bound of an indicator
+    for points in (POINTS, feasible):
+        got = evaluate(case.f, points, STEP).value
+        np.testing.assert_allclose(got, case.value(np.asarray(points)), rtol=1e-14)
+
+
+# The search is exact to about 1e-6 in v (measured on those with a closed form, a ball the hardest).
+# test_no_point_beats_the_prox is sharper.
+SEARCH_ERROR = 1e-5
+
+
+@every_function
+def test_prox_is_the_brute_force_minimum(case):
+    p = evaluate(case.f, POINTS, STEP).prox
+    _, found = brute_force_minimum(moreau_envelope(case.value, np.asarray(POINTS[6])))
+    np.testing.assert_allclose(p[6], found, atol=SEARCH_ERROR)
+
+
+@every_function
+def test_prox_conjugate_is_the_brute_force_minimum(case):
+    p = evaluate(case.f, POINTS, STEP).prox_conjugate
+    conjugate = jax.jit(lambda y: case.f.conjugate(y))
+    _, found = brute_force_minimum(moreau_envelope(conjugate, np.asarray(POINTS[6])))
+    np.testing.assert_allclose(p[6], found, atol=SEARCH_ERROR)
+
+
+@every_function
+def test_no_point_beats_the_prox(case):
+    """`p` is the prox if and only if no `v` comes below `phi(p) + ||v - p||^2 / 2`."""
+    rng = np.random.default_rng(1)
+    moves = 10.0 ** rng.uniform(-7, 0.5, (10_000, 1)) * rng.standard_normal((10_000, 4))
+    proxes = np.asarray(evaluate(case.f, POINTS, STEP).prox)
+    for z, p in zip(np.asarray(POINTS), proxes, strict=True):
+        phi = moreau_envelope(case.value, z)
+        # phi is at most some 100 here, so that 1e-13 is its rounding (and SLACK is less).
+        assert np.all(phi(p + moves) - phi(p) >= np.sum(moves**2, -1) / 2 - 1e-13)
+
+
+@every_function
+def test_conjugate_is_the_brute_force_supremum(case):
+    """Equal where the supremum is attained inside; infinite where it grows with the region."""
+    # Short and negative, which is in most of the domains; and long, of both signs, in few.
+    points = POINTS.at[0].set(-abs(POINTS[0]))
+    conjugates = evaluate(case.f, points, STEP).conjugate
+    for i in (0, 6):
+        y = np.asarray(points[i])
+        least, found = brute_force_minimum(lambda v, y=y: case.value(v) - v @ y, bound=10.0)
+        if np.max(np.abs(found)) < 9.9:
+            np.testing.assert_allclose(conjugates[i], -least, atol=1e-7)
+        else:
+            farther, _ = brute_force_minimum(lambda v, y=y: case.value(v) - v @ y, bound=1000.0)
+            assert -farther > 50 * -least
+            assert conjugates[i] == INF
+
+
+@every_function
+def test_fenchel_young(case):
+    """`f(v) + f*(y) >= <v, y>`, with equality where `y` is a subgradient at `v`."""
+    v = evaluate(case.f, POINTS, jnp.asarray(1.0)).prox
+    y = POINTS - v  # the optimality condition of the prox: a subgradient
+    conjugate = evaluate(case.f, y, STEP).conjugate
+    total = evaluate(case.f, v, STEP).value + conjugate
+    np.testing.assert_allclose(total, jnp.sum(v * y, -1), rtol=1e-14, atol=1e-14)
+    for other in np.asarray(POINTS):
+        elsewhere = case.value(other) + np.asarray(conjugate)
+        assert np.all(elsewhere >= np.asarray(y) @ other - 1e-14)
+
+
+@every_function
+@pytest.mark.parametrize("step", [0.1, 1.0, 7.0])
+def test_moreau(case, step):
+    proxes = evaluate(case.f, POINTS, jnp.asarray(step))
+    of_the_other = evaluate(case.f, POINTS / step, jnp.asarray(1 / step))
+    total = proxes.prox_conjugate + step * of_the_other.prox
+    np.testing.assert_allclose(total, POINTS, rtol=1e-14, atol=1e-14)
+
+
+# -------------------------------------------------------------------------------- derivatives
+
+
+class Derivatives(NamedTuple):
+    """Of a prox in the function's own parameters (in its structure), in z and in the step."""
+
+    parameters: hg.AbstractFunction
+    z: jax.Array
+    step: jax.Array
+
+
+@jax.jit
+def derivatives(
+    f: hg.AbstractFunction, z: jax.Array, step: jax.Array
+) -> tuple[Derivatives, Derivatives]:
+    """Of the prox and of the prox of the conjugate, one Jacobian for each row of z."""
+
+    def of(prox: Callable[..., jax.Array]) -> Derivatives:
+        of_a_row = jax.jacrev(prox, argnums=(0, 1, 2))
+        return Derivatives(*jax.vmap(of_a_row, in_axes=(None, 0, None))(f, z, step))
+
+    proxes = (lambda f, z, t: f.prox(z, t)), (lambda f, z, t: f.prox_conjugate(z, t))
+    return of(proxes[0]), of(proxes[1])
+
+
+@every_function
+def test_prox_jacobian(case):
+    """That of a convex function is symmetric with eigenvalues in [0, 1]."""
+    for derivative in derivatives(case.f, POINTS, STEP):
+        J = np.asarray(derivative.z)
+        np.testing.assert_allclose(J, J.mT, atol=1e-15)
+        eigenvalues = np.linalg.eigvalsh(J)
+        assert np.min(eigenvalues) >= -1e-15
+        assert np.max(eigenvalues) <= 1 + 1e-15
+        if case.separable:
+            assert np.array_equal(J, J * np.eye(4))
+
+
+@every_function
+@pytest.mark.parametrize("z", [POINTS, 0 * POINTS], ids=["points", "zero"])
+def test_prox_derivatives_add_up_to_the_identity(case, z):
+    """At 0 too, which is a kink of NonNegative."""
+    _, of_conjugate = derivatives(case.f, z, STEP)
+    of_prox, _ = derivatives(case.f, z / STEP, 1 / STEP)
+    identity = np.broadcast_to(np.eye(4), (8, 4, 4))
+    np.testing.assert_allclose(of_conjugate.z + of_prox.z, identity, atol=1e-15)
+
+
+@every_function
+def test_derivatives_in_parameters_z_and_step(case):
+    """Against central differences, away from the kinks."""
+    flat, unravel = ravel_pytree((case.f, POINTS[0], STEP))
+    h, rows = 1e-5, jnp.concatenate([jnp.eye(flat.size), -jnp.eye(flat.size)])
+
+    def proxes_of_moved(z: jax.Array, move: jax.Array) -> tuple[jax.Array, jax.Array]:
+        f, dz, step = unravel(flat.at[-5:-1].set(0.0) + h * move)
+        return f.prox(z + dz, step), f.prox_conjugate(z + dz, step)
+
+    moved = jax.jit(jax.vmap(jax.vmap(proxes_of_moved, (None, 0)), (0, None)))(POINTS, rows)
+    for derivative, values in zip(derivatives(case.f, POINTS, STEP), moved, strict=True):
+        ahead, behind = jnp.split(values, 2, axis=1)
+        columns = [leaf.reshape(8, 4, -1) for leaf in jax.tree.leaves(derivative)]
+        got = jnp.concatenate(columns, axis=-1)
+        # Central differences are exact to h^2 (a third derivative) / 6 and to eps / h, about 1e-10.
+        np.testing.assert_allclose(got.mT, (ahead - behind) / (2 * h), atol=2e-9)
+
+
+@every_function
+def test_derivatives_at_zero_are_finite(case):
+    """Where a norm has none: 0 is what every solve starts from."""
+    for leaf in jax.tree.leaves(derivatives(case.f, 0 * POINTS, STEP)):
+        assert jnp.all(jnp.isfinite(leaf))
+
+
+# ----------------------------------------------------------------------------------- at kinks
+
+# Numbers that floating point holds exactly, so that z is on the kink and not beside it.
+BALL = np.diag([1.0, 1, 1, 1]) - np.outer([3.0, 0, 4, 0], [3.0, 0, 4, 0]) / 25  # outside, at (3,4)
+KINKS = {
+    # name: (function, method, z, step, the prox Jacobian there; a vector is its diagonal)
+    "Box": (hg.Box(0.5), "prox", [0.5, -0.5, 0.25, 0.75], 3.0, [0, 0, 1, 0]),
+    "Box dual": (hg.Box(0.5), "prox_conjugate", [1.5, -1.5, 1.0, 2.0], 3.0, [1, 1, 0, 1]),
+    "L1": (hg.L1(0.5), "prox", [1.5, -1.5, 1.0, 2.0], 3.0, [1, 1, 0, 1]),
+    "L1 dual": (hg.L1(0.5), "prox_conjugate", [0.5, -0.5, 0.25, 0.75], 3.0, [0, 0, 1, 0]),
+    "Huber": (hg.Huber(0.5, 0.25), "prox", [0.75, -0.75, 0.5, 1.0], 1.0, [1, 1, 1 / 3, 1]),
+    "Huber dual": (
+        hg.Huber(0.5, 0.25),
+        "prox_conjugate",
+        [0.75, -0.75, 0.5, 1.0],
+        1.0,
+        [0, 0, 2 / 3, 0],
+    ),
+    "ElasticNet": (
+        hg.ElasticNet(0.5, 3.0),
+        "prox",
+        [0.5, -0.5, 0.25, 1],
+        1.0,
+        [1 / 4, 1 / 4, 0, 1 / 4],
+    ),
+    "ElasticNet dual": (
+        hg.ElasticNet(0.5, 3.0),
+        "prox_conjugate",
+        [0.5, -0.5, 0.25, 1],
+        1.0,
+        [3 / 4, 3 / 4, 1, 3 / 4],
+    ),
+    "BoxQuadratic": (
+        hg.BoxQuadratic(0.5, 1.0),
+        "prox",
+        [1.0, -1.0, 0.5, 2.0],
+        1.0,
+        [0, 0, 1 / 2, 0],
+    ),
+    "NonNegative": (hg.NonNegative(), "prox", [0.0, -0.0, 1.0, -1.0], 1.0, [0, 0, 1, 0]),
+    "NonNegative dual": (
+        hg.NonNegative(),
+        "prox_conjugate",
+        [0.0, -0.0, 1.0, -1.0],
+        1.0,
+        [1, 1, 0, 1],
+    ),
+    "L2Ball": (hg.L2Ball(5.0), "prox", [3.0, 0, 4, 0], 1.0, BALL),
+    "L2Ball dual": (hg.L2Ball(5.0), "prox_conjugate", [3.0, 0, 4, 0], 1.0, np.eye(4) - BALL),
+    "GroupL1": (
+        hg.GroupL1(5.0, shape=(2, 2)),
+        "prox",
+        [3.0, 1, 4, 1],
+        1.0,
+        # The second group is inside: the prox is 0 around it.
+        np.diag([1.0, 0, 1, 0]) - np.diag([1.0, 0, 1, 0]) @ BALL,
+    ),
+    "GroupL1 dual": (
+        hg.GroupL1(5.0, shape=(2, 2)),
+        "prox_conjugate",
+        [3.0, 1, 4, 1],
+        1.0,
+        np.diag([0.0, 1, 0, 1]) + np.diag([1.0, 0, 1, 0]) @ BALL,
+    ),
+}
+
+
+def jacobian(prox: Callable[..., jax.Array], z: Any, step: float) -> np.ndarray:
+    return np.asarray(jax.jit(jax.jacrev(lambda z: prox(z, step)))(jnp.asarray(z)))
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_kink_convention(name):
+    """A projection has the derivative of its outside; the rest follows by Moreau."""
+    f, method, z, step, expected = KINKS[name]
+    expected = np.asarray(expected, float)
+    expected = np.diag(expected) if expected.ndim == 1 else expected
+    np.testing.assert_allclose(jacobian(getattr(f, method), z, step), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("f", "method", "z"),
+    [
+        (hg.Box(5.0), "prox", [5.0, -5.0]),
+        (hg.L1(5.0), "prox_conjugate", [5.0, -5.0]),
+        (hg.L2Ball(5.0), "prox", [3.0, 4.0]),
+        (hg.GroupL1(5.0, shape=(2, 1)), "prox_conjugate", [3.0, 4.0]),
+    ],
+)
+def test_kink_convention_in_the_radius(f, method, z):
+    """Outside, a projection moves along with its bound: `d/d radius = z / ||z||`."""
+    z = jnp.asarray(z)
+    (derivative,) = jax.tree.leaves(
+        jax.jacrev(lambda parameters: getattr(eqx.combine(parameters, f), method)(z, 1.0))(
+            eqx.filter(f, eqx.is_inexact_array)
+        )
+    )
+    np.testing.assert_allclose(derivative, z / 5.0, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [hg.L1(0.0), hg.GroupL1(0.0, shape=(2, 2)), hg.ElasticNet(0.0, 1e-300)],
+    ids=["L1", "GroupL1", "ElasticNet"],
+)
+@pytest.mark.parametrize("z", [jnp.zeros(4), POINTS[0]], ids=["at 0", "elsewhere"])
+def test_weight_zero_is_the_zero_function(f, z):
+    """Its prox is the identity, and that of its conjugate the constant 0, everywhere."""
+    np.testing.assert_array_equal(f.prox(z, 1.0), z)
+    np.testing.assert_array_equal(f.prox_conjugate(z, 1.0), np.zeros(4))
+    np.testing.assert_array_equal(jacobian(f.prox, z, 1.0), np.eye(4))
+    np.testing.assert_array_equal(jacobian(f.prox_conjugate, z, 1.0), np.zeros((4, 4)))
+
+
+# ------------------------------------------------------------------- values on and off the set
+
+EPS = np.finfo(float).eps
+
+
+@pytest.mark.parametrize(
+    ("value", "v", "expected"),
+    [
+        (hg.Box(0.5), [0.5, -0.5], 0.0),
+        (hg.Box(0.5), [0.5 * (1 + 4 * EPS), 0.0], 0.0),  # beyond by rounding
+        (hg.Box(0.5), [0.5 + 1e-9, 0.0], INF),
+        (hg.Box([0.5, 2.0]), [0.5, -2.0], 0.0),
+        (hg.Box([0.5, 2.0]), [2.0, 0.5], INF),
+        (hg.BoxQuadratic(0.5, 4.0), [0.5, 0.5], 1.0),
+        (hg.BoxQuadratic(0.5, 4.0), [0.5, 0.6], INF),
+        (hg.L2Ball(5.0), [3.0, 4.0], 0.0),
+        (hg.L2Ball(5.0), [3.0, 4.0 + 1e-9], INF),
+        (hg.NonNegative(), [0.0, 2.0], 0.0),
+        (hg.NonNegative(), [-1e-9, 2.0], INF),
+        (hg.L1(0.5).conjugate, [0.5, -0.5], 0.0),
+        (hg.L1(0.5).conjugate, [0.5 + 1e-9, 0.0], INF),
+        (hg.L1([0.5, 0.0]).conjugate, [0.5, 0.0], 0.0),
+        (hg.L1([0.5, 0.0]).conjugate, [0.5, 1e-9], INF),
+        (hg.GroupL1(5.0, shape=(2, 1)).conjugate, [3.0, 4.0], 0.0),
+        (hg.GroupL1(5.0, shape=(2, 1)).conjugate, [3.0, 4.0 + 1e-9], INF),
+        (hg.Huber(0.5, 2.0).conjugate, [0.5, 0.0], 0.5),
+        (hg.Huber(0.5, 2.0).conjugate, [0.5 + 1e-9, 0.0], INF),
+        (hg.NonNegative().conjugate, [0.0, -2.0], 0.0),
+        (hg.NonNegative().conjugate, [1e-9, -2.0], INF),
+        (hg.Zero().conjugate, [0.0, 0.0], 0.0),
+        (hg.Zero().conjugate, [1e-9, 0.0], INF),
+    ],
+)
+def test_infeasible_is_infinite(value, v, expected):
+    np.testing.assert_allclose(value(jnp.asarray(v)), expected, rtol=1e-15)
+
+
+# ------------------------------------------------------------------------------------- margins
+
+MARGINS = {
+    # name: (function, z, step, expected)
+    "L1": (hg.L1(0.5), [0.5, -0.25, 1.0, 0.0], 1.0, [0, 0.5, 1, 1]),
+    "L1 longer step": (hg.L1(0.5), [0.5, -0.25, 1.0, 0.0], 2.0, [0.5, 0.75, 0, 1]),
+    "L1 rows": (hg.L1([0.5, 0.0]), [0.5, 0.5], 1.0, [0, INF]),
+    "GroupL1": (hg.GroupL1(5.0, shape=(2, 2)), [3.0, 6, 4, 8], 1.0, [0, 1]),
+    "GroupL1 longer step": (hg.GroupL1(5.0, shape=(2, 2)), [3.0, 6, 4, 8], 2.0, [0.5, 0]),
+    "Huber": (hg.Huber(0.5, 0.25), [0.75, -1.25, 0.0], 1.0, [0, 1, 1.5]),
+    "ElasticNet": (hg.ElasticNet(0.5, 3.0), [0.5, -0.25, 1.0, 0.0], 1.0, [0, 0.5, 1, 1]),
+    "Quadratic": (hg.Quadratic(0.5), [0.5, -0.25], 1.0, [INF]),
+    "Zero": (hg.Zero(), [0.5, -0.25], 1.0, [INF]),
+    "Box": (hg.Box(0.5), [0.5, -0.25, 1.0, 0.0], 7.0, [0, 0.5, 1, 1]),
+    "Box rows": (hg.Box([0.5, 0.25]), [0.25, 0.25], 7.0, [0.5, 0]),
+    "BoxQuadratic": (hg.BoxQuadratic(0.5, 1.0), [1.0, -0.5, 2.0, 0.0], 1.0, [0, 0.5, 1, 1]),
+    "L2Ball": (hg.L2Ball(5.0), [6.0, 8.0], 7.0, [1]),
+    "NonNegative": (hg.NonNegative(), [0.0, -2.0, 3.0], 7.0, [0, 2, 3]),
+    "SeparableSum": (
+        hg.SeparableSum((hg.L1(0.5), hg.L2Ball(5.0)), (2, 2)),
+        [0.5, 1.0, 6.0, 8.0],
+        1.0,
+        [0, 1, 1],
+    ),
+}
+
+
+def test_margins_are_all_listed():
+    assert {type(f) for f, *_ in MARGINS.values()} == {type(case.f) for case in CASES.values()}
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_margin(name):
+    f, z, step, expected = MARGINS[name]
+    np.testing.assert_array_equal(f.margin(jnp.asarray(z), step), np.asarray(expected, float))
+
+
+@pytest.mark.parametrize(
+    ("f", "z", "expected"),
+    [
+        # prox_{s f*} is a clip at the weight, whatever s; Huber's kink is at weight + s smoothing.
+        (hg.L1(0.5), [0.5, -0.25, 1.0, 0.0], [0, 0.5, 1, 1]),
+        (hg.GroupL1(5.0, shape=(2, 2)), [3.0, 6, 4, 8], [0, 1]),
+        (hg.Huber(0.5, 0.25), [1.0, -1.5, 0.0], [0, 1, 2]),
+    ],
+)
+def test_margin_of_the_conjugate(f, z, expected):
+    s = 2.0
+    np.testing.assert_array_equal(f.margin(jnp.asarray(z) / s, 1 / s), np.asarray(expected, float))
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda c: hg.L1(0.7 * c),
+        lambda c: hg.GroupL1(0.7 * c, shape=(2, 2)),
+        lambda c: hg.Huber(0.7 * c, 0.4 * c),
+        lambda c: hg.ElasticNet(0.7 * c, 0.4),
+        lambda c: hg.Box(0.6 * c),
+        lambda c: hg.BoxQuadratic(0.6 * c, 0.7),
+        lambda c: hg.L2Ball(0.9 * c),
+        lambda c: hg.SeparableSum((hg.L1(0.7 * c), hg.L2Ball(0.9 * c)), (1, 3)),
+    ],
+)
+def test_margin_is_free_of_units(scaled):
+    """Data and kinks in other units: the same margin (NonNegative alone has no size to go by)."""
+    np.testing.assert_allclose(
+        scaled(0.01).margin(0.01 * POINTS, STEP), scaled(1.0).margin(POINTS, STEP), rtol=1e-13
+    )
+
+
+# ------------------------------------------------------------------------------ what they claim
+
+
+@pytest.mark.parametrize(
+    ("f", "dual", "primal"),
+    [
+        (hg.L1(0.7), 0.7, None),
+        (hg.L1([1.0, 2.0, 9.0]), 2.0, None),
+        (hg.GroupL1(0.7, shape=(2, 2)), 0.7, None),
+        (hg.Huber([1.0, 2.0, 9.0], 0.4), 2.0, None),
+        (hg.ElasticNet(0.7, 0.4), 0.7, None),
+        (hg.Quadratic(0.7), None, None),
+        (hg.Zero(), None, None),
+        (hg.NonNegative(), None, None),
+        (hg.Box([1.0, 2.0, 9.0]), None, 2.0),
+        (hg.BoxQuadratic(0.6, 0.7), None, 0.6),
+        (hg.L2Ball(0.9), None, 0.9),
+        # The median over the coordinates whose scale is known: 1, 3, 3.
+        (hg.SeparableSum((hg.L1(1.0), hg.L1(3.0), hg.Box(5.0)), (1, 2, 9)), 3.0, 5.0),
+        (hg.SeparableSum((hg.Zero(), hg.Quadratic(1.0)), (1, 2)), None, None),
+    ],
+)
+def test_scales(f, dual, primal):
+    assert f.dual_scale == (None if dual is None else pytest.approx(dual, rel=1e-15))
+    assert f.primal_scale == (None if primal is None else pytest.approx(primal, rel=1e-15))
+
+
+@every_function
+def test_claims_hold(case):
+    """`homogeneous` and `indicator` decide whether the scale of K is free; `positive` is kept."""
+    v = jnp.asarray(POINTS)
+    if case.f.homogeneous:
+        np.testing.assert_allclose(case.f(3 * v), 3 * case.f(v), rtol=1e-15)
+    if case.f.indicator:
+        assert set(np.asarray(case.f(0.1 * v)).tolist()) <= {0.0, INF}
+        assert jnp.any(jnp.isinf(case.f(v)))
+    for name in case.f.positive:
+        with pytest.raises(ValueError, match=rf"{name} must be (positive|non-negative); got -1"):
+            dataclasses.replace(case.f, **{name: -1.0})
+
+
+@every_function
+def test_batch_equals_its_samples(case):
+    """Any leading axes, and none: here (2, 4), (8,) and one sample after the other."""
+
+    @jax.jit
+    def other_shapes(f):
+        samples = jax.lax.map(lambda z: evaluate(f, z, STEP), POINTS)
+        return samples, evaluate(f, POINTS.reshape(2, 4, 4), STEP)
+
+    batch = evaluate(case.f, POINTS, STEP)
+    for expected, of_sample, of_batches in zip(batch, *other_shapes(case.f), strict=True):
+        # Not bit for bit: the compiler divides and sums vectors in another order than numbers.
+        np.testing.assert_allclose(of_sample, expected, rtol=1e-15, atol=2e-15)
+        shape = (2, 4, *expected.shape[1:])
+        np.testing.assert_allclose(of_batches, expected.reshape(shape), rtol=1e-15, atol=2e-15)
+
+
+@every_function
+def test_float32_stays_float32(case):
+    f, z, step = cast_floats((case.f, POINTS, STEP), jnp.float32)
+    results = jax.eval_shape(
+        lambda *arguments: (evaluate(*arguments), derivatives(*arguments)), f, z, step
+    )
+    assert {result.dtype for result in jax.tree.leaves(results)} == {jnp.dtype(jnp.float32)}
+
+
+def test_separable_sum_is_its_parts(key):
+    parts = (hg.L1(0.7), hg.GroupL1(0.5, shape=(2, 2)), hg.NonNegative(), hg.BoxQuadratic(0.6, 0.7))
+    f = hg.SeparableSum(parts, (1, 4, 2, 3))
+    z = jax.random.normal(key, (8, 10))
+    pieces = (z[:, :1], z[:, 1:5], z[:, 5:7], z[:, 7:])
+
+    whole = evaluate(f, z, STEP)
+    value, conjugate, *vectors = zip(
+        *(evaluate(part, piece, STEP) for part, piece in zip(parts, pieces, strict=True)),
+        strict=True,
+    )
+    np.testing.assert_allclose(whole.value, sum(value), rtol=1e-15)
+    np.testing.assert_allclose(whole.conjugate, sum(conjugate), rtol=1e-15)
+    for got, expected in zip(whole[2:], vectors, strict=True):
+        np.testing.assert_allclose(got, np.concatenate(expected, axis=-1), rtol=1e-15, atol=1e-15)
+
+
+# ------------------------------------------------------------------------- a function of one's own
+
+
+class LogBarrier(hg.AbstractFunction):
+    """`-weight * sum log(v)`: a value and a prox, nothing else."""
+
+    weight: jax.Array
+
+    def __call__(self, v):
+        return -self.weight * jnp.sum(jnp.log(v), axis=-1)
+
+    def prox(self, z, step):
+        return (z + jnp.sqrt(z**2 + 4 * step * self.weight)) / 2
+
+
+def test_user_function_from_value_and_prox_alone():
+    """`argmin_x -w sum log x + ||x - x_tilde||^2 / 2` and its derivative in w, in closed form."""
+    w, x_tilde = 0.3, jnp.array([[0.5, 1.0, 2.0], [-1.0, 0.1, 3.0]])
+    problem = hg.LowerLevel(K=jnp.eye(3), F=LogBarrier(jnp.asarray(w)), G=hg.Quadratic(1.0))
+    h = hg.hypergradient(
+        problem,
+        x_tilde,
+        jnp.zeros_like(x_tilde),
+        solver=hg.ChambollePock(iterations=200),
+        strategy=hg.FullUnrolling(),
+    )
+    root = np.sqrt(np.asarray(x_tilde) ** 2 + 4 * w)
+    x = (x_tilde + root) / 2
+    np.testing.assert_allclose(h.solution.x, x, rtol=1e-12)
+    # The loss is 0.5 ||x||^2, averaged over two samples, and dx/dw = 1 / root.
+    np.testing.assert_allclose(h.grad.F.weight, np.sum(x / root) / 2, rtol=1e-10)
+    np.testing.assert_array_equal(h.solution.stats.status, hg.Status.CONVERGED)
+    # Neither conjugate nor kinks are known, and nothing pretends otherwise.
+    assert jnp.all(jnp.isnan(h.solution.stats.gap))
+    assert jnp.all(jnp.isnan(h.solution.stats.margin))

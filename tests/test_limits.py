@@ -1,0 +1,465 @@
+"""The solved problem as the oracle: central differences of its solution, found by other means,
+against the limit formula and long unrolling; and what happens where there is no limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from operator import attrgetter
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from helpers import (
+    L1,
+    Box,
+    Poster,
+    Quadratic,
+    assert_close,
+    central_differences,
+    gradient_of,
+    random_data,
+    relative_error,
+    solve_group_quadratic,
+    solve_l1_box,
+    solve_l1_quadratic,
+    solve_lasso,
+    to_hypergrad,
+)
+
+import hypergrad as hg
+from hypergrad.adjoint import Cotangent
+from hypergrad.chambolle_pock import ProxArguments
+from hypergrad.status import Status
+from hypergrad.strategies import LeastSquares
+
+ENOUGH = 3000  # iterations, for every problem here to arrive at rounding
+
+# ------------------------------------------------------------------------- problems to be solved
+
+
+class Limit(NamedTuple):
+    """A lower level by its parameters (`K`, `F.weight`, …): how the package and how SciPy solve it.
+
+    The seeds are chosen so that the solution is not near a kink, and has coordinates on both sides.
+    """
+
+    seed: int
+    parameters: dict[str, np.ndarray]
+    F: Callable
+    G: Callable
+    solve: Callable
+
+    def problem(self) -> hg.LowerLevel:
+        p = {name: jnp.asarray(value) for name, value in self.parameters.items()}
+        return hg.LowerLevel(p["K"], self.F(p), self.G(p))
+
+    def solver(self, iterations: int = ENOUGH, ratio: float = 3.0) -> hg.ChambollePock:
+        step = 0.99 / np.linalg.norm(self.parameters["K"], 2)
+        return hg.ChambollePock(iterations, step / np.sqrt(ratio), step * np.sqrt(ratio))
+
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([self.seed, 7])
+        x_tilde = rng.standard_normal((2, self.parameters["K"].shape[1]))
+        return x_tilde, x_tilde + 0.3 * rng.standard_normal(x_tilde.shape)
+
+
+def _random(seed: int, stream: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng([seed, stream]).standard_normal(shape)
+
+
+LIMITS = {
+    "L1+Quadratic": Limit(
+        3,
+        {"K": _random(3, 1, 5, 5) / 3, "F.weight": np.full(5, 0.4), "G.weight": np.array(1.1)},
+        lambda p: hg.L1(p["F.weight"]),
+        lambda p: hg.Quadratic(p["G.weight"]),
+        lambda p, x: solve_l1_quadratic(p["K"], p["F.weight"], p["G.weight"], x),
+    ),
+    "L1+Box": Limit(
+        9,
+        {
+            "K": _random(9, 2, 6, 4) / 3,
+            "F.weight": np.random.default_rng([9, 9]).uniform(0.3, 0.5, 6),
+            "G.radius": np.full(4, 0.4),
+        },
+        lambda p: hg.L1(p["F.weight"]),
+        lambda p: hg.Box(p["G.radius"]),
+        lambda p, x: solve_l1_box(p["K"], p["F.weight"], p["G.radius"], x),
+    ),
+    "Huber+Quadratic": Limit(
+        6,
+        {
+            "K": _random(6, 3, 5, 4) / 3,
+            "F.weight": np.array(0.4),
+            "F.smoothing": np.array(0.3),
+            "G.weight": np.full(4, 1.1),
+        },
+        lambda p: hg.Huber(p["F.weight"], p["F.smoothing"]),
+        lambda p: hg.Quadratic(p["G.weight"]),
+        lambda p, x: solve_l1_quadratic(p["K"], p["F.weight"], p["G.weight"], x, p["F.smoothing"]),
+    ),
+    "GroupL1+Quadratic": Limit(
+        7,
+        {
+            "K": np.eye(4, 5) + 0.2 * _random(7, 4, 4, 5),
+            "F.weight": np.array(0.4),
+            "G.weight": np.array(1.1),
+        },
+        lambda p: hg.GroupL1(p["F.weight"], shape=(2, 2)),
+        lambda p: hg.Quadratic(p["G.weight"]),
+        lambda p, x: solve_group_quadratic(p["K"], p["F.weight"], p["G.weight"], x, (2, 2)),
+    ),
+    "Quadratic+L1": Limit(
+        6,
+        {
+            "K": _random(6, 5, 6, 4) / 3,
+            "F.weight": np.array(1.2),
+            "F.center": np.full(6, 0.3),
+            "G.weight": np.array(0.2),
+        },
+        lambda p: hg.Quadratic(p["F.weight"], p["F.center"]),
+        lambda p: hg.L1(p["G.weight"]),
+        lambda p, x: solve_lasso(p["K"], p["F.weight"], p["F.center"], p["G.weight"], x),
+    ),
+}
+
+
+@functools.cache
+def _differences(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The independent solution, and the gradient of the loss in everything, entry by entry."""
+    limit = LIMITS[name]
+    x_tilde, x_true = limit.data()
+
+    def solved(parameters, x_tilde):
+        return np.array([limit.solve(parameters, x) for x in x_tilde])
+
+    def loss(parameters, x_tilde):
+        return 0.5 * np.mean(np.sum((solved(parameters, x_tilde) - x_true) ** 2, 1))
+
+    gradients = {
+        entry: central_differences(
+            lambda value, entry=entry: loss(limit.parameters | {entry: value}, x_tilde), start
+        )
+        for entry, start in limit.parameters.items()
+    }
+    in_x_tilde = central_differences(lambda value: loss(limit.parameters, value), x_tilde)
+    return solved(limit.parameters, x_tilde), gradients | {"x_tilde": in_x_tilde}
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [hg.LimitFormula(), hg.LimitFormula(hg.Tolerance(1e-13)), hg.FullUnrolling()],
+    ids=lambda s: s.label,
+)
+@pytest.mark.parametrize("name", LIMITS)
+def test_central_differences_of_the_solved_problem(name, strategy):
+    limit = LIMITS[name]
+    x, expected = _differences(name)
+    h = hg.hypergradient(limit.problem(), *limit.data(), solver=limit.solver(), strategy=strategy)
+    assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
+    assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
+    assert np.all(np.asarray(h.solution.stats.margin) > 0.03)
+    assert relative_error(h.solution.x, x) <= 1e-12
+    # Central differences with a step of 1e-5: an error of 1e-10 in truncation and rounding.
+    assert relative_error(h.grad_x_tilde, expected["x_tilde"]) <= 1e-8
+    for entry in limit.parameters:
+        actual = attrgetter(entry)(h.grad)
+        if name == "L1+Box" and entry == "F.weight":
+            # The vertices of a linear programme do not depend on its costs.
+            assert np.linalg.norm(actual) <= 1e-12
+            assert np.linalg.norm(expected[entry]) <= 1e-8
+        else:
+            assert relative_error(actual, expected[entry]) <= 1e-8, entry
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_problems_have_coordinates_on_both_sides_of_a_kink(name):
+    """Else half of the formula would not be seen. By the gradients in the parameters of F and G:
+    a mask of ones or zeros everywhere makes one of them vanish.
+    """
+    _, gradients = _differences(name)
+    sizes = {entry: np.linalg.norm(gradient) for entry, gradient in gradients.items()}
+    if name == "L1+Box":
+        del sizes["F.weight"]
+    assert min(sizes.values()) > 1e-3
+
+
+# ------------------------------------------------------------------------- the k-step variants
+
+
+@functools.cache
+def _converged_state() -> hg.State:
+    limit = LIMITS["L1+Quadratic"]
+    x_tilde, _ = limit.data()
+    strategy = hg.LimitFormula()
+    return hg.solve(limit.problem(), x_tilde, solver=limit.solver(), strategy=strategy).state
+
+
+def _three_variants(k: int, iterations: int, init: hg.State | None) -> list[hg.Hypergradient]:
+    limit = LIMITS["L1+Quadratic"]
+    variants = (
+        hg.Truncation(k),
+        hg.LimitFormula(hg.LastIterates(k)),
+        hg.LimitFormula(hg.Steps(k)),
+    )
+    solver = limit.solver(iterations)
+    return [
+        hg.hypergradient(limit.problem(), *limit.data(), solver=solver, strategy=s, init=init)
+        for s in variants
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 20, 200])
+def test_the_three_variants_agree_at_a_converged_state(k):
+    a, b, c = _three_variants(k, 200, _converged_state())
+    assert_close((b.grad, b.grad_x_tilde), (a.grad, a.grad_x_tilde), 1e-10)
+    assert_close((c.grad, c.grad_x_tilde), (a.grad, a.grad_x_tilde), 1e-10)
+
+
+def test_the_three_variants_differ_before():
+    for one, other in itertools.combinations(_three_variants(5, 5, None), 2):
+        assert relative_error(one.grad.K, other.grad.K) > 1e-3
+
+
+# ------------------------------------------------------------------------ invariances, and rates
+
+
+def test_limit_formula_does_not_depend_on_the_step_sizes():
+    limit = LIMITS["L1+Quadratic"]
+    problem, data = limit.problem(), limit.data()
+    expected = None
+    for ratio, theta in ((3.0, 1.0), (0.5, 1.0), (30.0, 1.0), (3.0, 0.5)):
+        solver = limit.solver(ratio=ratio)
+        solver = hg.ChambollePock(ENOUGH, solver.tau, solver.sigma, theta)
+        h = hg.hypergradient(problem, *data, solver=solver, strategy=hg.LimitFormula())
+        assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(h.grad_solver))
+        actual = (h.grad, h.grad_x_tilde)
+        expected = actual if expected is None else expected
+        assert_close(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("G", [hg.Box(0.4), hg.Quadratic(1.1)], ids=["Box", "Quadratic"])
+def test_scaling_data_radius_and_weights_together_changes_nothing(G):
+    """`step_ratio` has no units: in other units the same unconverged gradient comes out.
+
+    With data and radius in units of c and F in units of d, the loss has units `c^2`.
+    """
+    x_tilde, x_true = random_data(3, 4)
+    K, c, d = _random(0, 2, 6, 4) / 3, 0.01, 7.0
+    given = {"primal_scale": 1.0} if isinstance(G, hg.Quadratic) else {}
+    solver = hg.ChambollePock(15, step_ratio=2.0, **given)
+    h = hg.hypergradient(
+        hg.LowerLevel(K, hg.L1(0.4), G),
+        x_tilde,
+        x_true,
+        solver=solver,
+        strategy=hg.FullUnrolling(),
+    )
+    assert np.max(h.solution.stats.residual) > 1e-3
+
+    scaled_G = hg.Quadratic(1.1 * d / c) if given else hg.Box(0.4 * c)
+    given = {"primal_scale": c} if given else {}
+    scaled = hg.hypergradient(
+        hg.LowerLevel(K, hg.L1(0.4 * d), scaled_G),
+        c * x_tilde,
+        c * x_true,
+        solver=hg.ChambollePock(15, step_ratio=2.0, **given),
+        strategy=hg.FullUnrolling(),
+    )
+    assert relative_error(scaled.solution.stats.residual, h.solution.stats.residual) <= 1e-9
+    assert relative_error(scaled.grad.K / c**2, h.grad.K) <= 1e-10
+    assert relative_error(scaled.grad.F.weight * d / c**2, h.grad.F.weight) <= 1e-10
+    assert relative_error(scaled.grad_x_tilde / c, h.grad_x_tilde) <= 1e-10
+
+
+def test_ergodic_bias_halves_when_the_iterations_double():
+    """Uniform weights: O(1/L), and no more than that once the masks have settled."""
+    limit = LIMITS["L1+Quadratic"]
+    _, exact = _differences("L1+Quadratic")
+    errors = []
+    for iterations in (500, 1000, 2000):
+        h = hg.hypergradient(
+            limit.problem(),
+            *limit.data(),
+            solver=limit.solver(iterations),
+            strategy=hg.ErgodicUnrolling(),
+        )
+        errors.append(relative_error(h.grad.K, exact["K"]))
+    assert all(0.45 <= b / a <= 0.55 for a, b in itertools.pairwise(errors)), errors
+
+
+# ---------------------------------------------------------------- singular, but consistent systems
+
+
+def _singular_posters() -> dict[str, Poster]:
+    def poster(K, weight, G):
+        step = 0.9 / np.linalg.norm(K, 2)
+        return Poster(K, L1(weight), G, tau=step, sigma=step, theta=1.0, L=ENOUGH)
+
+    wide, tall = _random(2, 1, 4, 5) / 3, _random(2, 2, 5, 4) / 3
+    return {
+        # Every row twice: whichever rows are active, they are dependent.
+        "repeated": poster(np.vstack([wide, wide]), 0.6, Quadratic(1.1)),
+        "repeated-box": poster(np.vstack([tall, tall]), 0.25, Box(1.5)),
+        # A weight at which the solution is 0: all rows are active, more than there are columns.
+        "zero": poster(_random(1, 1, 6, 4) / 3, 10.0, Quadratic(1.1)),
+    }
+
+
+SINGULAR = _singular_posters()
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+def test_a_singular_system_is_solved_with_minimum_norm(name):
+    """By `numpy.linalg.pinv` of the system written out, at the same last iterate."""
+    poster = SINGULAR[name]
+    x_tilde, x_true = random_data(3, poster.K.shape[1])
+    runs = [poster.run(x) for x in x_tilde]
+    g = np.array([x + run.r[-1] for x, run in zip(x_tilde, runs, strict=True)]) - x_true
+    expected = []
+    for run, g_i in zip(runs, g, strict=True):
+        matrix, right = poster.limit_system(run, g_i, np.zeros(len(poster.K)))
+        assert np.linalg.matrix_rank(matrix, 1e-10) < len(matrix)
+        expected.append(np.linalg.pinv(matrix, 1e-10) @ right)
+        assert relative_error(matrix @ expected[-1], right) <= 1e-10
+
+    problem, solver = to_hypergrad(poster)
+    z = (np.array([getattr(run, z)[-1] for run in runs])[None] for z in ("z_D", "z_P"))
+    history = ProxArguments(*map(jnp.asarray, z))
+    cotangent = Cotangent(jnp.asarray(g), jnp.zeros((3, problem.m)))
+    sizes = solver.step_sizes(problem)
+    for adjoint in (LeastSquares(), hg.Tolerance(1e-14)):
+        solve = eqx.filter_jit(lambda *arguments, adjoint=adjoint: adjoint(*arguments))
+        sums, stats = solve(problem, sizes, history, cotangent)
+        Delta = np.concatenate([sums.Delta_P, sums.Delta_D], axis=-1)
+        assert relative_error(Delta, np.array(expected)) <= 1e-9
+        assert all(Status(int(status)).is_good for status in stats.status)
+
+
+@pytest.mark.parametrize("adjoint", [LeastSquares(), hg.Tolerance(1e-14)], ids=lambda a: a.label)
+def test_the_gradient_of_a_singular_problem_is_that_of_the_minimum_norm(adjoint):
+    poster = SINGULAR["repeated"]
+    x_tilde, x_true = random_data(3, 5)
+    problem, solver = to_hypergrad(poster)
+    h = hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=hg.LimitFormula(adjoint))
+    assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
+    assert_close(gradient_of(h), poster.limit_solved(x_tilde, x_true), 1e-9)
+
+
+# ----------------------------------------------------------------- what does not work, and says so
+
+
+def _free_direction() -> tuple[hg.LowerLevel, np.ndarray, np.ndarray]:
+    """A linear programme with fewer rows than columns.
+
+    The first sample is so far out that every coordinate goes to its bound. The second one reaches
+    `K x = 0` inside the box and may move along the kernel of K: it has no unique solution.
+    """
+    problem = hg.LowerLevel(_random(0, 1, 2, 4), hg.L1(0.3), hg.Box(0.5))
+    far = 30 * np.asarray(problem.K).sum(0)
+    x_tilde = np.stack([far, 0.1 * _random(0, 2, 4)])
+    return problem, x_tilde, x_tilde + _random(0, 3, 2, 4)
+
+
+def _no_fidelity() -> tuple[hg.LowerLevel, np.ndarray, np.ndarray]:
+    """`argmin_x weight ||K x||_1`: the kernel of K, for both samples."""
+    problem = hg.LowerLevel(_random(0, 1, 2, 4), hg.L1(0.3), hg.Zero())
+    return problem, _random(0, 2, 2, 4), _random(0, 3, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "status"),
+    [
+        (LeastSquares(), Status.INCONSISTENT),
+        (hg.Tolerance(1e-8, most=2000), Status.ITERATIONS_USED_UP),
+    ],
+    ids=["solve", "tolerance"],
+)
+@pytest.mark.parametrize(
+    ("lower_level", "unique"),
+    [(_free_direction, [True, False]), (_no_fidelity, [False, False])],
+    ids=["free_direction", "no_fidelity"],
+)
+def test_a_lower_level_that_is_not_unique_is_told_sample_by_sample(
+    lower_level, unique, adjoint, status
+):
+    problem, x_tilde, x_true = lower_level()
+    h = hg.hypergradient(
+        problem,
+        x_tilde,
+        x_true,
+        solver=hg.ChambollePock(ENOUGH),
+        strategy=hg.LimitFormula(adjoint),
+    )
+    assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
+    expected = [Status.CONVERGED if one else status for one in unique]
+    assert np.asarray(h.adjoint.status).tolist() == expected
+    assert status.label in repr(h)
+
+
+def test_an_unconverged_lower_level_says_so_and_can_raise():
+    limit = LIMITS["L1+Quadratic"]
+    arguments = (limit.problem(), *limit.data())
+    options = {"solver": limit.solver(5), "strategy": hg.LimitFormula(hg.Steps(1))}
+    h = hg.hypergradient(*arguments, **options)
+    assert np.all(np.asarray(h.solution.stats.status) == Status.ITERATIONS_USED_UP)
+    assert np.all(np.asarray(h.solution.stats.residual) > 1e-3)
+    assert "iterations used up" in repr(h)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="the forward solve did not succeed"):
+        hg.hypergradient(*arguments, **options, throw=True)
+
+
+@pytest.mark.parametrize(
+    ("solver", "lower_level"),
+    [
+        (lx.GMRES(rtol=1e-10, atol=1e-10, max_steps=1, restart=1), None),
+        (lx.BiCGStab(rtol=1e-10, atol=1e-10), _no_fidelity),
+    ],
+    ids=["too_few_steps", "singular"],
+)
+def test_a_krylov_solver_that_fails_shows_in_the_status(solver, lower_level):
+    limit = LIMITS["L1+Quadratic"]
+    arguments = (limit.problem(), *limit.data()) if lower_level is None else lower_level()
+    h = hg.hypergradient(
+        *arguments, solver=hg.ChambollePock(ENOUGH), strategy=hg.LimitFormula(solver)
+    )
+    assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
+    assert not any(Status(int(status)).is_good for status in h.adjoint.status)
+    assert np.all(~(np.asarray(h.adjoint.residual) <= 1e-6))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [lx.SVD(), lx.LU(), lx.LSMR(rtol=1e-15, atol=1e-15, conlim=1e15)],
+    ids=["svd", "lu", "lsmr"],
+)
+def test_solvers_of_lineax_agree_on_a_regular_system(solver):
+    limit = LIMITS["L1+Quadratic"]
+    default, other = (
+        hg.hypergradient(
+            limit.problem(), *limit.data(), solver=limit.solver(), strategy=hg.LimitFormula(a)
+        )
+        for a in (LeastSquares(), solver)
+    )
+    assert_close((other.grad, other.grad_x_tilde), (default.grad, default.grad_x_tilde), 1e-10)
+    assert np.all(np.asarray(other.adjoint.status) == Status.CONVERGED)
+
+
+def test_a_dense_solver_on_a_singular_system_is_judged_by_its_residual():
+    """A number comes out, or none: what the solver says of itself does not count."""
+    poster = dataclasses.replace(SINGULAR["zero"], L=300)
+    problem, solver = to_hypergrad(poster)
+    x_tilde, x_true = random_data(2, 4)
+    h = hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=hg.LimitFormula(lx.LU()))
+    residual, status = np.asarray(h.adjoint.residual), np.asarray(h.adjoint.status)
+    np.testing.assert_array_equal(status == Status.CONVERGED, residual <= 1.5e-8)
+    assert not np.any(status == Status.INCONSISTENT)

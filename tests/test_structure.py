@@ -1,0 +1,232 @@
+"""The house of DESIGN.md: floors, the one list, abstract or final classes, an untouched JAX."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hypergrad as hg
+
+PACKAGE = Path(hg.__file__).parent
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+every_module = pytest.mark.parametrize("module", SOURCES)
+
+
+# ------------------------------------------------------------------------------------- floors
+
+# A module imports from lower floors only. A new module gets its floor here.
+FLOORS = {
+    "_checks": 0,
+    "status": 0,
+    "functions": 1,
+    "operators": 1,
+    "timing": 1,
+    "lower_level": 2,
+    "chambolle_pock": 3,
+    "adjoint": 4,
+    "newton": 5,
+    "strategies._base": 6,
+    "strategies": 8,
+    "bilevel": 8,
+    "diagnostics": 9,
+    "training": 9,
+    "comparison": 10,
+    "image_study": 11,
+    "cli": 12,
+    "__main__": 13,
+    # What `import hypergrad` offers: nothing inside imports it back.
+    "": 14,
+}
+A_STRATEGY = 7  # every other module of strategies/
+FLOOR_FREE = {"plotting", "data", "records"}  # files and figures: no JAX, and only each other
+JAX = {"jax", "jaxlib", "equinox", "lineax", "optax", "optimistix", "jaxopt"}
+
+
+def short(module: str) -> str:
+    """`hypergrad.strategies.limit` to `strategies.limit`."""
+    return module.removeprefix("hypergrad").removeprefix(".")
+
+
+def floor(module: str) -> int:
+    name = short(module)
+    if name in FLOOR_FREE:
+        return -1
+    if name.startswith("strategies.") and name not in FLOORS:
+        return A_STRATEGY
+    return FLOORS[name]
+
+
+def imports(module: str) -> Iterator[str]:
+    """All that a module imports, inside its functions too; submodules where they are meant."""
+    package = module if SOURCES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, package)
+            for alias in node.names:
+                submodule = f"{base}.{alias.name}"
+                yield submodule if submodule in SOURCES else base
+
+
+def inside(module: str) -> set[str]:
+    return {name for name in imports(module) if name.partition(".")[0] == "hypergrad"}
+
+
+def test_the_walk_sees_imports():
+    """The tests below would pass on an empty list."""
+    assert "hypergrad.functions" in inside("hypergrad.lower_level")
+    assert "hypergrad.operators" in inside("hypergrad")  # from hypergrad import operators
+    assert "hypergrad.strategies._base" in inside("hypergrad.strategies")
+    assert "jax.numpy" in set(imports("hypergrad.operators"))
+    assert len(SOURCES) > 15
+
+
+@every_module
+def test_every_module_has_a_floor(module):
+    assert isinstance(floor(module), int)
+
+
+@every_module
+def test_imports_go_down(module):
+    wrong = {name for name in inside(module) if floor(name) >= floor(module)}
+    if short(module) in FLOOR_FREE:
+        wrong = {name for name in inside(module) if short(name) not in FLOOR_FREE}
+    assert not wrong, f"{module} is on floor {floor(module)} and imports {wrong}"
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if short(m) in FLOOR_FREE])
+def test_files_and_figures_need_no_jax(module):
+    assert not {name.partition(".")[0] for name in imports(module)} & JAX
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if m.startswith("hypergrad.strategies.")])
+def test_no_strategy_knows_another(module):
+    siblings = {name for name in inside(module) if name.startswith("hypergrad.strategies")}
+    assert siblings <= {"hypergrad.strategies._base"}
+
+
+# ------------------------------------------------------------------------------------ classes
+
+
+def classes() -> list[type]:
+    """Every class that the package defines (importing `__main__` would run it)."""
+    found = []
+    for name in SOURCES:
+        if name != "hypergrad.__main__":
+            members = vars(importlib.import_module(name)).values()
+            found += [c for c in members if isinstance(c, type) and c.__module__ == name]
+    return found
+
+
+def is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "hypergrad"
+
+
+def test_classes_are_abstract_or_final():
+    """`Abstract…` means that a method is missing; nobody subclasses a class that lacks none."""
+    assert {hg.L1, hg.Truncation, hg.AbstractFunction} <= set(classes())  # they are being found
+    wrong = []
+    for cls in classes():
+        if cls.__name__.lstrip("_").startswith("Abstract") != inspect.isabstract(cls):
+            wrong.append(f"{cls}: a name with Abstract if and only if a method is missing")
+        for base in filter(is_ours, cls.__mro__[1:]):
+            if not inspect.isabstract(base):
+                wrong.append(f"{cls} extends {base}, which is concrete")
+    assert not wrong
+
+
+@every_module
+def test_no_super(module):
+    """A method is implemented once."""
+    names = {node.id for node in ast.walk(TREES[module]) if isinstance(node, ast.Name)}
+    assert "super" not in names
+
+
+def concrete_subclasses(cls: type) -> Iterator[type]:
+    for subclass in cls.__subclasses__():
+        if not inspect.isabstract(subclass):
+            yield subclass
+        yield from concrete_subclasses(subclass)
+
+
+def test_every_strategy_is_in_the_list():
+    classes()  # they have to be imported to be seen
+    package = {cls for cls in concrete_subclasses(hg.AbstractStrategy) if is_ours(cls)}
+    assert package == set(hg.STRATEGIES.values())
+
+
+@pytest.mark.parametrize("name", hg.STRATEGIES)
+def test_strategies_are_listed_under_their_own_names(name):
+    strategy = hg.STRATEGIES[name]
+    assert vars(strategy)["name"] == name
+    for described in ("formula", "cost", "caveat"):
+        assert vars(strategy)[described], f"the table needs the {described} of {name}"
+    # The label is what one types: it leads back to the same strategy.
+    assert hg.parse_strategy(strategy().label) == strategy()
+
+
+# -------------------------------------------------------------------------- JAX's configuration
+
+MAY_CONFIGURE = {"hypergrad.cli", "hypergrad.__main__"}
+
+
+def touches_jax_config(tree: ast.AST) -> bool:
+    """`jax.config`, however it is spelt; a context manager of JAX is local and does not count."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "jax.config":
+            return True
+        from_jax = isinstance(node, ast.ImportFrom) and node.module == "jax"
+        if from_jax and "config" in {alias.name for alias in node.names}:
+            return True
+    return False
+
+
+def test_the_walk_sees_jax_config():
+    assert touches_jax_config(TREES["hypergrad.cli"])
+    assert touches_jax_config(ast.parse("from jax import config as c"))
+    assert not touches_jax_config(ast.parse("config = jax.numpy"))
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if m not in MAY_CONFIGURE])
+def test_the_library_leaves_jax_as_it_is(module):
+    assert not touches_jax_config(TREES[module])
+
+
+IMPORT = """
+import json, sys, jax
+before = dict(jax.config.values)
+import hypergrad
+changed = [name for name, value in jax.config.values.items() if before.get(name) != value]
+json.dump({"modules": sorted(sys.modules), "changed": changed}, sys.stdout)
+"""
+
+
+def test_import_is_light_and_silent():
+    """No peer (they are optional), no figures, no data, no warning, no setting changed."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert "hypergrad.bilevel" in result["modules"]
+    assert not {"jaxopt", "optimistix", "matplotlib", "skimage"} & set(result["modules"])
+    assert result["changed"] == []
