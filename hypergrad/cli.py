@@ -127,30 +127,27 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
     from hypergrad.image_study import ImageStudy, run_image_study
     from hypergrad.strategies import parse_strategy
 
-    try:
-        for text in strategies:
-            parse_strategy(text).check(ChambollePock(options.iterations))
-    except ValueError as error:
-        raise _UsageError(error) from None
-    config = ImageStudy()
-    if options.quick:
-        config = config.quick()
     given = {
         field: getattr(options, field)
         for field in ("epochs", "batch_size", "iterations", "learning_rate", "noise")
         if getattr(options, field) is not None
     }
-    config = dataclasses.replace(
-        config,
-        strategies=strategies,
-        seed=options.seed,
-        dtype=options.dtype,
-        data=options.data,
-        **given,
-    )
+    try:
+        config = dataclasses.replace(
+            ImageStudy().quick() if options.quick else ImageStudy(),
+            strategies=strategies,
+            seed=options.seed,
+            dtype=options.dtype,
+            data=options.data,
+            **given,
+        )
+        for text in strategies:
+            parse_strategy(text).check(ChambollePock(config.iterations))
+    except ValueError as error:
+        raise _UsageError(error) from None
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("results") / f"{name}-{stamp}"
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     try:
         run_image_study(config, out, console)
     except KeyboardInterrupt:

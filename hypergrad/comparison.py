@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from hypergrad._checks import check_count
 from hypergrad.bilevel import (
     Hypergradient,
     Loss,
@@ -181,7 +182,8 @@ def compare(
     masks can have a gradient larger than all others together, and would stand for the error.
 
     **Arguments**: as for `hypergradient`; `reference`, by default `reference_hypergradient` with at
-    most `reference_iterations` of the forward solve.
+    most `reference_iterations` of the forward solve (of a given one, the state it ended in is
+    used, and which samples it is certified on).
 
     **Returns**: a `Comparison`. A strategy that fails is a row with its reason.
 
@@ -193,6 +195,9 @@ def compare(
     >>> [record["strategy"] for record in comparison.records]
     ['full', 'truncation:k=1']
     """
+    check_count("repeats", repeats)
+    if not strategies:
+        raise ValueError("strategies must name at least one; got none: try [hg.FullUnrolling()]")
     solver = ChambollePock() if solver is None else solver
     x_tilde, x_true = jnp.asarray(x_tilde), jnp.asarray(x_true)
     on_all = _OnSamples(loss, jnp.ones(x_tilde.shape[:-1], bool))

@@ -8,6 +8,7 @@ converged lower level; records, tables and figures.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import optax
 from rich.console import Console
 
 from hypergrad import data, operators, plotting
+from hypergrad._checks import check_count, check_number
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import Comparison, compare
 from hypergrad.functions import L1, Quadratic
@@ -84,6 +86,16 @@ class ImageStudy:
     dtype: str = "float64"
     data: str | None = None
 
+    def __post_init__(self):
+        for name in ("iterations", "batch_size", "patch", "stride", "repeats"):
+            check_count(name, getattr(self, name))
+        for name in ("samples", "held_out_samples", "tuning_samples"):
+            check_count(name, getattr(self, name))
+        check_count("epochs", self.epochs, least=0)
+        check_count("seed", self.seed, least=0)
+        for name in ("learning_rate", "noise"):
+            check_number(name, np.asarray(getattr(self, name)))
+
     def quick(self) -> ImageStudy:
         """The same job in miniature: a smoke test, not a result."""
         return dataclasses.replace(
@@ -128,6 +140,7 @@ def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
 
     console.print("[bold]1/5[/] data")
     samples = _load(config)
+    _refuse_another_run(config, out)
     write_json(out / "config.json", dataclasses.asdict(config))
     write_json(out / "environment.json", environment())
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
@@ -154,12 +167,31 @@ def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
     restorers = {"untrained": _restorer(config, problems["untrained"], solver, Truncation(1))}
     for label, problem in learned.items():
         restorers[label] = _restorer(config, problem, solver, strategies[label])
+    write_text(out / "table.md", _report(config, samples, comparison, rows))
     drawn = {"untrained": problems["untrained"], **learned}
     _draw(config, samples, drawn, restorers, training, rows, out)
-    plotting.save_figure(comparison.plot(), out / "comparison")
-    write_text(out / "table.md", _report(config, samples, comparison, rows))
+    if any(record.get("relative_error") for record in comparison.records):
+        plotting.save_figure(comparison.plot(), out / "comparison")
     console.print(_learning_table(rows))
     console.print(f"written to {out} in {time.perf_counter() - started:.0f} s")
+
+
+def _refuse_another_run(config: ImageStudy, out: Path) -> None:
+    """A folder holds one run: with the same settings it goes on, with others it is refused."""
+    path = out / "config.json"
+    if not path.exists():
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON; got {error}: name another folder") from None
+    ours = json.loads(json.dumps(dataclasses.asdict(config)))
+    if stored != ours:
+        other = [key for key in ours if stored.get(key) != ours[key]]
+        raise ValueError(
+            f"{out} must be a new folder or one of the same run; got one with other settings "
+            f"({', '.join(other)}): name another folder"
+        )
 
 
 def _load(config: ImageStudy) -> _Data:

@@ -65,39 +65,55 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_bytes(path, lambda file: np.savez(file, **dict(arrays)))  # pyright: ignore[reportArgumentType]
 
 
+def _without_nan(value: Any) -> Any:
+    """NaN and infinity are no JSON: null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _json(value: Any, **layout: Any) -> str:
+    return json.dumps(_without_nan(value), default=_plain, allow_nan=False, **layout)
+
+
 def _plain(value: Any) -> Any:
     """What JSON does not know: NumPy numbers, arrays, paths."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if hasattr(value, "tolist"):
-        return value.tolist()
+    if isinstance(value, np.generic) or hasattr(value, "tolist"):
+        return _without_nan(value.tolist())
     return str(value)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write one JSON document."""
-    write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+    write_text(path, _json(value, indent=2) + "\n")
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write_text(path, "".join(json.dumps(record, default=_plain) + "\n" for record in records))
+    write_text(path, "".join(_json(record) + "\n" for record in records))
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Read what `write_jsonl` wrote.
 
-    **Errors**: a `ValueError` that names the file and the line that is not JSON.
+    **Errors**: a `ValueError` that names the file and the line that is no JSON object.
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            record, reason = None, str(error)
+        else:
+            reason = type(record).__name__
+        if not isinstance(record, dict):
             raise ValueError(
                 f"{path} must hold one JSON object a line; got something else in line {number}: "
-                f"{error}"
-            ) from None
+                f"{reason}"
+            )
+        records.append(record)
     return records
 
 
@@ -111,7 +127,10 @@ def markdown_table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, s
     | - |
     """
     rows = [list(columns.values()), ["---"] * len(columns)]
-    rows += [[format_cell(record.get(key)) for key in columns] for record in records]
+    # A bar in a cell (in an error's text, say) would end it.
+    rows += [
+        [format_cell(record.get(key)).replace("|", "\\|") for key in columns] for record in records
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

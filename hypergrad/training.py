@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hypergrad._checks import check_count
+from hypergrad._checks import as_inexact, check_count
 from hypergrad.bilevel import Loss, half_mean_squared_error, hypergradient, solve
 from hypergrad.chambolle_pock import ChambollePock, SolverStats
 from hypergrad.functions import AbstractFunction
@@ -90,6 +89,18 @@ def _trainable_mask(problem: LowerLevel, trainable: Callable[[LowerLevel], Any])
     return mask
 
 
+def _child(node: Any, key: Any) -> Any:
+    """One step along a key path."""
+    match key:
+        case jax.tree_util.SequenceKey(idx=index):
+            return node[index]
+        case jax.tree_util.DictKey(key=name):
+            return node[name]
+        case jax.tree_util.GetAttrKey(name=name):
+            return getattr(node, name)
+    return None  # inside a pytree of another kind, where nothing declares itself positive
+
+
 def _positive_mask(problem: LowerLevel) -> Any:
     """True for the leaves that their function declares positive."""
 
@@ -97,9 +108,8 @@ def _positive_mask(problem: LowerLevel) -> Any:
         *way, last = path
         node: Any = problem
         for key in way:
-            is_index = isinstance(key, jax.tree_util.SequenceKey)
-            node = node[key.idx] if is_index else getattr(node, key.name)
-        return isinstance(node, AbstractFunction) and last.name in node.positive
+            node = _child(node, key)
+        return isinstance(node, AbstractFunction) and getattr(last, "name", None) in node.positive
 
     return jax.tree_util.tree_map_with_path(is_positive, problem)
 
@@ -142,9 +152,9 @@ def _rescale_K(problem: LowerLevel) -> LowerLevel:
     return eqx.tree_at(lambda p: p.K, problem, problem.K / operator_norm(problem.K))
 
 
-def _default_projection(problem: LowerLevel) -> Callable[[LowerLevel], LowerLevel] | None:
-    is_matrix = eqx.is_array(problem.K)
-    return _rescale_K if problem.scale_of_K_is_free and is_matrix else None
+def _K_is_a_gauge(problem: LowerLevel, variables: _Variables) -> bool:
+    """Whether K is a matrix that is learned although its scale changes nothing."""
+    return problem.scale_of_K_is_free and variables.mask.K is True
 
 
 def _make_update(
@@ -181,9 +191,10 @@ def _make_update(
 
 
 def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(pair) != 2:
-        raise ValueError(f"{name} must be (x_tilde, x_true); got {len(pair)} entries")
-    x_tilde, x_true = (np.asarray(array) for array in pair)
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        got = type(pair).__name__ + (f" of {len(pair)}" if hasattr(pair, "__len__") else "")
+        raise ValueError(f"{name} must be a pair (x_tilde, x_true); got a {got}")
+    x_tilde, x_true = (np.asarray(as_inexact(array)) for array in pair)
     if x_tilde.shape != x_true.shape or x_tilde.ndim != 2 or x_tilde.shape[1] != n:
         raise ValueError(
             f"{name} must be two arrays of the same shape (samples, {n}); got {x_tilde.shape} and "
@@ -220,6 +231,8 @@ def solve_in_pieces(
     Pieces have one size (the last is filled up with zeros), so there is one compilation.
     """
     x_tilde, count = np.asarray(x_tilde), len(x_tilde)
+    if count == 0:
+        raise ValueError("x_tilde must hold at least one sample; got none")
     piece = min(_EVALUATION_BATCH, count) if piece is None else piece
     filled = np.concatenate([x_tilde, np.zeros((-count % piece, problem.n), x_tilde.dtype)])
     solved = []
@@ -268,22 +281,28 @@ class _Checkpoints:
         """The newest checkpoint that can be read, or None; a damaged one is passed over."""
         for path in self._files():
             try:
-                with np.load(path, allow_pickle=False) as stored:
-                    about = json.loads(str(stored["about"]))
-                    names = sorted(name for name in stored.files if name != "about")
-                    leaves = [stored[name] for name in names]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                leaves, fingerprint, records = self._read(path, len(jax.tree.leaves(like)))
+            except Exception as error:  # whatever a damaged archive makes its reader raise
                 print(f"checkpoint {path} is damaged ({error}): the one before it is used")
                 continue
-            if about["fingerprint"] != self.fingerprint:
+            if fingerprint != self.fingerprint:
                 raise ValueError(
                     f"checkpoint {path} must come from the same run; got one of other data or "
                     "settings: name another folder, or remove this one"
                 )
             template = jax.tree.leaves(like)
             arrays = [jnp.asarray(a, t.dtype) for a, t in zip(leaves, template, strict=True)]
-            return jax.tree.unflatten(jax.tree.structure(like), arrays), about["records"]
+            return jax.tree.unflatten(jax.tree.structure(like), arrays), records
         return None
+
+    @staticmethod
+    def _read(path: Path, count: int) -> tuple[list[np.ndarray], str, list[dict[str, Any]]]:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            # A checkpoint of another run may hold another number of leaves: that is not damage.
+            ours = len(stored.files) == count + 1
+            leaves = [stored[f"leaf{i:04d}"] for i in range(count)] if ours else []
+            return leaves, about["fingerprint"] if ours else "another", about["records"]
 
 
 def _fingerprint(*parts: Any) -> str:
@@ -370,15 +389,17 @@ def train(
     solver = ChambollePock() if solver is None else solver
     optimizer = optax.adam(2e-3) if optimizer is None else optimizer
     x_tilde, x_true = _check_pair("data", data, problem.n)
+    held_out = None
     if validation is not None:
-        validation = _check_pair("validation", validation, problem.n)
+        held_out = _check_pair("validation", validation, problem.n)
     batch_size = min(batch_size, len(x_tilde))
 
     dtype = jnp.result_type(problem.dtype, jnp.asarray(x_tilde[:1]).dtype)
     problem = cast_floats(problem, dtype)
-    x_tilde, x_true = jnp.asarray(x_tilde, dtype), jnp.asarray(x_true, dtype)
+    x_tilde, x_true, held_out = cast_floats((x_tilde, x_true, held_out), dtype)
     variables = _Variables(problem, trainable)
-    project = _default_projection(problem) if project is None else project
+    if project is None and _K_is_a_gauge(problem, variables):
+        project = _rescale_K
     update = _make_update(variables, solver, strategy, optimizer, project, loss)
 
     def loss_on(pair: Pair, problem: LowerLevel) -> float:
@@ -387,9 +408,10 @@ def train(
         )
 
     def validate(problem: LowerLevel) -> float | None:
-        return None if validation is None else loss_on(validation, problem)
+        return None if held_out is None else loss_on(held_out, problem)
 
     state = (problem, optimizer.init(variables.free(problem)))
+    lowered = update.lower(*state, x_tilde[:batch_size], x_true[:batch_size])
     records = [
         {
             "epoch": 0,
@@ -402,17 +424,17 @@ def train(
     ]
     checkpoints = None
     if checkpoint_dir is not None:
-        settings = (strategy.label, epochs, batch_size, seed)
-        print_of_run = _fingerprint(problem, x_tilde, x_true, solver, settings)
-        checkpoints = _Checkpoints(checkpoint_dir, print_of_run)
+        # The program holds the optimiser, the loss, what is learned and how it is projected.
+        settings = (strategy, epochs, batch_size, seed, lowered.as_text())
+        run = _fingerprint(problem, x_tilde, x_true, held_out, solver, settings)
+        checkpoints = _Checkpoints(checkpoint_dir, run)
         state, records = checkpoints.load(state) or (state, records)
 
     with _bar(progress) as bar:
         steps = len(x_tilde) // batch_size
         task = bar.add_task(strategy.label, total=epochs * steps, loss="compiling")
         bar.advance(task, records[-1]["epoch"] * steps)
-        first = (*state, x_tilde[:batch_size], x_true[:batch_size])
-        compiled = update.lower(*first).compile()
+        compiled = lowered.compile()
         for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
             measured, started = [], time.perf_counter()
             for rows in _batches(len(x_tilde), batch_size, seed, epoch):

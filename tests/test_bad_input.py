@@ -466,43 +466,35 @@ def test_bad_strategy_name(text):
 
 # -------------------------------------------------------------------------- throw=True raises
 
-UNFINISHED = hg.ChambollePock(iterations=2)
-FINISHED = hg.ChambollePock(iterations=500)
+# Two iterations are too few for X, and enough for zeros; one layer is too few for a loss that is
+# not 0 at the solution. The same compiled function then succeeds and fails.
+TOO_FEW, ZERO = hg.ChambollePock(iterations=2), jnp.zeros_like(X)
 
 
-def throwing_solve(solver: hg.ChambollePock, x_tilde: jax.Array) -> jax.Array:
-    return hg.solve(PROBLEM, x_tilde, solver=solver, strategy=hg.Truncation(1), throw=True).x
+def throwing_solve(x_tilde: jax.Array) -> jax.Array:
+    return hg.solve(PROBLEM, x_tilde, solver=TOO_FEW, strategy=hg.Truncation(1), throw=True).x
 
 
-def throwing_hypergradient(
-    solver: hg.ChambollePock, x_tilde: jax.Array, strategy: hg.AbstractStrategy
-) -> jax.Array:
+def throwing_hypergradient(x_tilde: jax.Array, x_true: jax.Array) -> jax.Array:
     return hg.hypergradient(
-        PROBLEM, x_tilde, jnp.zeros_like(x_tilde), solver=solver, strategy=strategy, throw=True
+        PROBLEM, x_tilde, x_true, solver=TOO_FEW, strategy=hg.Truncation(1), throw=True
     ).grad.K
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, eqx.filter_jit], ids=["plain", "jit"])
-def test_throw_raises_on_a_bad_status(transform):
+def test_throw_raises_where_a_status_is_bad(transform):
     solve, gradient = transform(throwing_solve), transform(throwing_hypergradient)
+    np.testing.assert_array_equal(solve(ZERO), ZERO)
+    np.testing.assert_array_equal(gradient(ZERO, ZERO), np.zeros((M, N)))
     with pytest.raises(RuntimeError, match="the forward solve did not succeed for every sample"):
-        jax.block_until_ready(solve(UNFINISHED, X))
+        jax.block_until_ready(solve(X))
     with pytest.raises(RuntimeError, match="the forward solve did not succeed for every sample"):
-        jax.block_until_ready(gradient(UNFINISHED, X, hg.Truncation(1)))
-    # Cutting off all but one layer of a converged solve leaves an adjoint that is not converged.
+        jax.block_until_ready(gradient(X, X))
     with pytest.raises(RuntimeError, match="the adjoint solve did not succeed for every sample"):
-        jax.block_until_ready(gradient(FINISHED, X, hg.Truncation(1)))
-
-
-@pytest.mark.parametrize("transform", [lambda f: f, eqx.filter_jit], ids=["plain", "jit"])
-def test_throw_does_not_raise_on_a_good_status(transform):
-    x = transform(throwing_solve)(FINISHED, X)
-    grad = transform(throwing_hypergradient)(FINISHED, X, hg.LimitFormula())
-    assert jnp.all(jnp.isfinite(x))
-    assert jnp.all(jnp.isfinite(grad))
+        jax.block_until_ready(gradient(ZERO, X))
 
 
 def test_without_throw_it_is_a_status():
     """The same solve as above: data, not an exception."""
-    solution = hg.solve(PROBLEM, X, solver=UNFINISHED, strategy=hg.Truncation(1))
-    assert jnp.all(solution.stats.status == hg.Status.ITERATIONS_USED_UP)
+    solution = hg.solve(PROBLEM, X, solver=TOO_FEW, strategy=hg.Truncation(1))
+    np.testing.assert_array_equal(solution.stats.status, hg.Status.ITERATIONS_USED_UP)

@@ -95,8 +95,7 @@ CLOSED_FORMS = {
         np.array([0.0] * 3 + [1.0] * 4),
         np.array([0.3 / 3] * 3 + [1 - 0.3 / 4] * 4),  # the two levels draw near, their mean stays
     ),
-    "soft thresholding": (I4, hg.L1(0.4), QUADRATIC, V, soft(V, 0.4)),
-    "in an orthonormal basis": (
+    "soft thresholding in an orthonormal basis": (
         DCT,
         hg.L1(0.4),
         hg.Quadratic(2.0),
@@ -190,17 +189,16 @@ def test_linear_programme(seed):
 PROBLEMS = {
     "L1 + Quadratic": (hg.L1(0.3), hg.Quadratic(1.0)),
     "L1 rows + Box": (hg.L1(np.linspace(0.1, 0.5, 6)), hg.Box(0.2)),
-    "L1 + BoxQuadratic": (hg.L1(0.3), hg.BoxQuadratic(0.2, 1.0)),
     "GroupL1 + Quadratic": (hg.GroupL1(0.3, shape=(2, 3)), hg.Quadratic(1.0)),
     "Huber + L2Ball": (hg.Huber(0.3, 0.1), hg.L2Ball(0.4)),
     "ElasticNet + NonNegative": (hg.ElasticNet(0.3, 0.5), hg.NonNegative()),
-    "Quadratic + Quadratic": (hg.Quadratic(0.3), hg.Quadratic(1.0)),
+    "Quadratic + BoxQuadratic": (hg.Quadratic(0.3), hg.BoxQuadratic(0.2, 1.0)),
 }
 
 
 @jax.jit
 def judge(problem, x_tilde, sizes, r, y, taken, tolerance) -> SolverStats:
-    """The certificate of any pair, with the residual r in the place of x."""
+    """The certificate of any pair `x = x_tilde + r` and y."""
     return certify(problem, x_tilde, sizes, r, y, taken, tolerance)
 
 
@@ -511,20 +509,17 @@ def test_leading_axes_are_a_batch():
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(flat), strict=True):
         np.testing.assert_array_equal(a.reshape(b.shape), b)
 
-
-def test_one_sample_needs_no_batch():
-    alone, batch = run(l1_box(), X_TILDE[0], iterations=40), run(l1_box(), X_TILDE, iterations=40)
+    alone = run(l1_box(), x_tilde[1, 2], iterations=40)  # one sample needs none
     assert alone.x.shape == (4,)
     assert alone.y.shape == (6,)
     assert {leaf.shape for leaf in jax.tree.leaves(alone.stats)} == {()}
-    np.testing.assert_allclose(alone.x, batch.x[0], rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(alone.x, whole.x[1, 2], rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("tolerance", [None, 1e-6])
-def test_float32_stays_float32(tolerance):
+def test_float32_stays_float32():
     problem = hg.LowerLevel(K=jnp.asarray(K, jnp.float32), F=hg.L1(0.3), G=hg.Box(0.2))
     x_tilde = jnp.asarray(X_TILDE, jnp.float32)
-    solution = run(problem, x_tilde, iterations=3000, tolerance=tolerance)
+    solution = run(problem, x_tilde, iterations=3000, tolerance=1e-6)
     stats = solution.stats
     floats = (solution.x, solution.y, solution.state, stats.residual, stats.gap, stats.margin)
     assert {leaf.dtype for leaf in jax.tree.leaves(floats)} == {jnp.dtype(jnp.float32)}

@@ -36,6 +36,11 @@ A, B, DIAGONAL = RNG.standard_normal((5, 4)), RNG.standard_normal((5, 4)), RNG.s
 KERNEL = RNG.standard_normal(4)
 
 
+def normal(*shape: int) -> jax.Array:
+    """NumPy's normal numbers: JAX would compile its own for every shape."""
+    return jnp.asarray(np.random.default_rng(shape).standard_normal(shape))
+
+
 def structure(n: int, dtype=jnp.float64) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((n,), dtype)
 
@@ -94,25 +99,27 @@ every_operator = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys(
 
 
 @eqx.filter_jit
-def products(K, v: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return apply(K, v), apply_transpose(K, y)
+def products(K, v: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    """With a batch, and with its first vector alone."""
+    return apply(K, v), apply_transpose(K, y), apply(K, v[0, 0]), apply_transpose(K, y[0, 0])
 
 
 @every_operator
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
-def test_products(case, batch, key):
+def test_products(case):
     m, n = case.matrix.shape
-    v, y = jax.random.normal(key, (*batch, n)), jax.random.normal(key, (*batch, m))
-    K_v, KT_y = products(case.K, v, y)
+    v, y = normal(2, 3, n), normal(2, 3, m)
+    K_v, KT_y, K_v_alone, KT_y_alone = products(case.K, v, y)
     np.testing.assert_allclose(K_v, np.asarray(v) @ case.matrix.T, atol=1e-14)
     np.testing.assert_allclose(KT_y, np.asarray(y) @ case.matrix, atol=1e-14)
+    np.testing.assert_allclose(K_v_alone, case.matrix @ np.asarray(v)[0, 0], atol=1e-14)
+    np.testing.assert_allclose(KT_y_alone, case.matrix.T @ np.asarray(y)[0, 0], atol=1e-14)
 
 
 @every_operator
-def test_transpose_is_the_adjoint(case, key):
+def test_transpose_is_the_adjoint(case):
     m, n = case.matrix.shape
-    v, y = jax.random.normal(key, (2, 3, n)), jax.random.normal(key, (2, 3, m))
-    K_v, KT_y = products(case.K, v, y)
+    v, y = normal(2, 3, n), normal(2, 3, m)
+    K_v, KT_y, *_ = products(case.K, v, y)
     np.testing.assert_allclose(np.sum(K_v * y, -1), np.sum(v * KT_y, -1), atol=1e-13)
 
 
@@ -135,9 +142,9 @@ def test_float32_stays_float32():
 # --------------------------------------------------------------- gradient of the bilinear form
 
 
-def test_bilinear_gradient_of_a_matrix(key):
+def test_bilinear_gradient_of_a_matrix():
     """Outer products, summed over pairs and samples one by one."""
-    lefts, rights = jax.random.normal(key, (2, 3, 5)), jax.random.normal(key, (2, 3, 4))
+    lefts, rights = normal(2, 3, 5), normal(2, 3, 4)
     expected = sum(
         np.outer(left, right)
         for left, right in zip(lefts.reshape(-1, 5), rights.reshape(-1, 4), strict=True)
@@ -146,9 +153,9 @@ def test_bilinear_gradient_of_a_matrix(key):
     np.testing.assert_allclose(got, expected, atol=1e-14)
 
 
-def test_bilinear_gradient_of_a_composition(key):
+def test_bilinear_gradient_of_a_composition():
     """`<left, A (d * right)>` by hand, in A and in d."""
-    left, right = jax.random.normal(key, (3, 5)), jax.random.normal(key, (3, 4))
+    left, right = normal(3, 5), normal(3, 4)
     got = bilinear_gradient(MATRIX @ DIAGONAL_OPERATOR, (left, right))
     d_A, d_diagonal = jax.tree.leaves(got)
     np.testing.assert_allclose(d_A, left.T @ (right * DIAGONAL), atol=1e-14)
@@ -156,16 +163,20 @@ def test_bilinear_gradient_of_a_composition(key):
 
 
 @every_operator
-def test_bilinear_gradient_is_the_gradient_of_the_form(case, key):
+def test_bilinear_gradient_is_the_gradient_of_the_form(case):
     """Against jax.grad of the sum, sample by sample through lineax's own product."""
     m, n = case.matrix.shape
-    left, right = jax.random.normal(key, (3, m)), jax.random.normal(key, (3, n))
+    left, right = normal(3, m), normal(3, n)
 
     def form(K):
         mv = (lambda v: K @ v) if isinstance(K, jax.Array) else K.mv
         return sum(left[i] @ mv(right[i]) for i in range(3))
 
-    got, expected = bilinear_gradient(case.K, (left, right)), eqx.filter_grad(form)(case.K)
+    @eqx.filter_jit
+    def both(K):
+        return bilinear_gradient(K, (left, right)), eqx.filter_grad(form)(K)
+
+    got, expected = both(case.K)
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-13)
@@ -276,7 +287,6 @@ MATRIX_FREE = {
     # name: (operator, its norm)
     "identity": (diagonal(np.ones(300)), 1.0),
     "n = 1": (diagonal([-2.5]), 2.5),
-    "n = 2": (diagonal([0.5, -2.5]), 2.5),
     "rank 1 diagonal": (diagonal(np.eye(300)[7]), 1.0),
     "clustered": (diagonal(np.where(t < 0.5, 1.0, 1e-3)), 1.0),
     "near-degenerate": (diagonal([1.0, 1 - 1e-6, *(0.9 * t[2:])]), 1.0),
@@ -285,10 +295,9 @@ MATRIX_FREE = {
     **{
         name: (matrix_free(matrix), float(np.linalg.norm(matrix, 2)))
         for name, matrix in DENSE.items()
-        if name in ("wide", "tall", "one column", "rank 1", "ill-conditioned")
+        if name in ("wide", "one column", "rank 1")
     },
     # The eigenvalues of a difference matrix: 4 sin^2(pi i / (2 h)), vertical plus horizontal.
-    "small image": (difference_operator((8, 8)), 8**0.5 * np.sin(np.pi * 7 / 16)),
     "image": (difference_operator((32, 32)), 8**0.5 * np.sin(np.pi * 31 / 64)),
 }
 
@@ -332,20 +341,18 @@ def test_norm_bound_holds_where_lanczos_has_not_converged(name):
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 16])
-def test_dct(n, key):
-    K, x = dct(n), jax.random.normal(key, (n,))
-    np.testing.assert_allclose(K @ x, scipy.fft.dct(np.asarray(x), norm="ortho"), atol=1e-14)
+def test_dct(n):
+    K, x = np.asarray(dct(n)), np.asarray(normal(n))
+    np.testing.assert_allclose(K @ x, scipy.fft.dct(x, norm="ortho"), atol=1e-14)
     np.testing.assert_allclose(K @ K.T, np.eye(n), atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 4), (8, 8)])
-def test_dct2(shape, key):
-    image = jax.random.normal(key, shape)
-    K, n = dct2(shape), image.size
+def test_dct2(shape):
+    image = np.asarray(normal(*shape))
+    K, n = np.asarray(dct2(shape)), image.size
     coefficients = (K @ image.ravel()).reshape(shape)
-    np.testing.assert_allclose(
-        coefficients, scipy.fft.dctn(np.asarray(image), norm="ortho"), atol=1e-14
-    )
+    np.testing.assert_allclose(coefficients, scipy.fft.dctn(image, norm="ortho"), atol=1e-14)
     np.testing.assert_allclose(K @ K.T, np.eye(n), atol=1e-14)
 
 
@@ -361,28 +368,28 @@ def test_dct2_without_its_constant():
     np.testing.assert_allclose(rest @ np.ones(12), np.zeros(11), atol=1e-14)
 
 
-def test_differences(key):
-    x = jax.random.normal(key, (9,))
+def test_differences():
+    x = np.asarray(normal(9))
     np.testing.assert_allclose(differences(9) @ x, np.diff(x), atol=1e-15)
 
 
-def test_differences2(key):
-    image = np.asarray(jax.random.normal(key, (3, 5)))
+def test_differences2():
+    image = np.asarray(normal(3, 5))
     expected = [np.diff(image, axis=axis).ravel() for axis in (0, 1)]
     got = differences2((3, 5)) @ image.ravel()
     np.testing.assert_allclose(got, np.concatenate(expected), atol=1e-15)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (1, 5), (5, 1)])
-def test_difference_operator(shape, key):
-    x = np.asarray(jax.random.normal(key, (np.prod(shape),)))
-    got = difference_operator(shape).mv(jnp.asarray(x))
-    np.testing.assert_allclose(got, numpy_image_differences(x, shape), atol=1e-15)
+def test_difference_operator(shape):
+    x = normal(shape[0] * shape[1])
+    got = difference_operator(shape).mv(x)
+    np.testing.assert_allclose(got, numpy_image_differences(np.asarray(x), shape), atol=1e-15)
 
 
-def test_difference_operator_gives_isotropic_total_variation(key):
+def test_difference_operator_gives_isotropic_total_variation():
     """The groups of `GroupL1(shape=(2, n))` are the two differences at the same pixel."""
-    image = np.asarray(jax.random.normal(key, (4, 5)))
+    image = np.asarray(normal(4, 5))
     down, right = np.zeros((2, 4, 5))
     down[:-1], right[:, :-1] = np.diff(image, axis=0), np.diff(image, axis=1)
     F = hg.GroupL1(0.3, shape=(2, 20))
@@ -390,7 +397,7 @@ def test_difference_operator_gives_isotropic_total_variation(key):
     np.testing.assert_allclose(got, 0.3 * np.sum(np.hypot(down, right)), rtol=1e-14)
 
 
-@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (6, 6)])
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
 def test_random_has_norm_one(shape, key):
     K = random(*shape, key=key)
     assert K.shape == shape

@@ -369,9 +369,10 @@ def _float64(tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), tree)
 
 
-@pytest.mark.xfail(strict=True, reason="train casts its data to one dtype, but not validation")
 def test_validation_is_cast_like_the_data() -> None:
-    assert _float32_run(DATA).records == _float32_run(_float32(DATA)).records
+    runs = [_float32_run(data).records for data in (DATA, _float32(DATA))]
+    mixed, cast = ([{**record, "seconds": None} for record in records] for records in runs)
+    assert mixed == cast
 
 
 # ------------------------------------------------------------------------------ bad inputs
@@ -390,7 +391,7 @@ BAD = {
     "other count": ((x_tilde, x_true[1:]), {}, r"same shape .* got \(8, 5\) and \(7, 5\)"),
     "one sample flat": ((x_tilde[0], x_true[0]), {}, r"\(samples, 5\); got \(5,\)"),
     "a batch of batches": ((x_tilde[None], x_true[None]), {}, r"\(samples, 5\); got \(1, 8, 5\)"),
-    "three arrays": ((x_tilde, x_true, x_true), {}, r"\(x_tilde, x_true\); got 3"),
+    "three arrays": ((x_tilde, x_true, x_true), {}, r"\(x_tilde, x_true\); got a tuple of 3"),
     "nothing": ((x_tilde[:0], x_true[:0]), {}, "data must hold at least one sample"),
     "NaN in x_tilde": ((_with(x_tilde, np.nan), x_true), {}, "data must be finite"),
     "infinite x_true": ((x_tilde, _with(x_true, np.inf)), {}, "data must be finite"),
@@ -432,7 +433,6 @@ class _Nested(hg.AbstractFunction):
         return z / (1 + step * self.options["a"]["weight"])
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="_positive_mask walks names only")
 def test_a_function_of_the_users_may_hold_a_dictionary() -> None:
     nested = _train(_problem(G=_Nested({"a": {"weight": jnp.asarray(1.0)}})))
     assert_close(nested.problem.K, _train(_problem()).problem.K, RTOL)
@@ -611,13 +611,6 @@ def _lose_the_fingerprint(path: Path) -> None:
     np.savez(path, about=np.array("{}"))
 
 
-def _strict(damage: Callable, error: type[Exception]) -> Any:
-    reason = f"_Checkpoints.load lets {error.__name__} out"
-    return pytest.param(damage, marks=pytest.mark.xfail(strict=True, raises=error, reason=reason))
-
-
-# numpy.load leaves a truncated archive open; see `test_a_damaged_checkpoint_is_closed`.
-left_open = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 DAMAGES = [
     _truncate,
     _garble,
@@ -625,14 +618,13 @@ DAMAGES = [
     _flip_a_bit_of_the_numbers,
     _plant_a_pickle,
     _lose_the_records,
-    _strict(_mark_as_encrypted, RuntimeError),
-    _strict(_another_compression, NotImplementedError),
-    _strict(_one_bare_array, TypeError),
-    _strict(_lose_the_fingerprint, KeyError),
+    _mark_as_encrypted,
+    _another_compression,
+    _one_bare_array,
+    _lose_the_fingerprint,
 ]
 
 
-@left_open
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__[1:])
 def test_a_damaged_checkpoint_is_passed_over(
     damage, finished, undisturbed, tmp_path, capsys
@@ -646,7 +638,6 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "the one before it is used" in out
 
 
-@left_open
 def test_with_all_of_them_damaged_it_starts_anew(finished, undisturbed, tmp_path, capsys) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     for epoch in (3, 4):
@@ -655,7 +646,6 @@ def test_with_all_of_them_damaged_it_starts_anew(finished, undisturbed, tmp_path
     assert capsys.readouterr().out.count("is damaged") == 2
 
 
-@pytest.mark.xfail(strict=True, reason="load gives numpy a path, which it opens and forgets")
 def test_a_damaged_checkpoint_is_closed(finished, tmp_path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     _truncate(folder / _checkpoint(4))
@@ -703,7 +693,6 @@ def test_a_checkpoint_of_another_run_is_refused(settings, finished) -> None:
     _refused(finished, settings)
 
 
-@pytest.mark.xfail(strict=True, reason="not in the fingerprint of a run")
 @pytest.mark.parametrize("settings", UNSEEN.values(), ids=UNSEEN)
 def test_a_checkpoint_of_other_settings_is_refused(settings, finished, tmp_path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
@@ -711,7 +700,6 @@ def test_a_checkpoint_of_other_settings_is_refused(settings, finished, tmp_path)
     _refused(folder, settings)
 
 
-@pytest.mark.xfail(strict=True, reason="the fingerprint has the label alone, 'ergodic:given'")
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path) -> None:
     rising = np.arange(1.0, 11.0) / 55
     _run(tmp_path, **_ERGODIC)
