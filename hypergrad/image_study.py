@@ -69,7 +69,7 @@ class ImageStudy:
 
     strategies: tuple[str, ...] = ("full", "truncation:k=1", "ergodic", "limit:steps=10")
     iterations: int = 100
-    samples: int = 8192
+    samples: int = 6144
     held_out_samples: int = 1024
     epochs: int = 8
     batch_size: int = 256
@@ -79,7 +79,7 @@ class ImageStudy:
     photograph: str = "camera"
     stride: int = 4
     tuning_samples: int = 512
-    converged_iterations: int = 2000
+    converged_iterations: int = 1000
     reference_iterations: int = 20_000
     repeats: int = 5
     seed: int = 0
