@@ -45,7 +45,7 @@ class Config:
     out: Path = Path("results/speed")
 
 
-STRATEGIES: tuple[hg.AbstractStrategy, ...] = (
+MEASURED: tuple[hg.AbstractStrategy, ...] = (
     hg.Truncation(1),
     hg.LimitFormula(hg.Steps(1)),
     hg.Truncation(10),
@@ -116,14 +116,14 @@ def measure(m: int, n: int, batch: int, config: Config) -> list[dict]:
         "forward": compile_ahead(solve_without_strategy, problem, x_tilde, solver),
         "operator norm": compile_ahead(operator_norm, K),
     }
-    for strategy in STRATEGIES:
+    for strategy in MEASURED:
         programs[strategy.label] = compile_ahead(
             hypergradient, problem, x_tilde, x_true, solver, strategy
         )
     seconds = interleaved_medians(
         {name: program.call for name, program in programs.items()}, repeats=config.repeats
     )
-    again = {s.label: _recompilations(problem, x_tilde, x_true, solver, s) for s in STRATEGIES}
+    again = {s.label: _recompilations(problem, x_tilde, x_true, solver, s) for s in MEASURED}
     return [
         {
             "size": f"({m}, {n}, {batch})",
@@ -156,8 +156,9 @@ def main(config: Config) -> None:
         config = dataclasses.replace(config, sizes=((32, 16, 8),), repeats=2)
     records = []
     for size in config.sizes:
-        records += measure(*size, config)
-        print(markdown_table(records[-len(STRATEGIES) - 3 :], COLUMNS), end="\n\n", flush=True)
+        rows = measure(*size, config)
+        print(markdown_table(rows, COLUMNS), end="\n\n", flush=True)
+        records += rows
     about = environment() | {"device": jax.devices()[0].device_kind, "dtype": "float32"}
     write_jsonl(config.out / "records.jsonl", records)
     write_json(config.out / "environment.json", about)

@@ -47,12 +47,12 @@ __all__ = [
     "DeltaSums",
     "Gradients",
     "LimitSystem",
+    "Recorded",
     "adjoint_step",
     "backpropagate",
     "limit_gradients",
     "relative_size",
     "solve_least_squares",
-    "solver_gradient",
     "squared_norm",
     "start_adjoint",
     "sum_deltas",
@@ -190,38 +190,37 @@ def _zeros(tree: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, eqx.filter(tree, eqx.is_inexact_array))
 
 
-def solver_gradient(
-    solver: ChambollePock, problem: LowerLevel, sizes_gradient: StepSizes
-) -> ChambollePock:
-    """From the gradient in the step sizes in force to that in the solver's fields."""
-    _, pullback = eqx.filter_vjp(lambda s: s.step_sizes(problem), solver)
-    return pullback(sizes_gradient)[0]
+class Recorded(NamedTuple):
+    """Iterations to go back through: what a forward pass leaves for `backpropagate`.
+
+    `start` is the state before the first of them, held fixed; `history` their prox arguments in
+    order; `alpha (L,)` the weights of the iterates in the output (None: the last one alone).
+    """
+
+    problem: LowerLevel
+    x_tilde: Float[Array, "*batch n"]
+    solver: ChambollePock
+    sizes: StepSizes
+    start: State
+    history: ProxArguments
+    alpha: Float[Array, " L"] | None
 
 
 def backpropagate(
-    problem: LowerLevel,
-    x_tilde: Float[Array, "*batch n"],
-    sizes: StepSizes,
-    start: State,
-    history: ProxArguments,
-    g: Cotangent,
-    alpha: Float[Array, " L"] | None,
-) -> tuple[LowerLevel, Array, StepSizes, AdjointState]:
-    """Backpropagation through recorded iterations, `start` being held fixed.
+    recorded: Recorded, g: Cotangent
+) -> tuple[LowerLevel, Array, ChambollePock, AdjointState]:
+    """Backpropagation through recorded iterations.
 
         grad_K = sum_l sigma delta_D[l] (x_tilde + r_bar[l-1])^T - tau y[l] delta_P[l]^T
 
     as the gradient of the bilinear form of K; F and G from `u`; tau, sigma, theta likewise.
 
-    **Arguments**: `history`, the prox arguments of the iterations in order; `alpha`, the weights of
-    the iterates in the output (None: the last one alone).
-
-    **Returns**: the gradients in the problem, in x_tilde (through the iterations: `g` itself is the
-    caller's), in the step sizes; and the adjoint state before the first iteration, which is what a
-    truncation neglects.
+    **Returns**: the gradients in problem, x_tilde and solver; and the adjoint state before the
+    first iteration, which is what a truncation neglects.
 
     **Cost**: 4 products with K an iteration (two of them outer products summed over the batch).
     """
+    problem, x_tilde, solver, sizes, start, history, alpha = recorded
     tau, sigma, theta = sizes
     F, G = problem.F, problem.G
     count = history.z_D.shape[0]
@@ -258,7 +257,10 @@ def backpropagate(
     )
     backwards = jnp.arange(count, 0, -1)
     (state, (dK, dF, dG), dx_tilde, dsizes), _ = jax.lax.scan(body, carry, backwards)
-    return _problem_gradient(problem, dK, dF, dG), dx_tilde, dsizes, state
+    # From the step sizes in force to the solver's fields (their norm is not differentiated).
+    _, pull_sizes = eqx.filter_vjp(lambda s: s.step_sizes(problem), solver)
+    dsolver = pull_sizes(dsizes)[0]
+    return _problem_gradient(problem, dK, dF, dG), g.x + dx_tilde, dsolver, state
 
 
 def _problem_gradient(problem: LowerLevel, dK: Any, dF: Any, dG: Any) -> LowerLevel:

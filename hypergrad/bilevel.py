@@ -238,7 +238,8 @@ def hypergradient(
 
     **Returns**: a `Hypergradient`.
 
-    **Errors**: as for `solve`. With `throw=True` a bad status of either solve raises.
+    **Errors**: as for `solve`. With `throw=True` a bad status of either solve raises; an adjoint
+    that was cut off on purpose (a truncation) has one, too.
 
     **Cost**: by strategy, see `hypergrad strategies`.
 

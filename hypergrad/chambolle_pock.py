@@ -32,6 +32,7 @@ __all__ = [
     "certify",
     "default_tolerance",
     "primal_dual_norm",
+    "record",
     "step",
 ]
 

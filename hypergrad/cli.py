@@ -164,7 +164,11 @@ def _list_strategies() -> None:
     for name, strategy in STRATEGIES.items():
         options = [
             *strategy.choices,
-            *(f"{field.name}=…" for field in dataclasses.fields(strategy) if field.type == "int"),
+            *(
+                f"{field.name}=…"
+                for field in dataclasses.fields(strategy)
+                if field.type in (int, "int")
+            ),
         ]
         print(f"{name:<12} {strategy.formula}")
         print(f"{'':<12} cost: {strategy.cost}")

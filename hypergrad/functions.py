@@ -97,7 +97,8 @@ class AbstractFunction(eqx.Module):
         """Distance of `z` from the kinks of `prox_{step f}`, relative to the size of the kink.
 
         One number for each coordinate (or group); infinity where the prox is smooth, NaN where it
-        is not known. Being relative, `margin(z/s, 1/s)` is that of `prox_{s f*}` at `z`.
+        is not known. Being relative, `margin(z/s, 1/s)` is that of `prox_{s f*}` at `z`. (A kink
+        at 0 has no size: there the distance itself.)
         """
         return jnp.full((*z.shape[:-1], 1), jnp.nan, z.dtype)
 
@@ -393,6 +394,9 @@ class Quadratic(AbstractFunction):
 class Zero(AbstractFunction):
     """`f(v) = 0`; its conjugate is the indicator of the origin."""
 
+    homogeneous: ClassVar[bool] = True
+    indicator: ClassVar[bool] = True
+
     def __call__(self, v: Vector) -> Values:
         return jnp.zeros(v.shape[:-1], v.dtype)
 
@@ -507,6 +511,7 @@ class L2Ball(AbstractFunction):
 class NonNegative(AbstractFunction):
     """Indicator of `v_i >= 0`. Its kink has no natural size: the margin is the distance itself."""
 
+    homogeneous: ClassVar[bool] = True
     indicator: ClassVar[bool] = True
 
     def __call__(self, v: Vector) -> Values:

@@ -99,7 +99,10 @@ class LowerLevel(eqx.Module):
 
     @property
     def scale_of_K_is_free(self) -> bool:
-        """Whether scaling K leaves the argmin unchanged: F homogeneous, G an indicator."""
+        """Whether scaling K is known to leave the argmin unchanged: F homogeneous, G an indicator.
+
+        (A `SeparableSum` of such does not say so of itself.)
+        """
         return self.F.homogeneous and self.G.indicator
 
     def objective(

@@ -118,12 +118,16 @@ def bilinear_gradient(K: Operator, *pairs: tuple[Array, Array]) -> Operator:
 
 
 def operator_norm(K: Operator) -> Float[Array, ""]:
-    r"""An upper bound on `||K||_2` that is tight to rounding (matrix) or to 1 % (otherwise).
+    """`||K||_2`, estimated from above: to rounding for a matrix, else to one or two per cent.
 
     A matrix: the square root of the largest eigenvalue of the smaller of `K K^T` and `K^T K`, plus
-    the rounding error of forming it, `O(min(m, n)^2 max(m, n))`. Any other operator: 32 steps of
-    the Lanczos method on `K^T K` from a fixed random start, plus its residual (an error bound for
-    the eigenvalue that it has found), plus a margin of 1 %.
+    a margin for the rounding of forming it. Any other operator: 32 steps of the Lanczos method on
+    `K^T K` from a fixed random start, plus its residual, plus a margin of 1 %.
+
+    **Cost**: `O(min(m, n)^2 max(m, n))` for a matrix, 64 products with K otherwise.
+
+    **Caveat**: the residual bounds the distance to some eigenvalue, not to the largest one: for a
+    matrix-free operator this lies above the norm in practice, but that is not proved.
 
     >>> f"{operator_norm(jnp.diag(jnp.array([3.0, 1.0]))):.4f}"
     '3.0000'

@@ -23,15 +23,18 @@ class Status(enum.IntEnum):
     """
 
     CONVERGED = 0
-    """The residual is below the tolerance; for an adjoint, also: exact for what was unrolled."""
+    """The residual is below the tolerance; for an adjoint, also: exact for what was unrolled.
+
+    It does not say that the system was regular, or the dual solution unique.
+    """
     ITERATIONS_USED_UP = 1
-    """The iterations ended first: the residual says how far it got."""
+    """The iterations ended first, or the adjoint was cut off on purpose: see the residual."""
     MINIMUM_NORM = 2
-    """The system is singular but consistent, and this is its solution of minimum norm."""
+    """Singular but consistent, solved with minimum norm. Reserved: today such is CONVERGED."""
     NONDIFFERENTIABLE = 3
-    """The solution is not differentiable in all directions there; one element was chosen."""
+    """Not differentiable in all directions there. Reserved: no strategy finds this out yet."""
     NOT_UNIQUE = 4
-    """The lower-level problem has more than one solution."""
+    """More than one lower-level solution. Reserved: no strategy finds this out yet."""
     INCONSISTENT = 5
     """The linear system has no solution: the limit formula does not hold."""
     NOT_CERTIFIED = 6

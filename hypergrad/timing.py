@@ -9,7 +9,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -79,4 +78,4 @@ def matrix_products_alone(K: Array, x: Array, L: int) -> Array:
     def body(v: Array, _):
         return (v @ K.T) @ K, None
 
-    return jax.lax.scan(body, x, None, length=L)[0] + jnp.zeros((), x.dtype)
+    return jax.lax.scan(body, x, None, length=L)[0]

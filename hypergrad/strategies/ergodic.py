@@ -17,8 +17,8 @@ from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
     Gradients,
+    Recorded,
     backpropagate,
-    solver_gradient,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, step
 from hypergrad.lower_level import LowerLevel
@@ -154,7 +154,7 @@ class ErgodicUnrolling(AbstractStrategy):
     name: ClassVar[str] = "ergodic"
     formula: ClassVar[str] = "the delta recursion with alpha_l g in every iteration"
     cost: ClassVar[str] = "time 3 solves, memory L (m + n) a sample"
-    caveat: ClassVar[str] = "returns the average, which is biased towards x_tilde by O(1/L)"
+    caveat: ClassVar[str] = "returns the average, biased towards the start (by O(1/L) if uniform)"
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
         "uniform": ("weights", Uniform),
         "tail": ("weights", Tail),
@@ -193,15 +193,10 @@ class ErgodicUnrolling(AbstractStrategy):
         x = x_tilde + e
         taken = jnp.full(x.shape[:-1], solver.iterations)
         stats = solver.certify(problem, x_tilde, sizes, e, y, taken)
-        residuals = (problem, x_tilde, solver, sizes, start, history, alpha)
+        residuals = Recorded(problem, x_tilde, solver, sizes, start, history, alpha)
         return Solution(x, y, stats, state), residuals
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, x_tilde, solver, sizes, start, history, alpha = residuals
-        grad, dx_tilde, dsizes, _ = backpropagate(
-            problem, x_tilde, sizes, start, history, cotangent, alpha
-        )
-        dx_tilde = cotangent.x + dx_tilde
-        stats = AdjointStats.exact(solver.iterations, dx_tilde)
-        dsolver = solver_gradient(solver, problem, dsizes)
-        return Gradients(grad, dx_tilde, dsolver, stats)
+        dproblem, dx_tilde, dsolver, _ = backpropagate(residuals, cotangent)
+        stats = AdjointStats.exact(residuals.solver.iterations, dx_tilde)
+        return Gradients(dproblem, dx_tilde, dsolver, stats)

@@ -10,8 +10,8 @@ from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
     Gradients,
+    Recorded,
     backpropagate,
-    solver_gradient,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, record
 from hypergrad.lower_level import LowerLevel
@@ -58,15 +58,10 @@ class FullUnrolling(AbstractStrategy):
         x = x_tilde + state.r
         taken = jnp.full(x.shape[:-1], solver.iterations)
         stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken)
-        residuals = (problem, x_tilde, solver, sizes, start, history)
+        residuals = Recorded(problem, x_tilde, solver, sizes, start, history, alpha=None)
         return Solution(x, state.y, stats, state), residuals
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, x_tilde, solver, sizes, start, history = residuals
-        grad, dx_tilde, dsizes, _ = backpropagate(
-            problem, x_tilde, sizes, start, history, cotangent, alpha=None
-        )
-        dx_tilde = cotangent.x + dx_tilde
-        stats = AdjointStats.exact(solver.iterations, dx_tilde)
-        dsolver = solver_gradient(solver, problem, dsizes)
-        return Gradients(grad, dx_tilde, dsolver, stats)
+        dproblem, dx_tilde, dsolver, _ = backpropagate(residuals, cotangent)
+        stats = AdjointStats.exact(residuals.solver.iterations, dx_tilde)
+        return Gradients(dproblem, dx_tilde, dsolver, stats)

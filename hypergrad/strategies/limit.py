@@ -270,7 +270,7 @@ def _as_adjoint_solve(adjoint: Any) -> AbstractAdjointSolve:
         return LinearSolve(adjoint)
     raise ValueError(
         f"adjoint must be a way to get Delta; got {adjoint!r}: use hg.Steps(k), "
-        "hg.LastIterates(k), hg.Tolerance(rtol) or a lineax solver"
+        "hg.LastIterates(k), hg.Tolerance(rtol) or a lineax solver for unsymmetric systems"
     )
 
 
@@ -283,13 +283,18 @@ class LimitFormula(AbstractStrategy):
     `tau D_D K Delta_P + (I - D_D) Delta_D = 0` with the prox derivatives of the last iteration.
 
     **Arguments**: `adjoint`: `Steps(k)`, `LastIterates(k)` (what the second poster writes),
-    `Tolerance(rtol)`, or a lineax solver. By default the system is solved (`LeastSquares`).
+    `Tolerance(rtol)`, or a lineax solver for unsymmetric square systems (GMRES, BiCGStab, LU, SVD).
+    By default the system is solved by `LeastSquares`.
 
-    **Cost**: the solve, and 2 products with K for each step; memory independent of L.
+    **Cost**: the solve, and for each step 2 products with K (`Steps`, `LastIterates`, `Tolerance`)
+    or 4 (the default, CGLS, at most `4 (m + n)` steps); memory independent of L, `k (m + n)` a
+    sample for `LastIterates(k)`.
 
     **Caveat**: needs a converged lower level. At an unconverged pair the masks are wrong and so is
     the gradient: look at `solution.stats`. Where the system is singular the solution of minimum
-    norm is taken; where it is inconsistent the status says so.
+    norm is taken (the status is then CONVERGED), but where active rows of K are dependent y* is not
+    unique, and the gradient depends on where the dual started. Where the system is inconsistent the
+    status says so.
 
     **Source**: Brauer & Lorenz (second poster), the limit; Delta by recursion or linear solve is
     implicit differentiation (Blondel et al. 2022) of this fixed point.
@@ -304,7 +309,7 @@ class LimitFormula(AbstractStrategy):
     )
     name: ClassVar[str] = "limit"
     formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T"
-    cost: ClassVar[str] = "time 1 + k/L solves (k steps), memory independent of L"
+    cost: ClassVar[str] = "time 1 + k/L solves (k steps; 1 + 2k/L by cgls), memory independent of L"
     caveat: ClassVar[str] = "wrong where the lower level is not converged: see its residual"
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
         "steps": ("adjoint", Steps),

@@ -12,9 +12,9 @@ from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
     Gradients,
+    Recorded,
     backpropagate,
     relative_size,
-    solver_gradient,
 )
 from hypergrad.chambolle_pock import (
     ChambollePock,
@@ -72,15 +72,12 @@ class Truncation(AbstractStrategy):
         state, history = record(problem, x_tilde, sizes, before, self.k)
         x = x_tilde + state.r
         stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken + self.k)
-        residuals = (problem, x_tilde, solver, sizes, before, history)
+        residuals = Recorded(problem, x_tilde, solver, sizes, before, history, alpha=None)
         return Solution(x, state.y, stats, state), residuals
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, x_tilde, solver, sizes, before, history = residuals
-        grad, dx_tilde, dsizes, rest = backpropagate(
-            problem, x_tilde, sizes, before, history, cotangent, alpha=None
-        )
-        cut_off = relative_size(rest.delta_P, rest.delta_D, cotangent, sizes)
-        stats = AdjointStats.judge(jnp.asarray(self.k), cut_off, default_tolerance(x_tilde.dtype))
-        dsolver = solver_gradient(solver, problem, dsizes)
-        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats)
+        dproblem, dx_tilde, dsolver, rest = backpropagate(residuals, cotangent)
+        cut_off = relative_size(rest.delta_P, rest.delta_D, cotangent, residuals.sizes)
+        tolerance = default_tolerance(dx_tilde.dtype)
+        stats = AdjointStats.judge(jnp.asarray(self.k), cut_off, tolerance)
+        return Gradients(dproblem, dx_tilde, dsolver, stats)
