@@ -395,7 +395,6 @@ class Zero(AbstractFunction):
     """`f(v) = 0`; its conjugate is the indicator of the origin."""
 
     homogeneous: ClassVar[bool] = True
-    indicator: ClassVar[bool] = True
 
     def __call__(self, v: Vector) -> Values:
         return jnp.zeros(v.shape[:-1], v.dtype)
