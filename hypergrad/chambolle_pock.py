@@ -325,6 +325,13 @@ class ChambollePock(eqx.Module):
         tolerance = default_tolerance(r.dtype) if self.tolerance is None else self.tolerance
         return certify(problem, x_tilde, sizes, r, y, taken, tolerance)
 
+    def solution(
+        self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, taken: Array
+    ) -> Solution:
+        """The last iterate with its statistics, after `taken` iterations a sample."""
+        stats = self.certify(problem, x_tilde, sizes, state.r, state.y, taken)
+        return Solution(x_tilde + state.r, state.y, stats, state)
+
 
 @eqx.filter_jit
 def _compiled_norm(K):

@@ -272,9 +272,7 @@ def solve_without_strategy(problem: LowerLevel, x_tilde: Array, solver: Chamboll
     sizes = solver.step_sizes(problem)
     start = solver.start(problem, x_tilde)
     state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
-    x = x_tilde + state.r
-    stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken)
-    return Solution(x, state.y, stats, state)
+    return solver.solution(problem, x_tilde, sizes, state, taken)
 
 
 def _reason(error: Exception) -> str:

@@ -55,11 +55,9 @@ class FullUnrolling(AbstractStrategy):
         sizes = solver.step_sizes(problem)
         start = solver.start(problem, x_tilde) if init is None else init
         state, history = record(problem, x_tilde, sizes, start, solver.iterations)
-        x = x_tilde + state.r
-        taken = jnp.full(x.shape[:-1], solver.iterations)
-        stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken)
+        taken = jnp.full(x_tilde.shape[:-1], solver.iterations)
         residuals = Recorded(problem, x_tilde, solver, sizes, start, history, alpha=None)
-        return Solution(x, state.y, stats, state), residuals
+        return solver.solution(problem, x_tilde, sizes, state, taken), residuals
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         dproblem, dx_tilde, dsolver, _ = backpropagate(residuals, cotangent)

@@ -333,10 +333,8 @@ class LimitFormula(AbstractStrategy):
         kept = self.adjoint.iterates
         before, taken = solver.approach(problem, x_tilde, sizes, start, keep=kept)
         state, history = record(problem, x_tilde, sizes, before, kept)
-        x = x_tilde + state.r
-        stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken + kept)
-        residuals = (problem, solver, sizes, history, x, state.y)
-        return Solution(x, state.y, stats, state), residuals
+        solution = solver.solution(problem, x_tilde, sizes, state, taken + kept)
+        return solution, (problem, solver, sizes, history, solution.x, solution.y)
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         problem, solver, sizes, history, x, y = residuals

@@ -70,10 +70,8 @@ class Truncation(AbstractStrategy):
         start = solver.start(problem, x_tilde) if init is None else init
         before, taken = solver.approach(problem, x_tilde, sizes, start, keep=self.k)
         state, history = record(problem, x_tilde, sizes, before, self.k)
-        x = x_tilde + state.r
-        stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken + self.k)
         residuals = Recorded(problem, x_tilde, solver, sizes, before, history, alpha=None)
-        return Solution(x, state.y, stats, state), residuals
+        return solver.solution(problem, x_tilde, sizes, state, taken + self.k), residuals
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         dproblem, dx_tilde, dsolver, rest = backpropagate(residuals, cotangent)
