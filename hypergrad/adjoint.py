@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from hypergrad._checks import is_concrete
 from hypergrad.chambolle_pock import (
+    AdjointPair,
     ChambollePock,
     ProxArguments,
     State,
@@ -50,7 +51,9 @@ __all__ = [
     "Recorded",
     "adjoint_step",
     "backpropagate",
+    "first_layer",
     "limit_gradients",
+    "nothing_like",
     "relative_size",
     "solve_least_squares",
     "squared_norm",
@@ -70,12 +73,14 @@ class AdjointStats(eqx.Module):
     """How the backward solve went, one entry a sample.
 
     `steps`; `residual`: of the limit system relative to `g` for a limit formula, the relative size
-    of what was cut off for a truncation, 0 where the differentiation is exact; `status`.
+    of what was cut off for a truncation, 0 where the differentiation is exact; `status`;
+    `products` with K or its transpose that the backward side took, a gradient in K counted as two.
     """
 
     steps: Int[Array, "*batch"]
     residual: Float[Array, "*batch"]
     status: Int[Array, "*batch"]
+    products: Int[Array, "*batch"]
 
     def __repr__(self) -> str:
         if not is_concrete(self.residual):
@@ -86,28 +91,51 @@ class AdjointStats(eqx.Module):
         )
 
     @classmethod
-    def judge(cls, steps: Array, residual: Array, tolerance: Array | float) -> AdjointStats:
-        """Converged where the residual is within the tolerance."""
-        status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS_USED_UP)
+    def of(
+        cls, steps: Array | int, residual: Array, status: Array, products: Array | int
+    ) -> AdjointStats:
+        """From a residual and a status a sample, and counts that may be the same for all."""
         status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
-        steps = jnp.broadcast_to(steps, residual.shape).astype(jnp.int32)
-        return cls(steps, residual, status.astype(jnp.int32))
+        steps, products, status = (
+            jnp.broadcast_to(jnp.asarray(count), residual.shape).astype(jnp.int32)
+            for count in (steps, products, status)
+        )
+        return cls(steps, residual, status, products)
 
     @classmethod
-    def exact(cls, steps: int, dx_tilde: Float[Array, "*batch n"]) -> AdjointStats:
+    def judge(
+        cls,
+        steps: Array | int,
+        residual: Array,
+        tolerance: Array | float,
+        *,
+        products: Array | int,
+    ) -> AdjointStats:
+        """Converged where the residual is within the tolerance."""
+        status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS_USED_UP)
+        return cls.of(steps, residual, status, products)
+
+    @classmethod
+    def exact(
+        cls, steps: int, dx_tilde: Float[Array, "*batch n"], *, products: int
+    ) -> AdjointStats:
         """Nothing was approximated: residual 0, unless the gradient itself is not finite."""
         finite = jnp.all(jnp.isfinite(dx_tilde), axis=-1)
         residual = jnp.where(finite, 0.0, jnp.nan).astype(dx_tilde.dtype)
-        return cls.judge(jnp.asarray(steps), residual, 0.0)
+        return cls.judge(steps, residual, 0.0, products=products)
 
 
 class Gradients(NamedTuple):
-    """What a pullback gives: gradients in the three arguments of a solve, and its statistics."""
+    """What a pullback gives: gradients in the three arguments of a solve, and its statistics.
+
+    `adjoint`, where the strategy has one, is what a later backward solve can start from.
+    """
 
     problem: LowerLevel
     x_tilde: Float[Array, "*batch n"]
     solver: ChambollePock
     stats: AdjointStats
+    adjoint: AdjointPair | None = None
 
 
 # ------------------------------------------------------------------------------ the recursion
@@ -134,8 +162,13 @@ class StepTerms(NamedTuple):
     dtau: Array
 
 
-def start_adjoint(g: Cotangent) -> AdjointState:
-    """`delta[L+1] = 0`."""
+def start_adjoint(
+    problem: LowerLevel, g: Cotangent, earlier: AdjointPair | None = None
+) -> AdjointState:
+    """`delta[L+1] = 0`; or the sums of an earlier backward solve, to be carried on (1 product)."""
+    if earlier is not None:
+        KT_Delta_D = apply_transpose(problem.K, earlier.Delta_D)
+        return AdjointState(earlier.Delta_P, earlier.Delta_D, KT_Delta_D, KT_Delta_D)
     zero_P, zero_D = jnp.zeros_like(g.x), jnp.zeros_like(g.y)
     return AdjointState(zero_P, zero_D, zero_P, zero_P)
 
@@ -250,7 +283,7 @@ def backpropagate(
         return (state, grad, dx_tilde + sigma * state.KT_delta_D, dsizes), None
 
     carry = (
-        start_adjoint(g),
+        start_adjoint(problem, g),
         _zeros((problem.K, F, G)),
         jnp.zeros_like(x_tilde),
         jax.tree.map(jnp.zeros_like, sizes),
@@ -288,29 +321,60 @@ class DeltaSums(NamedTuple):
         )
         return _add(self, layer)
 
-    @classmethod
-    def zero(cls, g: Cotangent) -> DeltaSums:
-        """No layers."""
-        zero_P, zero_D = jnp.zeros_like(g.x), jnp.zeros_like(g.y)
-        return cls(zero_P, zero_D, zero_P, zero_D, zero_D, zero_P)
+    @property
+    def pair(self) -> AdjointPair:
+        """The sums of delta alone."""
+        return AdjointPair(self.Delta_P, self.Delta_D)
+
+
+def nothing_like(g: Cotangent) -> Cotangent:
+    """`g = 0`: what enters every layer but the last."""
+    return Cotangent(*jax.tree.map(jnp.zeros_like, tuple(g)))
+
+
+def first_layer(
+    problem: LowerLevel,
+    sizes: StepSizes,
+    z: ProxArguments,
+    g: Cotangent,
+    earlier: AdjointPair | None,
+) -> tuple[AdjointState, DeltaSums]:
+    """The layer that `g` enters: its delta, and the sums so far.
+
+    With the sums of an earlier solve to start from, the sums are those plus the delta: one step of
+    the adjoint iteration from there, and the delta is what it moved. From then on the recursion is
+    the same.
+    """
+    start = start_adjoint(problem, g, earlier)
+    state, terms = adjoint_step(problem, sizes, z, start, g)
+    sums = DeltaSums(
+        state.delta_P, state.delta_D, terms.u_P, terms.u_D, terms.K_delta_P, state.KT_delta_D
+    )
+    return jax.tree.map(jnp.subtract, state, start), sums
 
 
 def sum_deltas(
-    problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent, steps: int
+    problem: LowerLevel,
+    sizes: StepSizes,
+    history: ProxArguments,
+    g: Cotangent,
+    steps: int,
+    earlier: AdjointPair | None = None,
 ) -> DeltaSums:
     """Sums of the deltas over the last `steps` layers; a history of length 1 is held frozen."""
-    frozen = history.z_D.shape[0] == 1
+    frozen, nothing = history.z_D.shape[0] == 1, nothing_like(g)
 
     def body(carry, l):
         later, sums = carry
         z = jax.tree.map(lambda h: h[0] if frozen else h[l - 1], history)
-        weight = (l == steps).astype(g.x.dtype)
-        state, terms = adjoint_step(problem, sizes, z, later, Cotangent(*(weight * c for c in g)))
+        state, terms = adjoint_step(problem, sizes, z, later, nothing)
         return (state, sums.plus(state, terms)), None
 
-    backwards = jnp.arange(steps, 0, -1)
-    (_, sums), _ = jax.lax.scan(body, (start_adjoint(g), DeltaSums.zero(g)), backwards)
-    return sums
+    last = ProxArguments(history.z_D[-1], history.z_P[-1])
+    carry = first_layer(problem, sizes, last, g, earlier)
+    if steps == 1:
+        return carry[1]
+    return jax.lax.scan(body, carry, jnp.arange(steps - 1, 0, -1))[0][1]
 
 
 class LimitSystem(eqx.Module):

@@ -41,7 +41,8 @@ class Hypergradient(eqx.Module):
     `value`, the loss; `grad`, its gradient in the structure of the problem (`h.grad.K`,
     `h.grad.F.weight`); `grad_x_tilde (..., n)`; `grad_solver`, in the structure of the solver
     (`tau`, `sigma`, `theta`; zero for strategies whose limit does not depend on them); `solution`,
-    with its `stats`; `adjoint`, how the backward solve went; `state`, to start the next one from.
+    with its `stats`; `adjoint`, how the backward solve went; `state`, where the
+    forward and (where the strategy has one) the adjoint solve ended: `init` of a next call.
     """
 
     value: Float[Array, ""]
@@ -50,11 +51,7 @@ class Hypergradient(eqx.Module):
     grad_solver: ChambollePock
     solution: Solution
     adjoint: AdjointStats
-
-    @property
-    def state(self) -> State:
-        """Where the forward solve ended: `init` of a next call."""
-        return self.solution.state
+    state: State
 
     def __repr__(self) -> str:
         if not is_concrete(self.value):
@@ -105,12 +102,15 @@ def _check_batch(name: str, x: Array, n: int) -> None:
 
 def _check_init(init: State, problem: LowerLevel, x_tilde: Array) -> None:
     batch = x_tilde.shape[:-1]
-    expected = ((*batch, problem.n), (*batch, problem.n), (*batch, problem.m))
-    got = (init.r.shape, init.r_bar.shape, init.y.shape)
+    primal, dual = (*batch, problem.n), (*batch, problem.m)
+    expected, names = (primal, primal, dual), "r, r_bar, y"
+    if init.adjoint is not None:
+        expected, names = (*expected, primal, dual), f"{names}, Delta_P, Delta_D"
+    got = tuple(leaf.shape for leaf in jax.tree.leaves(init))
     if got != expected:
         raise ValueError(
-            f"init must have shapes {expected} (r, r_bar, y); got {got}: use the state of a solve "
-            "of the same batch"
+            f"init must have shapes {expected} ({names}); got {got}: use the state of a solve of "
+            "the same batch"
         )
 
 
@@ -280,6 +280,10 @@ def _hypergradient_jit(
     solution, residuals = strategy.forward(problem, rows, solver, init)
     value, g = jax.value_and_grad(lambda x: loss(x.reshape(x_true.shape), x_true))(solution.x)
     cotangent = Cotangent(g, jnp.zeros_like(solution.y))
-    grad, grad_x_tilde, grad_solver, adjoint = strategy.pullback(residuals, cotangent)
-    solution, grad_x_tilde, adjoint = _restore_batch((solution, grad_x_tilde, adjoint), batch)
-    return Hypergradient(value, grad, grad_x_tilde, grad_solver, solution, adjoint)
+    grad, grad_x_tilde, grad_solver, stats, pair = strategy.pullback(residuals, cotangent)
+    forward = solution.state
+    state = State(forward.r, forward.r_bar, forward.y, pair)
+    solution, grad_x_tilde, stats, state = _restore_batch(
+        (solution, grad_x_tilde, stats, state), batch
+    )
+    return Hypergradient(value, grad, grad_x_tilde, grad_solver, solution, stats, state)

@@ -23,6 +23,7 @@ from hypergrad.operators import apply, apply_transpose, matrix_of, operator_norm
 from hypergrad.status import Status
 
 __all__ = [
+    "AdjointPair",
     "ChambollePock",
     "ProxArguments",
     "Solution",
@@ -51,12 +52,24 @@ class StepSizes(NamedTuple):
     theta: Float[Array, ""]
 
 
+class AdjointPair(NamedTuple):
+    """The sums `Delta_P`, `Delta_D` of the limit formula: where an adjoint solve ended."""
+
+    Delta_P: Float[Array, "*batch n"]
+    Delta_D: Float[Array, "*batch m"]
+
+
 class State(eqx.Module):
-    """Where the iteration stands: `r = x - x_tilde`, its extrapolation, and the dual variable."""
+    """Where the iteration stands: `r = x - x_tilde`, its extrapolation, and the dual variable.
+
+    `adjoint` rides along where a backward solve is to start from an earlier one; the iteration
+    itself neither reads nor keeps it.
+    """
 
     r: Float[Array, "*batch n"]
     r_bar: Float[Array, "*batch n"]
     y: Float[Array, "*batch m"]
+    adjoint: AdjointPair | None = None
 
 
 class ProxArguments(NamedTuple):
@@ -293,10 +306,16 @@ class ChambollePock(eqx.Module):
 
     # ---- runs
 
-    def start(self, problem: LowerLevel, x_tilde: Array) -> State:
-        """`r = r_bar = 0`, `y = 0`."""
+    def start(self, problem: LowerLevel, x_tilde: Array, init: State | None = None) -> State:
+        """`r = r_bar = 0`, `y = 0`; or the primal-dual part of an earlier state."""
+        if init is not None:
+            return State(init.r, init.r_bar, init.y)
         zero = jnp.zeros_like(x_tilde)
         return State(zero, zero, jnp.zeros((*x_tilde.shape[:-1], problem.m), x_tilde.dtype))
+
+    def step(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> State:
+        """One iteration, as the fixed-point map that other packages' solvers take."""
+        return step(problem, x_tilde, sizes, state)[0]
 
     def approach(
         self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, *, keep: int

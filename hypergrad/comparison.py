@@ -146,7 +146,7 @@ def reference_hypergradient(
         tolerance=tolerance,
     )
     # With a start written out, a first call and one that goes on from there compile as one.
-    init = solver.start(problem, x_tilde) if init is None else init
+    init = solver.start(problem, x_tilde, init)
     return hypergradient(
         problem, x_tilde, x_true, solver=patient, strategy=LimitFormula(), loss=loss, init=init
     )

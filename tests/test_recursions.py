@@ -162,7 +162,9 @@ def _layers_of_the_package(problem, x_tilde, g, alpha):
         state, terms = adjoint_step(problem, sizes, z, later, Cotangent(*(alpha_l * c for c in g)))
         return state, (state.delta_P, state.delta_D, terms.u_P, terms.u_D)
 
-    return jax.lax.scan(body, start_adjoint(g), (ProxArguments(*history), alpha), reverse=True)[1]
+    return jax.lax.scan(
+        body, start_adjoint(problem, g), (ProxArguments(*history), alpha), reverse=True
+    )[1]
 
 
 @eqx.filter_jit

@@ -432,7 +432,7 @@ class PlainUnrolling(hg.AbstractDifferentiableStrategy):
 
     def run(self, problem, x_tilde, solver, init):
         sizes = solver.step_sizes(problem)
-        state = solver.start(problem, x_tilde) if init is None else init
+        state = solver.start(problem, x_tilde, init)
         state, _ = record(problem, x_tilde, sizes, state, solver.iterations)
         x, taken = x_tilde + state.r, jnp.full(x_tilde.shape[:-1], solver.iterations)
         stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken)

@@ -93,4 +93,4 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         (gradients,) = residuals(cotangent)
         problem, x_tilde, solver = gradients
-        return Gradients(problem, x_tilde, solver, AdjointStats.exact(0, x_tilde))
+        return Gradients(problem, x_tilde, solver, AdjointStats.exact(0, x_tilde, products=0))

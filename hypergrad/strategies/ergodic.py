@@ -180,7 +180,7 @@ class ErgodicUnrolling(AbstractStrategy):
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
         sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde) if init is None else init
+        start = solver.start(problem, x_tilde, init)
         alpha = self.weights(solver.iterations).astype(x_tilde.dtype)
 
         def body(carry, alpha_l):
@@ -198,5 +198,6 @@ class ErgodicUnrolling(AbstractStrategy):
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         dproblem, dx_tilde, dsolver, _ = backpropagate(residuals, cotangent)
-        stats = AdjointStats.exact(residuals.solver.iterations, dx_tilde)
+        L = residuals.solver.iterations
+        stats = AdjointStats.exact(L, dx_tilde, products=4 * L)
         return Gradients(dproblem, dx_tilde, dsolver, stats)

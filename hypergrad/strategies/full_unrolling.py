@@ -53,7 +53,7 @@ class FullUnrolling(AbstractStrategy):
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
         sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde) if init is None else init
+        start = solver.start(problem, x_tilde, init)
         state, history = record(problem, x_tilde, sizes, start, solver.iterations)
         taken = jnp.full(x_tilde.shape[:-1], solver.iterations)
         residuals = Recorded(problem, x_tilde, solver, sizes, start, history, alpha=None)
@@ -61,5 +61,6 @@ class FullUnrolling(AbstractStrategy):
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         dproblem, dx_tilde, dsolver, _ = backpropagate(residuals, cotangent)
-        stats = AdjointStats.exact(residuals.solver.iterations, dx_tilde)
+        L = residuals.solver.iterations
+        stats = AdjointStats.exact(L, dx_tilde, products=4 * L)
         return Gradients(dproblem, dx_tilde, dsolver, stats)

@@ -20,14 +20,16 @@ from hypergrad.adjoint import (
     Gradients,
     LimitSystem,
     adjoint_step,
+    first_layer,
     limit_gradients,
+    nothing_like,
     relative_size,
     solve_least_squares,
     squared_norm,
-    start_adjoint,
     sum_deltas,
 )
 from hypergrad.chambolle_pock import (
+    AdjointPair,
     ChambollePock,
     ProxArguments,
     Solution,
@@ -69,9 +71,18 @@ class AbstractAdjointSolve(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+        self,
+        problem: LowerLevel,
+        sizes: StepSizes,
+        history: ProxArguments,
+        g: Cotangent,
+        earlier: AdjointPair | None = None,
     ) -> tuple[DeltaSums, AdjointStats]:
-        """The sums, and how it went; `history` holds the prox arguments of the last iterates."""
+        """The sums, and how it went.
+
+        `history` holds the prox arguments of the last iterates; `earlier` the sums of an earlier
+        solve, which a way that can starts from.
+        """
 
 
 def _last(history: ProxArguments) -> ProxArguments:
@@ -81,7 +92,8 @@ def _last(history: ProxArguments) -> ProxArguments:
 class Steps(AbstractAdjointSolve):
     """k steps of the delta recursion, everything held fixed at the last state.
 
-    Equals k iterations of the adjoint Chambolle-Pock method from zero. 2 k products.
+    Equals k iterations of the adjoint Chambolle-Pock method, from zero or from the adjoint part of
+    `init`. 2 k products.
     """
 
     k: int = eqx.field(static=True, default=1)
@@ -94,9 +106,14 @@ class Steps(AbstractAdjointSolve):
         return f"steps={self.k}"
 
     def __call__(
-        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+        self,
+        problem: LowerLevel,
+        sizes: StepSizes,
+        history: ProxArguments,
+        g: Cotangent,
+        earlier: AdjointPair | None = None,
     ) -> tuple[DeltaSums, AdjointStats]:
-        return _sum_of_steps(problem, sizes, history, g, self.k)
+        return _sum_of_steps(problem, sizes, history, g, self.k, earlier)
 
 
 class LastIterates(AbstractAdjointSolve):
@@ -116,17 +133,29 @@ class LastIterates(AbstractAdjointSolve):
         return f"last={self.k}"
 
     def __call__(
-        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+        self,
+        problem: LowerLevel,
+        sizes: StepSizes,
+        history: ProxArguments,
+        g: Cotangent,
+        earlier: AdjointPair | None = None,
     ) -> tuple[DeltaSums, AdjointStats]:
-        return _sum_of_steps(problem, sizes, history, g, self.k)
+        # Each layer at its own iterate: nothing that an earlier solve could be carried on from.
+        return _sum_of_steps(problem, sizes, history, g, self.k, None)
 
 
 def _sum_of_steps(
-    problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent, k: int
+    problem: LowerLevel,
+    sizes: StepSizes,
+    history: ProxArguments,
+    g: Cotangent,
+    k: int,
+    earlier: AdjointPair | None,
 ) -> tuple[DeltaSums, AdjointStats]:
-    sums = sum_deltas(problem, sizes, history, g, k)
+    sums = sum_deltas(problem, sizes, history, g, k, earlier)
     residual = LimitSystem(problem, sizes, _last(history)).residual(sums, g)
-    return sums, AdjointStats.judge(jnp.asarray(k), residual, default_tolerance(g.x.dtype))
+    tolerance, products = default_tolerance(g.x.dtype), 2 * k + 2
+    return sums, AdjointStats.judge(k, residual, tolerance, products=products)
 
 
 class Tolerance(AbstractAdjointSolve):
@@ -149,15 +178,18 @@ class Tolerance(AbstractAdjointSolve):
         return f"tolerance={self.rtol:g}"
 
     def __call__(
-        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+        self,
+        problem: LowerLevel,
+        sizes: StepSizes,
+        history: ProxArguments,
+        g: Cotangent,
+        earlier: AdjointPair | None = None,
     ) -> tuple[DeltaSums, AdjointStats]:
-        z, nothing = _last(history), Cotangent(jnp.zeros_like(g.x), jnp.zeros_like(g.y))
+        z, nothing = _last(history), nothing_like(g)
 
         def one_more(carry):
             state, sums, size, steps, done = carry
-            # g enters in the first step alone.
-            now = jax.tree.map(lambda c, zero: jnp.where(done == 0, c, zero), g, nothing)
-            new_state, terms = adjoint_step(problem, sizes, z, state, now)
+            new_state, terms = adjoint_step(problem, sizes, z, state, nothing)
             running = size > self.rtol
 
             def keep(old: Array, new: Array) -> Array:
@@ -172,13 +204,16 @@ class Tolerance(AbstractAdjointSolve):
             *_, size, _, done = carry
             return jnp.any(size > self.rtol) & (done < self.most)
 
-        batch = g.x.shape[:-1]
-        size, steps = jnp.full(batch, jnp.inf, g.x.dtype), jnp.zeros(batch, jnp.int32)
-        carry = (start_adjoint(g), DeltaSums.zero(g), size, steps, jnp.zeros((), jnp.int32))
+        state, sums = first_layer(problem, sizes, z, g, earlier)
+        size = relative_size(state.delta_P, state.delta_D, g, sizes)
+        steps = jnp.ones(g.x.shape[:-1], jnp.int32)
+        carry = (state, sums, size, steps, jnp.ones((), jnp.int32))
         _, sums, size, steps, _ = jax.lax.while_loop(unfinished, one_more, carry)
         residual = LimitSystem(problem, sizes, z).residual(sums, g)
-        arrived = AdjointStats.judge(steps, size, self.rtol)
-        return sums, AdjointStats(steps, residual, arrived.status)
+        status = jnp.where(size <= self.rtol, Status.CONVERGED, Status.ITERATIONS_USED_UP)
+        # A size that is not finite ends the loop, and so does a gradient that is not.
+        residual = jnp.where(jnp.isfinite(size), residual, jnp.nan)
+        return sums, AdjointStats.of(steps, residual, status, 2 * steps + 2)
 
 
 class LeastSquares(AbstractAdjointSolve):
@@ -194,13 +229,18 @@ class LeastSquares(AbstractAdjointSolve):
         return "cgls"
 
     def __call__(
-        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+        self,
+        problem: LowerLevel,
+        sizes: StepSizes,
+        history: ProxArguments,
+        g: Cotangent,
+        earlier: AdjointPair | None = None,
     ) -> tuple[DeltaSums, AdjointStats]:
         system = LimitSystem(problem, sizes, _last(history))
         right = system.balanced_right_hand_side(g)
         rtol, most = 4 * float(jnp.finfo(g.x.dtype).eps), 4 * (problem.m + problem.n)
         unknowns, steps, arrived = solve_least_squares(system, right, rtol=rtol, most=most)
-        return _judge_solution(system, unknowns, right, g, steps, ~arrived)
+        return _judge_solution(system, unknowns, right, g, steps, ~arrived, 4 * steps + 8)
 
 
 class LinearSolve(AbstractAdjointSolve):
@@ -217,7 +257,12 @@ class LinearSolve(AbstractAdjointSolve):
         return type(self.solver).__name__.lower()
 
     def __call__(
-        self, problem: LowerLevel, sizes: StepSizes, history: ProxArguments, g: Cotangent
+        self,
+        problem: LowerLevel,
+        sizes: StepSizes,
+        history: ProxArguments,
+        g: Cotangent,
+        earlier: AdjointPair | None = None,
     ) -> tuple[DeltaSums, AdjointStats]:
         system = LimitSystem(problem, sizes, _last(history))
         right = system.balanced_right_hand_side(g)
@@ -231,7 +276,8 @@ class LinearSolve(AbstractAdjointSolve):
 
         unknowns, steps, used_up = jax.vmap(solve_sample)(system.z, right)
         steps = jnp.asarray(steps).astype(jnp.int32)
-        return _judge_solution(system, unknowns, right, g, steps, used_up)
+        # What a solver of lineax does inside a step is its own: two products at the least.
+        return _judge_solution(system, unknowns, right, g, steps, used_up, 2 * steps + 6)
 
 
 def _judge_solution(
@@ -241,6 +287,7 @@ def _judge_solution(
     g: Cotangent,
     steps: Array,
     used_up: Array,
+    products: Array,
 ) -> tuple[DeltaSums, AdjointStats]:
     """The sums, with a status by the residual, whatever the solver said of itself.
 
@@ -256,8 +303,7 @@ def _judge_solution(
     at_minimum = squared_norm(gradient) <= tolerance**2 * squared_norm(misfit)
     status = jnp.where(at_minimum, Status.INCONSISTENT, status)
     status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
-    status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
-    return sums, AdjointStats(steps, residual, status.astype(jnp.int32))
+    return sums, AdjointStats.of(steps, residual, status, products)
 
 
 # ----------------------------------------------------------------------------- the strategy
@@ -329,18 +375,19 @@ class LimitFormula(AbstractStrategy):
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
         sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde) if init is None else init
+        start = solver.start(problem, x_tilde, init)
         kept = self.adjoint.iterates
         before, taken = solver.approach(problem, x_tilde, sizes, start, keep=kept)
         state, history = record(problem, x_tilde, sizes, before, kept)
         solution = solver.solution(problem, x_tilde, sizes, state, taken + kept)
-        return solution, (problem, solver, sizes, history, solution.x, solution.y)
+        earlier = None if init is None else init.adjoint
+        return solution, (problem, solver, sizes, history, solution.x, solution.y, earlier)
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, solver, sizes, history, x, y = residuals
-        sums, stats = self.adjoint(problem, sizes, history, cotangent)
+        problem, solver, sizes, history, x, y, earlier = residuals
+        sums, stats = self.adjoint(problem, sizes, history, cotangent, earlier)
         system = LimitSystem(problem, sizes, _last(history))
         grad, dx_tilde = limit_gradients(system, x, y, sums)
         # The limit does not depend on tau, sigma and theta.
         dsolver = jax.tree.map(jnp.zeros_like, eqx.filter(solver, eqx.is_inexact_array))
-        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats)
+        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats, sums.pair)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
 
 from hypergrad._checks import check_count
 from hypergrad.adjoint import (
@@ -67,7 +66,7 @@ class Truncation(AbstractStrategy):
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
         sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde) if init is None else init
+        start = solver.start(problem, x_tilde, init)
         before, taken = solver.approach(problem, x_tilde, sizes, start, keep=self.k)
         state, history = record(problem, x_tilde, sizes, before, self.k)
         residuals = Recorded(problem, x_tilde, solver, sizes, before, history, alpha=None)
@@ -77,5 +76,5 @@ class Truncation(AbstractStrategy):
         dproblem, dx_tilde, dsolver, rest = backpropagate(residuals, cotangent)
         cut_off = relative_size(rest.delta_P, rest.delta_D, cotangent, residuals.sizes)
         tolerance = default_tolerance(dx_tilde.dtype)
-        stats = AdjointStats.judge(jnp.asarray(self.k), cut_off, tolerance)
+        stats = AdjointStats.judge(self.k, cut_off, tolerance, products=4 * self.k)
         return Gradients(dproblem, dx_tilde, dsolver, stats)
