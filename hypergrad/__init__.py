@@ -33,6 +33,7 @@ from hypergrad.strategies import STRATEGIES as STRATEGIES
 from hypergrad.strategies import AbstractDifferentiableStrategy as AbstractDifferentiableStrategy
 from hypergrad.strategies import AbstractStrategy as AbstractStrategy
 from hypergrad.strategies import ErgodicUnrolling as ErgodicUnrolling
+from hypergrad.strategies import Exact as Exact
 from hypergrad.strategies import FullUnrolling as FullUnrolling
 from hypergrad.strategies import Geometric as Geometric
 from hypergrad.strategies import LastIterates as LastIterates

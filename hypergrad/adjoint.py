@@ -21,6 +21,7 @@ former too and `K^T` is linear.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -49,10 +50,13 @@ __all__ = [
     "Gradients",
     "LimitSystem",
     "Recorded",
+    "Tangents",
+    "Unknowns",
     "adjoint_step",
     "backpropagate",
     "first_layer",
     "limit_gradients",
+    "limit_pushforward",
     "nothing_like",
     "relative_size",
     "solve_least_squares",
@@ -414,7 +418,7 @@ class LimitSystem(eqx.Module):
         return p - self.D_P(p + scale * KT_d), d - self.D_D(d - scale * K_p)
 
     def balanced_transpose(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
-        """The transpose of the left-hand side, in balanced unknowns."""
+        """The transpose of the left-hand side: the derivative of the optimality conditions."""
         (root_tau, root_sigma), (p, d) = self._roots(), unknowns
         D_P_p, D_D_d, scale = self.D_P(p), self.D_D(d), root_tau * root_sigma
         K_D_P_p, KT_D_D_d = apply(self.problem.K, D_P_p), apply_transpose(self.problem.K, D_D_d)
@@ -447,10 +451,18 @@ class LimitSystem(eqx.Module):
         return relative_size(Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D), g, self.sizes)
 
 
+Unknowns = tuple[Array, Array]
+
+
 def solve_least_squares(
-    system: LimitSystem, right: tuple[Array, Array], *, rtol: float, most: int
-) -> tuple[tuple[Array, Array], Array, Array]:
-    """The least-squares solution of minimum norm of the (balanced) limit system, by CGLS.
+    product: Callable[[Unknowns], Unknowns],
+    transpose_product: Callable[[Unknowns], Unknowns],
+    right: Unknowns,
+    *,
+    rtol: float,
+    most: int,
+) -> tuple[Unknowns, Array, Array]:
+    """The least-squares solution of minimum norm of a linear system a sample, by CGLS.
 
     Conjugate gradients on `A^T A p = A^T b` from zero, in the form that never squares A: the
     iterates stay in the range of `A^T`, which is where the solution of minimum norm lies, so a
@@ -469,10 +481,10 @@ def solve_least_squares(
 
     def body(carry):
         x, r, p, gamma, running, steps = carry
-        q = system.balanced(p)
+        q = product(p)
         length = jnp.where(running, gamma / _positive(squared_norm(q)), 0.0)
         x, r = _axpy(length, p, x), _axpy(-length, q, r)
-        s = system.balanced_transpose(r)
+        s = transpose_product(r)
         gamma_next = squared_norm(s)
         p = jax.tree.map(
             lambda new, old: jnp.where(running[..., None], new, old),
@@ -485,7 +497,7 @@ def solve_least_squares(
         steps = jnp.where(running, steps + 1, steps)
         return x, r, p, jnp.where(running, gamma_next, gamma), running & ~small, steps
 
-    s = system.balanced_transpose(right)
+    s = transpose_product(right)
     gamma = squared_norm(s)
     zero = jax.tree.map(jnp.zeros_like, right)
     carry = (zero, right, s, gamma, gamma > 0, jnp.zeros(gamma.shape, jnp.int32))
@@ -522,3 +534,44 @@ def limit_gradients(
     _, pull_G = eqx.filter_vjp(lambda G: G.prox(z.z_P, tau), problem.G)
     dF, dG = pull_F(sums.U_D)[0], pull_G(sums.U_P)[0]
     return _problem_gradient(problem, dK, dF, dG), sigma * sums.KT_Delta_D
+
+
+class Tangents(NamedTuple):
+    """Perturbations of the arguments of a solve, in their structure."""
+
+    problem: LowerLevel
+    x_tilde: Float[Array, "*batch n"]
+
+
+def _derivative(function: Callable[..., Array], at: tuple, along: tuple) -> Array:
+    return eqx.filter_jvp(function, at, along)[1]
+
+
+def limit_pushforward(
+    system: LimitSystem,
+    x: Float[Array, "*batch n"],
+    y: Float[Array, "*batch m"],
+    tangents: Tangents,
+    solve: Callable[[Unknowns], Unknowns],
+) -> Cotangent:
+    """How `x` and `y` move with the arguments: the optimality conditions, differentiated.
+
+        (I - D_P) z_P' + tau K^T D_D z_D'   = prox_P' - tau (K'^T y + K^T prox_D')
+        (I - D_D) z_D' - sigma K D_P z_P'   = prox_D' + sigma (K' x + K (x_tilde' + prox_P'))
+
+    with `prox_P'`, `prox_D'` the derivatives of the proxes in the parameters of G and F; then
+    `r' = D_P z_P' + prox_P'` and `y' = D_D z_D' + prox_D'`. The left-hand side is the transpose of
+    the limit system. Linear in the tangents, and JAX can transpose it.
+
+    `solve` takes a (balanced) right-hand side to the unknowns.
+    """
+    problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
+    d, root_tau, root_sigma = tangents.problem, jnp.sqrt(tau), jnp.sqrt(sigma)
+    prox_P = _derivative(lambda G: G.prox(z.z_P, tau), (problem.G,), (d.G,))
+    prox_D = _derivative(lambda F: F.prox_conjugate(z.z_D, sigma), (problem.F,), (d.F,))
+    dx = tangents.x_tilde + prox_P
+    K_x = _derivative(apply, (problem.K, x), (d.K, dx))
+    KT_y = _derivative(apply_transpose, (problem.K, y), (d.K, prox_D))
+    right = (prox_P - tau * KT_y) / root_tau, (prox_D + sigma * K_x) / root_sigma
+    a, b = solve(right)
+    return Cotangent(dx + system.D_P(root_tau * a), prox_D + system.D_D(root_sigma * b))

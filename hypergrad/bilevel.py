@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._checks import as_inexact, check_finite, is_concrete
-from hypergrad.adjoint import AdjointStats, Cotangent
+from hypergrad.adjoint import AdjointStats, Cotangent, Tangents
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.status import Status
-from hypergrad.strategies._base import AbstractStrategy
+from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 
 __all__ = ["Hypergradient", "half_mean_squared_error", "hypergradient", "solve"]
 
@@ -183,10 +183,50 @@ def _solve_jit(arguments, strategy: AbstractStrategy, init: State | None) -> Sol
     problem, x_tilde, solver = arguments
     batch = x_tilde.shape[:-1]
     rows, init = _flatten_batch((x_tilde, init), batch)
-    solution: Solution = _solve_rule((problem, rows, solver), strategy, init)  # pyright: ignore[reportCallIssue]
+    solution = _solve_differentiably(problem, rows, solver, strategy, init)
     # Only x and y carry derivatives: the rest describes the solve.
     described = jax.lax.stop_gradient((solution.stats, solution.state))
     return _restore_batch(Solution(solution.x, solution.y, *described), batch)
+
+
+def _solve_differentiably(
+    problem: LowerLevel,
+    x_tilde: Array,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    init: State | None,
+) -> Solution:
+    """By whatever the strategy gives: a pushforward (both modes), plain JAX, or a pullback."""
+    if strategy.has_pushforward:
+        # The solve itself is not differentiated; its result gets its derivatives afterwards.
+        held = jax.lax.stop_gradient((problem, x_tilde, solver))
+        solution, residuals = strategy.forward(*held, init)
+        given = (problem, x_tilde)
+        x, y = _with_derivatives(given, strategy, residuals, (solution.x, solution.y))
+        return Solution(x, y, solution.stats, solution.state)
+    if isinstance(strategy, AbstractDifferentiableStrategy):
+        return strategy.run(problem, x_tilde, solver, init)
+    return _solve_rule((problem, x_tilde, solver), strategy, init)  # pyright: ignore[reportCallIssue]
+
+
+@eqx.filter_custom_jvp
+def _with_derivatives(arguments, strategy: AbstractStrategy, residuals, solved):
+    """`solved`, which is differentiated as what `strategy` made of the arguments."""
+    del arguments, strategy, residuals
+    return solved
+
+
+@_with_derivatives.def_jvp
+def _push_forward(primals, tangents):
+    arguments, strategy, residuals, solved = primals
+
+    def materialise(tangent, primal):
+        if tangent is None and eqx.is_inexact_array(primal):
+            return jnp.zeros_like(primal)
+        return tangent
+
+    given = jax.tree.map(materialise, tangents[0], arguments, is_leaf=lambda t: t is None)
+    return solved, tuple(strategy.pushforward(residuals, Tangents(*given)))
 
 
 @eqx.filter_custom_vjp

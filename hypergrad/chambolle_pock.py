@@ -84,7 +84,9 @@ class SolverStats(eqx.Module):
 
     `iterations`; `residual`, the relative optimality residual (see `certify`); `gap`, primal minus
     dual objective (absolute; NaN where a conjugate is not known); `margin`, the relative distance
-    to the nearest kink (infinite where nothing can kink); `status`, a `Status`.
+    to the nearest kink (infinite where nothing can kink); `status`, a `Status`; `products` with K
+    or its transpose, those of the certificate included; `rank` of K between what is free on the
+    primal and on the dual side, where the strategy finds it out (`Exact`).
     """
 
     iterations: Int[Array, "*batch"]
@@ -92,6 +94,8 @@ class SolverStats(eqx.Module):
     gap: Float[Array, "*batch"]
     margin: Float[Array, "*batch"]
     status: Int[Array, "*batch"]
+    products: Int[Array, "*batch"]
+    rank: Int[Array, "*batch"] | None = None
 
     def __repr__(self) -> str:
         if not is_concrete(self.residual):
@@ -186,6 +190,7 @@ def certify(
         gap=gap,
         margin=jnp.minimum(margin_F, margin_G),
         status=status.astype(jnp.int32),
+        products=jnp.broadcast_to(2 * iterations + 2, residual.shape).astype(jnp.int32),
     )
     return jax.lax.stop_gradient(stats)
 

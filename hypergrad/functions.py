@@ -57,7 +57,9 @@ class AbstractFunction(eqx.Module):
     (unknown: NaN) and `check_size` (any size). Array fields are what one can learn.
 
     Class variables: `positive` names the fields that are positive (they are learned in the log),
-    `homogeneous` says that `f(c v) = c f(v)` for `c > 0`, `indicator` that `f` is 0 or infinite.
+    `homogeneous` says that `f(c v) = c f(v)` for `c > 0`, `indicator` that `f` is 0 or infinite,
+    `separable` that `f` is a sum over coordinates, so that the Jacobian of its prox is diagonal
+    (said of one that is not, it gives wrong Newton steps; not said, only slow ones).
 
     Example: `f(v) = -weight * sum_i log(v_i)`, from its value and its prox alone.
 
@@ -76,6 +78,7 @@ class AbstractFunction(eqx.Module):
     positive: ClassVar[tuple[str, ...]] = ()
     homogeneous: ClassVar[bool] = False
     indicator: ClassVar[bool] = False
+    separable: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, v: Vector) -> Values:
@@ -190,6 +193,7 @@ class L1(AbstractFunction):
     weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
     positive: ClassVar[tuple[str, ...]] = ("weight",)
     homogeneous: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "weight", zero_allowed=True)
@@ -289,6 +293,7 @@ class Huber(AbstractFunction):
     weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
     smoothing: Float[Array, "..."] = eqx.field(converter=as_inexact)
     positive: ClassVar[tuple[str, ...]] = ("weight", "smoothing")
+    separable: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "weight")
@@ -329,6 +334,7 @@ class ElasticNet(AbstractFunction):
     weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
     ridge: Float[Array, "..."] = eqx.field(converter=as_inexact)
     positive: ClassVar[tuple[str, ...]] = ("weight", "ridge")
+    separable: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "weight", zero_allowed=True)
@@ -366,6 +372,7 @@ class Quadratic(AbstractFunction):
     weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
     center: Float[Array, "..."] = eqx.field(converter=as_inexact, default=0.0)
     positive: ClassVar[tuple[str, ...]] = ("weight",)
+    separable: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "weight")
@@ -395,6 +402,7 @@ class Zero(AbstractFunction):
     """`f(v) = 0`; its conjugate is the indicator of the origin."""
 
     homogeneous: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __call__(self, v: Vector) -> Values:
         return jnp.zeros(v.shape[:-1], v.dtype)
@@ -421,6 +429,7 @@ class Box(AbstractFunction):
     radius: Float[Array, "..."] = eqx.field(converter=as_inexact)
     positive: ClassVar[tuple[str, ...]] = ("radius",)
     indicator: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "radius")
@@ -451,6 +460,7 @@ class BoxQuadratic(AbstractFunction):
     radius: Float[Array, "..."] = eqx.field(converter=as_inexact)
     weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
     positive: ClassVar[tuple[str, ...]] = ("radius", "weight")
+    separable: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "radius")
@@ -512,6 +522,7 @@ class NonNegative(AbstractFunction):
 
     homogeneous: ClassVar[bool] = True
     indicator: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def __call__(self, v: Vector) -> Values:
         return _indicator(-v, jnp.ones((), v.dtype))
@@ -537,6 +548,11 @@ class SeparableSum(AbstractFunction):
 
     parts: tuple[AbstractFunction, ...] = eqx.field(converter=tuple)
     sizes: tuple[int, ...] = eqx.field(static=True, converter=lambda sizes: tuple(map(int, sizes)))
+
+    @property
+    def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all parts are (a constant of the class elsewhere, here of the parts)."""
+        return all(part.separable for part in self.parts)
 
     def __check_init__(self):
         if len(self.parts) != len(self.sizes) or not self.parts:

@@ -93,6 +93,11 @@ class LowerLevel(eqx.Module):
         return operator_shape(self.K)[1]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """`(m, n)`."""
+        return operator_shape(self.K)
+
+    @property
     def dtype(self) -> jnp.dtype:
         """The dtype of K."""
         return operator_dtype(self.K)

@@ -25,6 +25,7 @@ __all__ = [
     "bilinear_gradient",
     "dct",
     "dct2",
+    "dense_matrix",
     "difference_operator",
     "differences",
     "differences2",
@@ -71,6 +72,19 @@ def matrix_of(K: Operator) -> Array | None:
     if isinstance(K, lx.MatrixLinearOperator):
         return K.matrix
     return None if isinstance(K, lx.AbstractLinearOperator) else K
+
+
+def dense_matrix(K: Operator) -> Float[Array, "m n"]:
+    """The matrix of any operator, built where it is not one already: n products, `m n` numbers.
+
+    >>> print(dense_matrix(lx.IdentityLinearOperator(jax.ShapeDtypeStruct((2,), jnp.float32))))
+    [[1. 0.]
+     [0. 1.]]
+    """
+    matrix = matrix_of(K)
+    if matrix is not None:
+        return matrix
+    return apply(K, jnp.eye(operator_shape(K)[1], dtype=operator_dtype(K))).T
 
 
 def _map_over_batch(K: lx.AbstractLinearOperator, v: Array) -> Array:

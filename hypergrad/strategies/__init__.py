@@ -15,9 +15,11 @@ from hypergrad.strategies.ergodic import (
     Tail,
     Uniform,
 )
+from hypergrad.strategies.exact import Exact
 from hypergrad.strategies.full_unrolling import FullUnrolling
 from hypergrad.strategies.limit import (
     AbstractAdjointSolve,
+    AbstractLinearSolve,
     LastIterates,
     LeastSquares,
     LimitFormula,
@@ -31,9 +33,11 @@ __all__ = [
     "STRATEGIES",
     "AbstractAdjointSolve",
     "AbstractDifferentiableStrategy",
+    "AbstractLinearSolve",
     "AbstractStrategy",
     "AbstractWeights",
     "ErgodicUnrolling",
+    "Exact",
     "FullUnrolling",
     "Geometric",
     "LastIterates",
@@ -51,7 +55,7 @@ __all__ = [
 
 STRATEGIES: dict[str, type[AbstractStrategy]] = {
     strategy.name: strategy
-    for strategy in (FullUnrolling, Truncation, ErgodicUnrolling, LimitFormula)
+    for strategy in (FullUnrolling, Truncation, ErgodicUnrolling, LimitFormula, Exact)
 }
 
 

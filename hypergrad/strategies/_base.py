@@ -11,7 +11,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
+from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, Tangents
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
 
@@ -45,6 +45,19 @@ class AbstractStrategy(eqx.Module):
     @abc.abstractmethod
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         """Gradients of a loss whose derivative in the returned `x` and `y` is the cotangent."""
+
+    @property
+    def has_pushforward(self) -> bool:
+        """Whether `solve` with this strategy can be differentiated in forward mode, too."""
+        return False
+
+    def pushforward(self, residuals: Any, tangents: Tangents) -> Cotangent:
+        """How the returned `x` and `y` move with the problem and `x_tilde`.
+
+        Linear in the tangents, written so that JAX can transpose it: where there is one, `solve` is
+        differentiated by it in either mode.
+        """
+        raise NotImplementedError(f"{self.label} has no pushforward")
 
     def check(self, solver: ChambollePock) -> None:
         """Raise a `ValueError` if the strategy cannot be used with this solver."""

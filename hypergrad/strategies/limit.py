@@ -19,9 +19,12 @@ from hypergrad.adjoint import (
     DeltaSums,
     Gradients,
     LimitSystem,
+    Tangents,
+    Unknowns,
     adjoint_step,
     first_layer,
     limit_gradients,
+    limit_pushforward,
     nothing_like,
     relative_size,
     solve_least_squares,
@@ -44,6 +47,7 @@ from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = [
     "AbstractAdjointSolve",
+    "AbstractLinearSolve",
     "LastIterates",
     "LeastSquares",
     "LimitFormula",
@@ -216,7 +220,48 @@ class Tolerance(AbstractAdjointSolve):
         return sums, AdjointStats.of(steps, residual, status, 2 * steps + 2)
 
 
-class LeastSquares(AbstractAdjointSolve):
+class AbstractLinearSolve(AbstractAdjointSolve):
+    """A way that solves the limit system; it can solve the transpose of it as well.
+
+    That is what forward-mode differentiation needs.
+    """
+
+    @abc.abstractmethod
+    def solve(
+        self, system: LimitSystem, right: Unknowns, *, transposed: bool
+    ) -> tuple[Unknowns, Array, Array]:
+        """The (balanced) unknowns, the steps taken, and where those were used up, a sample."""
+
+    @property
+    @abc.abstractmethod
+    def products_a_step(self) -> int:
+        """Products with K in one step."""
+
+    def __call__(
+        self,
+        problem: LowerLevel,
+        sizes: StepSizes,
+        history: ProxArguments,
+        g: Cotangent,
+        earlier: AdjointPair | None = None,
+    ) -> tuple[DeltaSums, AdjointStats]:
+        # From zero, whatever came before: only that leads to the solution of minimum norm.
+        del earlier
+        system = LimitSystem(problem, sizes, _last(history))
+        right = system.balanced_right_hand_side(g)
+        unknowns, steps, used_up = self.solve(system, right, transposed=False)
+        products = self.products_a_step * steps + 8
+        return _judge_solution(system, unknowns, right, g, steps, used_up, products)
+
+
+def _sides(system: LimitSystem, transposed: bool) -> tuple[Callable, Callable]:
+    """The product of the system that is to be solved, and that of its transpose."""
+    if transposed:
+        return system.balanced_transpose, system.balanced
+    return system.balanced, system.balanced_transpose
+
+
+class LeastSquares(AbstractLinearSolve):
     """The limit system solved by CGLS, all samples at once, matrix-free: the default.
 
     Needs nothing of the system: where it is singular but consistent the result is the solution of
@@ -228,26 +273,26 @@ class LeastSquares(AbstractAdjointSolve):
     def label(self) -> str:
         return "cgls"
 
-    def __call__(
-        self,
-        problem: LowerLevel,
-        sizes: StepSizes,
-        history: ProxArguments,
-        g: Cotangent,
-        earlier: AdjointPair | None = None,
-    ) -> tuple[DeltaSums, AdjointStats]:
-        system = LimitSystem(problem, sizes, _last(history))
-        right = system.balanced_right_hand_side(g)
-        rtol, most = 4 * float(jnp.finfo(g.x.dtype).eps), 4 * (problem.m + problem.n)
-        unknowns, steps, arrived = solve_least_squares(system, right, rtol=rtol, most=most)
-        return _judge_solution(system, unknowns, right, g, steps, ~arrived, 4 * steps + 8)
+    @property
+    def products_a_step(self) -> int:
+        return 4
+
+    def solve(
+        self, system: LimitSystem, right: Unknowns, *, transposed: bool
+    ) -> tuple[Unknowns, Array, Array]:
+        rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), 4 * sum(system.problem.shape)
+        unknowns, steps, arrived = solve_least_squares(
+            *_sides(system, transposed), right, rtol=rtol, most=most
+        )
+        return unknowns, steps, ~arrived
 
 
-class LinearSolve(AbstractAdjointSolve):
+class LinearSolve(AbstractLinearSolve):
     """The limit system by a lineax solver, sample by sample (mapped over the batch).
 
     A dense solver builds an `(m + n)^2` matrix a sample; a singular system breaks most solvers.
-    Whatever the solver says, the residual decides the status.
+    Whatever the solver says, the residual decides the status. What it does inside a step is its
+    own: two products at the least.
     """
 
     solver: lx.AbstractLinearSolver
@@ -256,28 +301,23 @@ class LinearSolve(AbstractAdjointSolve):
     def label(self) -> str:
         return type(self.solver).__name__.lower()
 
-    def __call__(
-        self,
-        problem: LowerLevel,
-        sizes: StepSizes,
-        history: ProxArguments,
-        g: Cotangent,
-        earlier: AdjointPair | None = None,
-    ) -> tuple[DeltaSums, AdjointStats]:
-        system = LimitSystem(problem, sizes, _last(history))
-        right = system.balanced_right_hand_side(g)
+    @property
+    def products_a_step(self) -> int:
+        return 2
 
-        def solve_sample(z: ProxArguments, b: tuple[Array, Array]):
-            sample = LimitSystem(problem, sizes, z)
-            operator = lx.FunctionLinearOperator(sample.balanced, jax.eval_shape(lambda: b))
+    def solve(
+        self, system: LimitSystem, right: Unknowns, *, transposed: bool
+    ) -> tuple[Unknowns, Array, Array]:
+        def solve_sample(z: ProxArguments, b: Unknowns):
+            sample = LimitSystem(system.problem, system.sizes, z)
+            product, _ = _sides(sample, transposed)
+            operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))
             solution = lx.linear_solve(operator, b, self.solver, throw=False)
             used_up = solution.result == lx.RESULTS.max_steps_reached
             return solution.value, solution.stats.get("num_steps", 0), used_up
 
         unknowns, steps, used_up = jax.vmap(solve_sample)(system.z, right)
-        steps = jnp.asarray(steps).astype(jnp.int32)
-        # What a solver of lineax does inside a step is its own: two products at the least.
-        return _judge_solution(system, unknowns, right, g, steps, used_up, 2 * steps + 6)
+        return unknowns, jnp.asarray(steps).astype(jnp.int32), used_up
 
 
 def _judge_solution(
@@ -391,3 +431,22 @@ class LimitFormula(AbstractStrategy):
         # The limit does not depend on tau, sigma and theta.
         dsolver = jax.tree.map(jnp.zeros_like, eqx.filter(solver, eqx.is_inexact_array))
         return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats, sums.pair)
+
+    @property
+    def has_pushforward(self) -> bool:
+        return isinstance(self.adjoint, AbstractLinearSolve)
+
+    def pushforward(self, residuals: Any, tangents: Tangents) -> Cotangent:
+        problem, _, sizes, history, x, y, _ = residuals
+        system, adjoint = LimitSystem(problem, sizes, _last(history)), self.adjoint
+        assert isinstance(adjoint, AbstractLinearSolve)
+
+        def solve(right: Unknowns) -> Unknowns:
+            return jax.lax.custom_linear_solve(
+                system.balanced_transpose,
+                right,
+                lambda _, right: adjoint.solve(system, right, transposed=True)[0],
+                lambda _, right: adjoint.solve(system, right, transposed=False)[0],
+            )
+
+        return limit_pushforward(system, x, y, tangents, solve)
