@@ -132,7 +132,9 @@ class AdjointStats(eqx.Module):
 class Gradients(NamedTuple):
     """What a pullback gives: gradients in the three arguments of a solve, and its statistics.
 
-    `adjoint`, where the strategy has one, is what a later backward solve can start from.
+    `adjoint`, where the strategy has one, is what a later backward solve can start from; then the
+    gradient in K is the limit formula of these sums, with the returned x and y and the solver's
+    step sizes.
     """
 
     problem: LowerLevel

@@ -66,20 +66,20 @@ class Hypergradient(eqx.Module):
 # ------------------------------------------------------------------------------ entry checks
 
 
-def _prepare(
-    problem: LowerLevel,
-    x_tilde: Any,
-    solver: ChambollePock,
-    strategy: AbstractStrategy,
-    init: State | None,
-) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
-    """Check what can be checked, and cast everything to one dtype."""
+def check_strategy(strategy: Any, solver: ChambollePock) -> None:
+    """Refuse what is no strategy, or does not go with the solver."""
     if not isinstance(strategy, AbstractStrategy):
         raise ValueError(
             f"strategy must be a hypergrad strategy; got {strategy!r}: use for example "
             "hg.Truncation(k=1)"
         )
     strategy.check(solver)
+
+
+def prepare(
+    problem: LowerLevel, x_tilde: Any, solver: ChambollePock, init: State | None
+) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
+    """Check what can be checked, and cast everything to one dtype."""
     x_tilde = as_inexact(x_tilde)
     _check_batch("x_tilde", x_tilde, problem.n)
     solver.check_step_sizes(problem)
@@ -100,6 +100,17 @@ def _check_batch(name: str, x: Array, n: int) -> None:
     check_finite(name, x)
 
 
+def prepare_truth(x_true: Any, x_tilde: Array) -> Array:
+    """`x_true` in the shape and the dtype of `x_tilde`."""
+    x_true = jnp.asarray(x_true, x_tilde.dtype)
+    if x_true.shape != x_tilde.shape:
+        raise ValueError(
+            f"x_true must have the shape of x_tilde, {x_tilde.shape}; got {x_true.shape}"
+        )
+    check_finite("x_true", x_true)
+    return x_true
+
+
 def _check_init(init: State, problem: LowerLevel, x_tilde: Array) -> None:
     batch = x_tilde.shape[:-1]
     primal, dual = (*batch, problem.n), (*batch, problem.m)
@@ -114,12 +125,12 @@ def _check_init(init: State, problem: LowerLevel, x_tilde: Array) -> None:
         )
 
 
-def _flatten_batch(tree: Any, batch: tuple[int, ...]) -> Any:
+def flatten_batch(tree: Any, batch: tuple[int, ...]) -> Any:
     """Leading axes to one."""
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(batch) :]), tree)
 
 
-def _restore_batch(tree: Any, batch: tuple[int, ...]) -> Any:
+def restore_batch(tree: Any, batch: tuple[int, ...]) -> Any:
     """One leading axis back to what it was."""
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), tree)
 
@@ -146,6 +157,7 @@ def solve(
     strategy: AbstractStrategy,
     init: State | None = None,
     throw: bool = False,
+    trace: bool = False,
 ) -> Solution:
     """Solve the lower level, differentiably: the strategy decides how derivatives are taken.
 
@@ -156,10 +168,14 @@ def solve(
     batch; prefer them to `vmap`, under which the gradient in K is formed sample by sample.
 
     **Arguments**: `x_tilde (..., n)`; `init`, the state of an earlier solve to start from (held
-    fixed when differentiating); `throw=True` raises, also under `jit`, where the status is bad.
+    fixed when differentiating); `throw=True` raises, also under `jit`, where the status is bad;
+    `trace=True` also gives the residual, gap and objective of every iterate.
 
     **Returns**: a `Solution` with `x (..., n)`, `y (..., m)`, `stats` and `state`; derivatives flow
-    through `x` and `y`.
+    through `x` and `y`. Its `trace` is a `Trace`, or None without one.
+
+    **Cost**: that of the strategy's solve. A trace is a second pass over the iterations, with a
+    certificate for each: about 2.5 solves more; nothing where it is not asked for.
 
     **Errors**: a `ValueError` for wrong shapes, NaN, an empty batch, step sizes that are too long,
     or a strategy that does not go with the solver.
@@ -171,22 +187,27 @@ def solve(
     (2, 3)
     """
     solver = ChambollePock() if solver is None else solver
-    problem, x_tilde, solver, init = _prepare(problem, x_tilde, solver, strategy, init)
-    solution = _solve_jit((problem, x_tilde, solver), strategy, init)
+    check_strategy(strategy, solver)
+    problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
+    solution = _solve_jit((problem, x_tilde, solver), strategy, init, trace)
     if throw:
         solution = _throw_if_bad(solution, solution.stats.status, "the forward solve")
     return solution
 
 
 @eqx.filter_jit
-def _solve_jit(arguments, strategy: AbstractStrategy, init: State | None) -> Solution:
+def _solve_jit(arguments, strategy: AbstractStrategy, init: State | None, trace: bool) -> Solution:
     problem, x_tilde, solver = arguments
     batch = x_tilde.shape[:-1]
-    rows, init = _flatten_batch((x_tilde, init), batch)
-    solution = _solve_differentiably(problem, rows, solver, strategy, init)
+    rows, row_init = flatten_batch((x_tilde, init), batch)
+    solution = _solve_differentiably(problem, rows, solver, strategy, row_init)
     # Only x and y carry derivatives: the rest describes the solve.
     described = jax.lax.stop_gradient((solution.stats, solution.state))
-    return _restore_batch(Solution(solution.x, solution.y, *described), batch)
+    solution = restore_batch(Solution(solution.x, solution.y, *described), batch)
+    if not trace:
+        return solution
+    traced = solver.trace(problem, x_tilde, solution.stats.iterations, init)
+    return Solution(solution.x, solution.y, solution.stats, solution.state, traced)
 
 
 def _solve_differentiably(
@@ -291,13 +312,9 @@ def hypergradient(
     '0.3000'
     """
     solver = ChambollePock() if solver is None else solver
-    problem, x_tilde, solver, init = _prepare(problem, x_tilde, solver, strategy, init)
-    x_true = jnp.asarray(x_true, x_tilde.dtype)
-    if x_true.shape != x_tilde.shape:
-        raise ValueError(
-            f"x_true must have the shape of x_tilde, {x_tilde.shape}; got {x_true.shape}"
-        )
-    check_finite("x_true", x_true)
+    check_strategy(strategy, solver)
+    problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
+    x_true = prepare_truth(x_true, x_tilde)
     h = _hypergradient_jit(problem, x_tilde, x_true, solver, strategy, loss, init)
     if throw:
         h = _throw_if_bad(h, h.solution.stats.status, "the forward solve")
@@ -316,14 +333,14 @@ def _hypergradient_jit(
     init: State | None,
 ) -> Hypergradient:
     batch = x_tilde.shape[:-1]
-    rows, init = _flatten_batch((x_tilde, init), batch)
+    rows, init = flatten_batch((x_tilde, init), batch)
     solution, residuals = strategy.forward(problem, rows, solver, init)
     value, g = jax.value_and_grad(lambda x: loss(x.reshape(x_true.shape), x_true))(solution.x)
     cotangent = Cotangent(g, jnp.zeros_like(solution.y))
     grad, grad_x_tilde, grad_solver, stats, pair = strategy.pullback(residuals, cotangent)
     forward = solution.state
     state = State(forward.r, forward.r_bar, forward.y, pair)
-    solution, grad_x_tilde, stats, state = _restore_batch(
+    solution, grad_x_tilde, stats, state = restore_batch(
         (solution, grad_x_tilde, stats, state), batch
     )
     return Hypergradient(value, grad, grad_x_tilde, grad_solver, solution, stats, state)

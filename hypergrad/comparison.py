@@ -21,6 +21,7 @@ from hypergrad.bilevel import (
     hypergradient,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
+from hypergrad.diagnostics import are_certified
 from hypergrad.lower_level import LowerLevel
 from hypergrad.records import environment, markdown_table, write_json, write_jsonl, write_text
 from hypergrad.status import Status
@@ -59,9 +60,6 @@ COLUMNS = {
 # times larger is what gets most samples to 1e-12 within so many iterations.
 _REFERENCE_ITERATIONS = 20_000
 _REFERENCE_RATIO_FACTOR = 100.0
-# Nearer to a kink than this (relative to its size where it has one), rounding may have chosen the
-# side.
-_LEAST_MARGIN = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,15 +151,8 @@ def reference_hypergradient(
 
 
 def certified_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
-    """Samples on which both solves converged, away from every kink: where the reference is trusted.
-
-    **Caveat**: where active rows of K are dependent, the dual solution and with it the gradient
-    depend on the start and the step sizes, by a few per cent; that is not detected here.
-    """
-    stats = reference.solution.stats
-    converged = (stats.status == Status.CONVERGED) & (reference.adjoint.status == Status.CONVERGED)
-    # A margin that is not known (NaN) is no objection.
-    return converged & ~(stats.margin < _LEAST_MARGIN)
+    """Samples on which the reference is trusted: see `diagnostics.are_certified`."""
+    return are_certified(reference.solution.stats, reference.adjoint)
 
 
 class _OnSamples(eqx.Module):

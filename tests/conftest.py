@@ -19,6 +19,7 @@ _CORE = (
     "adjoint",
     "strategies",
     "bilevel",
+    "diagnostics",
 )
 install_import_hook([f"hypergrad.{module}" for module in _CORE], "beartype.beartype")
 
