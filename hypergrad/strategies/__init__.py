@@ -25,22 +25,42 @@ from hypergrad.strategies.limit import (
     Steps,
     Tolerance,
 )
+from hypergrad.strategies.peers import (
+    AbstractImplicitPeer,
+    AbstractJaxoptSolve,
+    JaxoptBiCGStab,
+    JaxoptGMRES,
+    JaxoptImplicit,
+    JaxoptLU,
+    JaxoptNormalCG,
+    OptimistixCheckpointed,
+    OptimistixImplicit,
+)
 from hypergrad.strategies.truncation import Truncation
 
 __all__ = [
     "STRATEGIES",
     "AbstractAdjointSolve",
     "AbstractDifferentiableStrategy",
+    "AbstractImplicitPeer",
+    "AbstractJaxoptSolve",
     "AbstractStrategy",
     "AbstractWeights",
     "ErgodicUnrolling",
     "FullUnrolling",
     "Geometric",
+    "JaxoptBiCGStab",
+    "JaxoptGMRES",
+    "JaxoptImplicit",
+    "JaxoptLU",
+    "JaxoptNormalCG",
     "LastIterates",
     "LeastSquares",
     "LimitFormula",
     "Linear",
     "LinearSolve",
+    "OptimistixCheckpointed",
+    "OptimistixImplicit",
     "Steps",
     "Tail",
     "Tolerance",
@@ -51,7 +71,15 @@ __all__ = [
 
 STRATEGIES: dict[str, type[AbstractStrategy]] = {
     strategy.name: strategy
-    for strategy in (FullUnrolling, Truncation, ErgodicUnrolling, LimitFormula)
+    for strategy in (
+        FullUnrolling,
+        Truncation,
+        ErgodicUnrolling,
+        LimitFormula,
+        JaxoptImplicit,
+        OptimistixImplicit,
+        OptimistixCheckpointed,
+    )
 }
 
 
