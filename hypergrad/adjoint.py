@@ -121,7 +121,7 @@ class AdjointStats(eqx.Module):
 
     @classmethod
     def exact(
-        cls, steps: int, dx_tilde: Float[Array, "*batch n"], *, products: int
+        cls, steps: Array | int, dx_tilde: Float[Array, "*batch n"], *, products: Array | int
     ) -> AdjointStats:
         """Nothing was approximated: residual 0, unless the gradient itself is not finite."""
         finite = jnp.all(jnp.isfinite(dx_tilde), axis=-1)

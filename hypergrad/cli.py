@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     except _UsageError as error:
         console.print(f"hypergrad: {error}", markup=False)
         return _USAGE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # a peer that is not installed
         console.print(f"hypergrad: {error}", markup=False)
         return _DATA
     except _InterruptionError as interruption:
@@ -167,7 +167,7 @@ def _list_strategies() -> None:
             *(
                 f"{field.name}=…"
                 for field in dataclasses.fields(strategy)
-                if field.type in (int, "int")
+                if field.type in (int, "int", "int | None")
             ),
         ]
         print(f"{name:<12} {strategy.formula}")

@@ -27,12 +27,25 @@ from hypergrad.strategies.limit import (
     Steps,
     Tolerance,
 )
+from hypergrad.strategies.peers import (
+    AbstractImplicitPeer,
+    AbstractJaxoptSolve,
+    JaxoptBiCGStab,
+    JaxoptGMRES,
+    JaxoptImplicit,
+    JaxoptLU,
+    JaxoptNormalCG,
+    OptimistixCheckpointed,
+    OptimistixImplicit,
+)
 from hypergrad.strategies.truncation import Truncation
 
 __all__ = [
     "STRATEGIES",
     "AbstractAdjointSolve",
     "AbstractDifferentiableStrategy",
+    "AbstractImplicitPeer",
+    "AbstractJaxoptSolve",
     "AbstractLinearSolve",
     "AbstractStrategy",
     "AbstractWeights",
@@ -40,11 +53,18 @@ __all__ = [
     "Exact",
     "FullUnrolling",
     "Geometric",
+    "JaxoptBiCGStab",
+    "JaxoptGMRES",
+    "JaxoptImplicit",
+    "JaxoptLU",
+    "JaxoptNormalCG",
     "LastIterates",
     "LeastSquares",
     "LimitFormula",
     "Linear",
     "LinearSolve",
+    "OptimistixCheckpointed",
+    "OptimistixImplicit",
     "Steps",
     "Tail",
     "Tolerance",
@@ -55,7 +75,16 @@ __all__ = [
 
 STRATEGIES: dict[str, type[AbstractStrategy]] = {
     strategy.name: strategy
-    for strategy in (FullUnrolling, Truncation, ErgodicUnrolling, LimitFormula, Exact)
+    for strategy in (
+        FullUnrolling,
+        Truncation,
+        ErgodicUnrolling,
+        LimitFormula,
+        Exact,
+        JaxoptImplicit,
+        OptimistixImplicit,
+        OptimistixCheckpointed,
+    )
 }
 
 

@@ -64,10 +64,12 @@ class AbstractStrategy(eqx.Module):
 
     @property
     def label(self) -> str:
-        """The strategy as it is written on the command line, e.g. `truncation:k=1`."""
-        options = [
-            _spell(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)
-        ]
+        """The strategy as it is written on the command line, e.g. `truncation:k=1`.
+
+        A field that is None is left out.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        options = [_spell(name, value) for name, value in fields.items() if value is not None]
         return ":".join([self.name, *filter(None, [",".join(options)])])
 
 
