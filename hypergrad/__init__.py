@@ -33,6 +33,7 @@ from hypergrad.strategies import STRATEGIES as STRATEGIES
 from hypergrad.strategies import AbstractDifferentiableStrategy as AbstractDifferentiableStrategy
 from hypergrad.strategies import AbstractStrategy as AbstractStrategy
 from hypergrad.strategies import ErgodicUnrolling as ErgodicUnrolling
+from hypergrad.strategies import ForwardUnrolling as ForwardUnrolling
 from hypergrad.strategies import FullUnrolling as FullUnrolling
 from hypergrad.strategies import Geometric as Geometric
 from hypergrad.strategies import LastIterates as LastIterates
@@ -40,6 +41,7 @@ from hypergrad.strategies import LeastSquares as LeastSquares
 from hypergrad.strategies import LimitFormula as LimitFormula
 from hypergrad.strategies import Linear as Linear
 from hypergrad.strategies import LinearSolve as LinearSolve
+from hypergrad.strategies import Piggyback as Piggyback
 from hypergrad.strategies import Steps as Steps
 from hypergrad.strategies import Tail as Tail
 from hypergrad.strategies import Tolerance as Tolerance

@@ -15,6 +15,7 @@ from hypergrad.strategies.ergodic import (
     Tail,
     Uniform,
 )
+from hypergrad.strategies.forward_unrolling import ForwardUnrolling
 from hypergrad.strategies.full_unrolling import FullUnrolling
 from hypergrad.strategies.limit import (
     AbstractAdjointSolve,
@@ -25,6 +26,7 @@ from hypergrad.strategies.limit import (
     Steps,
     Tolerance,
 )
+from hypergrad.strategies.piggyback import Piggyback
 from hypergrad.strategies.truncation import Truncation
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "AbstractStrategy",
     "AbstractWeights",
     "ErgodicUnrolling",
+    "ForwardUnrolling",
     "FullUnrolling",
     "Geometric",
     "LastIterates",
@@ -41,6 +44,7 @@ __all__ = [
     "LimitFormula",
     "Linear",
     "LinearSolve",
+    "Piggyback",
     "Steps",
     "Tail",
     "Tolerance",
@@ -51,7 +55,14 @@ __all__ = [
 
 STRATEGIES: dict[str, type[AbstractStrategy]] = {
     strategy.name: strategy
-    for strategy in (FullUnrolling, Truncation, ErgodicUnrolling, LimitFormula)
+    for strategy in (
+        FullUnrolling,
+        ForwardUnrolling,
+        Truncation,
+        ErgodicUnrolling,
+        LimitFormula,
+        Piggyback,
+    )
 }
 
 
