@@ -49,5 +49,6 @@ from hypergrad.strategies import Truncation as Truncation
 from hypergrad.strategies import Uniform as Uniform
 from hypergrad.strategies import parse_strategy as parse_strategy
 from hypergrad.training import History as History
+from hypergrad.training import WarmStart as WarmStart
 from hypergrad.training import evaluate as evaluate
 from hypergrad.training import train as train

@@ -36,8 +36,7 @@ __all__ = ["Piggyback"]
 #
 # 1. There, g is the gradient of the loss at the iterate of the moment. A custom rule learns g when
 #    the forward iteration has ended, so here g is that at the last iterate from the first adjoint
-#    iteration on. The limit is the same, since the adjoint iteration contracts towards whatever the
-#    last g says.
+#    iteration on. The limit is the same wherever the adjoint iteration forgets its beginnings.
 # 2. For that the forward iteration runs twice, the second time in step with the adjoint one. To
 #    store its prox arguments instead would take the memory of full unrolling.
 # 3. The adjoint iteration is that of the posters, whose primal step comes first (the forward
