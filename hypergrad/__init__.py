@@ -43,6 +43,7 @@ from hypergrad.strategies import AbstractDifferentiableStrategy as AbstractDiffe
 from hypergrad.strategies import AbstractStrategy as AbstractStrategy
 from hypergrad.strategies import ErgodicUnrolling as ErgodicUnrolling
 from hypergrad.strategies import Exact as Exact
+from hypergrad.strategies import ForwardUnrolling as ForwardUnrolling
 from hypergrad.strategies import FullUnrolling as FullUnrolling
 from hypergrad.strategies import Geometric as Geometric
 from hypergrad.strategies import JaxoptBiCGStab as JaxoptBiCGStab
@@ -57,6 +58,7 @@ from hypergrad.strategies import Linear as Linear
 from hypergrad.strategies import LinearSolve as LinearSolve
 from hypergrad.strategies import OptimistixCheckpointed as OptimistixCheckpointed
 from hypergrad.strategies import OptimistixImplicit as OptimistixImplicit
+from hypergrad.strategies import Piggyback as Piggyback
 from hypergrad.strategies import Steps as Steps
 from hypergrad.strategies import Tail as Tail
 from hypergrad.strategies import Tolerance as Tolerance
@@ -64,5 +66,6 @@ from hypergrad.strategies import Truncation as Truncation
 from hypergrad.strategies import Uniform as Uniform
 from hypergrad.strategies import parse_strategy as parse_strategy
 from hypergrad.training import History as History
+from hypergrad.training import WarmStart as WarmStart
 from hypergrad.training import evaluate as evaluate
 from hypergrad.training import train as train

@@ -2,7 +2,8 @@
 
 Everything here looks at concrete arrays only. Under `jit`, `grad` or `vmap` the values are not
 there yet, so a check lets tracers (and the placeholders that pytree transformations put into
-leaves) pass; what goes wrong then shows in the status of the result.
+leaves) pass; what goes wrong then shows in the status of the result. It looks at them in NumPy,
+since under `jit` JAX would trace the look at a constant, too.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ def is_concrete(value: Any) -> bool:
 
 def check_finite(name: str, value: Any) -> None:
     """Refuse NaN and infinity."""
-    if is_concrete(value) and not jnp.all(jnp.isfinite(value)):
-        bad = int(jnp.sum(~jnp.isfinite(value)))
+    if not is_concrete(value):
+        return
+    bad = np.sum(~np.isfinite(np.asarray(value)))
+    if bad:
         raise ValueError(
             f"{name} must be finite; got {bad} NaN or infinite entries out of {np.size(value)}: "
             "remove or replace them first"
@@ -43,7 +46,7 @@ def check_positive(owner: object, name: str, *, zero_allowed: bool = False) -> N
         return
     label = f"{type(owner).__name__}.{name}"
     check_finite(label, value)
-    least = float(np.min(value)) if np.size(value) else 0.0
+    least = float(np.min(np.asarray(value))) if np.size(value) else 0.0
     if least < 0 or (least == 0 and not zero_allowed):
         rule = "non-negative" if zero_allowed else "positive"
         raise ValueError(f"{label} must be {rule}; got {least:g}: pass a {rule} number")
@@ -62,5 +65,6 @@ def check_number(name: str, value: Any, *, above: float = 0.0) -> None:
     """Refuse a scalar setting that is not finite or does not lie above `above`."""
     if not is_concrete(value):
         return
+    value = np.asarray(value)
     if np.ndim(value) != 0 or not np.isfinite(value) or not value > above:
         raise ValueError(f"{name} must be one finite number above {above:g}; got {value}")

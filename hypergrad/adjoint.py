@@ -320,12 +320,16 @@ class DeltaSums(NamedTuple):
     K_Delta_P: Float[Array, "*batch m"]
     KT_Delta_D: Float[Array, "*batch n"]
 
-    def plus(self, state: AdjointState, terms: StepTerms) -> DeltaSums:
-        """The sums with one more layer."""
-        layer = DeltaSums(
+    @classmethod
+    def of(cls, state: AdjointState, terms: StepTerms) -> DeltaSums:
+        """One layer alone."""
+        return cls(
             state.delta_P, state.delta_D, terms.u_P, terms.u_D, terms.K_delta_P, state.KT_delta_D
         )
-        return _add(self, layer)
+
+    def plus(self, state: AdjointState, terms: StepTerms) -> DeltaSums:
+        """The sums with one more layer."""
+        return _add(self, DeltaSums.of(state, terms))
 
     @property
     def pair(self) -> AdjointPair:
@@ -353,10 +357,7 @@ def first_layer(
     """
     start = start_adjoint(problem, g, earlier)
     state, terms = adjoint_step(problem, sizes, z, start, g)
-    sums = DeltaSums(
-        state.delta_P, state.delta_D, terms.u_P, terms.u_D, terms.K_delta_P, state.KT_delta_D
-    )
-    return jax.tree.map(jnp.subtract, state, start), sums
+    return jax.tree.map(jnp.subtract, state, start), DeltaSums.of(state, terms)
 
 
 def sum_deltas(

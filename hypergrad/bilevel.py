@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from hypergrad._checks import as_inexact, check_finite, is_concrete
 from hypergrad.adjoint import AdjointStats, Cotangent, Tangents
@@ -18,7 +18,7 @@ from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 
-__all__ = ["Hypergradient", "half_mean_squared_error", "hypergradient", "solve"]
+__all__ = ["Hypergradient", "OnSamples", "half_mean_squared_error", "hypergradient", "solve"]
 
 Loss = Callable[[Array, Array], Array]
 Data = Float[Array, "..."] | Float[np.ndarray, "..."]
@@ -33,6 +33,16 @@ def half_mean_squared_error(
     2.0
     """
     return 0.5 * jnp.mean(jnp.sum((x - x_true) ** 2, axis=-1))
+
+
+class OnSamples(eqx.Module):
+    """A loss with its full value, but whose gradient is that of the chosen samples alone."""
+
+    loss: Loss
+    chosen: Bool[Array, "*batch"]
+
+    def __call__(self, x: Array, x_true: Array) -> Array:
+        return self.loss(jnp.where(self.chosen[..., None], x, jax.lax.stop_gradient(x)), x_true)
 
 
 class Hypergradient(eqx.Module):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hypergrad._checks import as_inexact, check_count, check_number, is_concrete
@@ -275,7 +276,8 @@ class ChambollePock(eqx.Module):
         self.tolerance = None if tolerance is None else as_inexact(tolerance)
         for name in ("tau", "sigma", "step_ratio", "primal_scale", "tolerance"):
             check_number(name, getattr(self, name))
-        if is_concrete(self.theta) and not (self.theta.ndim == 0 and 0 <= self.theta <= 1):
+        theta = self.theta
+        if is_concrete(theta) and not (theta.ndim == 0 and 0 <= np.asarray(theta) <= 1):
             raise ValueError(f"theta must lie between 0 and 1; got {self.theta}: 1 is the usual")
 
     # ---- step sizes

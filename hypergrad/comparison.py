@@ -17,6 +17,7 @@ from hypergrad._checks import check_count
 from hypergrad.bilevel import (
     Hypergradient,
     Loss,
+    OnSamples,
     half_mean_squared_error,
     hypergradient,
 )
@@ -155,16 +156,6 @@ def certified_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
     return are_certified(reference.solution.stats, reference.adjoint)
 
 
-class _OnSamples(eqx.Module):
-    """A loss with its full value, but whose gradient is that of the chosen samples alone."""
-
-    loss: Loss
-    chosen: Bool[Array, "*batch"]
-
-    def __call__(self, x: Array, x_true: Array) -> Array:
-        return self.loss(jnp.where(self.chosen[..., None], x, jax.lax.stop_gradient(x)), x_true)
-
-
 def compare(
     problem: LowerLevel,
     x_tilde: Any,
@@ -206,14 +197,14 @@ def compare(
         raise ValueError("strategies must name at least one; got none: try [hg.FullUnrolling()]")
     solver = ChambollePock() if solver is None else solver
     x_tilde, x_true = jnp.asarray(x_tilde), jnp.asarray(x_true)
-    on_all = _OnSamples(loss, jnp.ones(x_tilde.shape[:-1], bool))
+    on_all = OnSamples(loss, jnp.ones(x_tilde.shape[:-1], bool))
     refer = functools.partial(
         reference_hypergradient, problem, x_tilde, x_true,
         solver=solver, iterations=reference_iterations,
     )  # fmt: skip
     reference = refer(loss=on_all) if reference is None else reference
     certified = certified_samples(reference)
-    on_certified = _OnSamples(loss, certified)
+    on_certified = OnSamples(loss, certified)
     exact = refer(loss=on_certified, init=reference.state).grad
 
     records: list[dict[str, Any]] = []

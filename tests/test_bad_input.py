@@ -417,6 +417,22 @@ def test_shapes_are_checked_under_jit_too(name):
         jax.jit(lambda problem, x_tilde: solve(x_tilde, problem).x)(**arguments)
 
 
+def test_constants_are_looked_at_under_jit_too():
+    """What a compiled function closes over, or builds from it: good data and bad ones."""
+    one, half, weights = jnp.ones(()), jnp.asarray(0.5), jnp.full(20, 0.05)
+    spoilt = with_entry(X, NAN)
+
+    def x(weight, x_tilde):
+        problem = lower_level(F=hg.L1(weight), G=hg.Quadratic(one))
+        solver = hg.ChambollePock(20, theta=half, step_ratio=one)
+        strategy = hg.ErgodicUnrolling(weights)
+        return hg.solve(problem, x_tilde, solver=solver, strategy=strategy).x
+
+    np.testing.assert_allclose(jax.jit(lambda w: x(w, X))(0.1), x(0.1, X), rtol=1e-12)
+    with pytest.raises(ValueError, match="x_tilde must be finite; got 1 NaN"):
+        jax.jit(lambda w: x(w, spoilt))(0.1)
+
+
 def test_whole_numbers_are_data_too():
     """Pixels, say: `np.uint8` or `int`. Only NaN is not a number."""
     with jax.numpy_dtype_promotion("standard"):

@@ -273,8 +273,12 @@ def _memory(strategy: AbstractStrategy, L: int) -> int:
     return _compiled(arguments, strategy).memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("strategy", [hg.Truncation(1), hg.LimitFormula(hg.Steps(1))])
-def test_memory_of_what_cuts_off_does_not_grow_with_the_iterations(strategy):
+@pytest.mark.parametrize(
+    "strategy",
+    [hg.Truncation(1), hg.LimitFormula(hg.Steps(1)), hg.Piggyback(), hg.ForwardUnrolling()],
+    ids=lambda s: s.label,
+)
+def test_memory_of_what_stores_no_history_does_not_grow_with_the_iterations(strategy):
     assert _memory(strategy, 5000) <= _memory(strategy, 50)
 
 

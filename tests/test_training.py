@@ -20,6 +20,7 @@ from helpers import assert_close, random_data, relative_error, solve_l1_quadrati
 
 import hypergrad as hg
 from hypergrad import training
+from hypergrad.chambolle_pock import AdjointPair
 
 M, N, SAMPLES, RATE = 6, 5, 8, 0.1
 SOLVER = hg.ChambollePock(10)
@@ -228,6 +229,112 @@ def test_positive_leaves_stay_positive_where_plain_steps_would_not() -> None:
         assert np.all(np.asarray(leaf) > 0)
 
 
+# ----------------------------------------------------------------------------- warm starts
+
+# With this threshold, and no more iterations than these, some samples are near and some are not.
+WARM = hg.WarmStart(residual=1e-2, most=5, share=0.7)
+LIMIT = {"solver": hg.ChambollePock(4), "strategy": hg.LimitFormula(hg.Steps(2))}
+
+
+def _nearer(problem: hg.LowerLevel, x_tilde, state: hg.State, warm_start: hg.WarmStart):
+    """By `hg.solve` to a tolerance and the states it ends in, one sample after the other."""
+    solver = hg.ChambollePock(warm_start.most, tolerance=warm_start.residual)
+    states, near = [], []
+    for i, x in enumerate(x_tilde):
+        init = jax.tree.map(lambda a, i=i: a[i], state)
+        # Only ForwardUnrolling takes none of the last iterations apart from the others.
+        settings = {"solver": solver, "strategy": hg.ForwardUnrolling(), "init": init}
+        solution = hg.solve(problem, x, **settings)
+        states.append(solution.state)
+        near.append(float(solution.stats.residual) <= warm_start.residual)
+    return jax.tree.map(lambda *a: jnp.stack(a), *states), np.array(near)
+
+
+def test_warm_starts_are_the_loop_by_hand() -> None:
+    """A sample is brought near, from where it was left; then those that are near give a gradient,
+    as if the loss were theirs alone; and if they are too few, it moves nothing, momentum included.
+    """
+    problem, velocity = _problem(), np.zeros((M, N))
+    settings = {"optimizer": optax.sgd(0.5, momentum=0.9), "epochs": 5, "seed": 5, **LIMIT}
+    history = _train(problem, warm_start=WARM, **settings)
+    sizes = (N, N, M, N, M)  # r, r_bar, y, Delta_P, Delta_D
+    left, shares = [np.zeros((SAMPLES, size)) for size in sizes], []
+    for epoch in range(1, 6):
+        (rows,) = training._batches(SAMPLES, SAMPLES, 5, epoch)
+        r, r_bar, y, P, D = (jnp.asarray(a[rows]) for a in left)
+        nearer, near = _nearer(problem, DATA[0][rows], hg.State(r, r_bar, y), WARM)
+        K = np.zeros((M, N))
+        for i, row in enumerate(rows):
+            adjoint = (P[i], D[i]) if near[i] else (jnp.zeros(N), jnp.zeros(M))
+            init = hg.State(nearer.r[i], nearer.r_bar[i], nearer.y[i], AdjointPair(*adjoint))
+            loss = its_share_of_the_mean if near[i] else nothing
+            h = _gradient(problem, row, loss=loss, init=init, **LIMIT)
+            K += np.asarray(h.grad.K)
+            for kept, new in zip(left, jax.tree.leaves(h.state), strict=True):
+                kept[row] = new
+        shares.append(np.mean(near))
+        if shares[-1] >= WARM.share:
+            velocity = 0.9 * velocity + K
+            problem = eqx.tree_at(lambda p: p.K, problem, problem.K - 0.5 * velocity)
+    assert_close(history.problem, problem, RTOL)
+    enough = np.array(shares) >= WARM.share
+    np.testing.assert_array_equal(history.column("counted")[1:], np.where(enough, shares, 0.0))
+    # Too few at first and again after some updates; and where there are enough, not always all.
+    assert enough.tolist() == [False, True, True, False, True]
+    assert min(np.array(shares)[enough]) < 1
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [hg.Truncation(2), hg.LimitFormula(hg.Steps(2)), hg.Piggyback()],
+    ids=lambda s: s.label,
+)
+def test_a_first_visit_without_a_threshold_is_a_cold_one(strategy) -> None:
+    """And so is the first update; the second one goes on from what the first has left."""
+    anything = hg.WarmStart(residual=1e9)
+    cold, warm = (
+        [_train(_problem(), strategy=strategy, epochs=n, warm_start=w) for n in (1, 2)]
+        for w in (False, anything)
+    )
+    _assert_same_run(warm[0], cold[0])
+    h = _gradient(_problem(), strategy=strategy)
+    h = _gradient(cold[0].problem, strategy=strategy, init=h.state)
+    assert_close(warm[1].problem.K, _plain(cold[0].problem.K, h.grad.K), RTOL)
+    assert relative_error(warm[1].problem.K, cold[1].problem.K) > 1e-6
+
+
+def test_true_is_a_warm_start_as_it_comes() -> None:
+    given, true = (_train(_problem(), epochs=2, warm_start=w) for w in (hg.WarmStart(), True))
+    _assert_same_run(true, given)
+    # Within 100 iterations everything here is near enough.
+    assert true.column("counted")[1:].tolist() == [1.0, 1.0]
+
+
+def test_where_nothing_counts_nothing_is_learned() -> None:
+    problem = _problem()
+    history = _train(problem, epochs=2, warm_start=hg.WarmStart(residual=1e-12, most=1), **LIMIT)
+    assert history.column("counted")[1:].tolist() == [0.0, 0.0]
+    assert_close(history.problem, problem, 0.0)
+    # The lower level is solved further all the same.
+    assert history.records[2]["residual"] < 0.5 * history.records[1]["residual"]
+
+
+def test_warm_starts_in_float32_stay_float32() -> None:
+    history = _train(_float32(_problem()), _float32(DATA), epochs=2, warm_start=True, **LIMIT)
+    assert history.problem.K.dtype == jnp.float32
+    exact = _train(_problem(), epochs=2, warm_start=True, **LIMIT)
+    assert relative_error(_float64(history.problem.K), exact.problem.K) <= 1e-5
+
+
+def its_share_of_the_mean(x, x_true):
+    """What one sample is of the mean loss over all."""
+    return 0.5 * jnp.sum((x - x_true) ** 2) / SAMPLES
+
+
+def nothing(x, x_true):
+    return 0.0 * jnp.sum(x - x_true)
+
+
 # ----------------------------------------------------------------------------- projections
 
 
@@ -299,6 +406,7 @@ def test_records() -> None:
     for record in history.records:
         assert set(record) == {
             "epoch", "seconds", "train_loss", "validation_loss", "residual", "converged",
+            "counted",
         }  # fmt: skip
     assert [record["epoch"] for record in history.records] == [0, 1, 2, 3]
     first, *_, last = history.records
@@ -308,7 +416,8 @@ def test_records() -> None:
         *(_evaluate(p, other) for p in (_problem(), history.problem)),
     ]
     assert losses == pytest.approx(expected, rel=RTOL)
-    assert (first["residual"], first["converged"]) == (None, None)
+    assert (first["residual"], first["converged"], first["counted"]) == (None, None, None)
+    assert last["counted"] == 1.0
 
     seconds = history.column("seconds")
     assert seconds[0] == 0
@@ -405,6 +514,7 @@ BAD = {
     "epochs": (DATA, {"epochs": -1}, "epochs must be a whole number of at least 0; got -1"),
     "half an epoch": (DATA, {"epochs": 0.5}, "epochs must be a whole number"),
     "batch_size": (DATA, {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+    "warm_start": (DATA, {"warm_start": 1e-2}, "warm_start must be a WarmStart, True or False"),
     "k > L": (DATA, {"strategy": hg.Truncation(11)}, "k must be at most iterations"),
 }
 
@@ -413,6 +523,21 @@ BAD = {
 def test_bad_input(data, settings, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _train(_problem(), data, **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"residual": 0.0}, "residual must be one finite number above 0; got 0.0"),
+        ({"residual": np.nan}, "residual must be one finite number above 0; got nan"),
+        ({"most": 0}, "most must be a whole number of at least 1; got 0"),
+        ({"share": 1.5}, "share must lie between 0 and 1; got 1.5"),
+        ({"share": np.nan}, "share must lie between 0 and 1; got nan"),
+    ],
+)
+def test_a_warm_start_is_checked(options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hg.WarmStart(**options)
 
 
 @pytest.mark.parametrize("weight", [0.0, np.array([0.1, 0.2, 0.0, 0.3, 0.4, 0.5])])
@@ -535,6 +660,26 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     _assert_same_run(history, undisturbed)
     assert np.all(np.diff(history.column("seconds")) > 0)
     assert sorted(os.listdir(tmp_path)) == [_checkpoint(3), _checkpoint(4)]
+
+
+def test_an_interrupted_run_with_warm_starts_goes_on_alike(tmp_path, monkeypatch) -> None:
+    """Each sample's states come back from the checkpoint, without which it would be another run."""
+    settings = {"warm_start": hg.WarmStart(residual=1e-2, most=5, share=0.0), **LIMIT}
+    with monkeypatch.context() as patch:
+        _within_epoch_3(patch)
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path, **settings)
+    forgetful = Path(shutil.copytree(tmp_path, tmp_path.parent / "forgetful"))
+    undisturbed = _run(**settings)
+    _assert_same_run(_run(tmp_path, **settings), undisturbed)
+
+    with np.load(forgetful / _checkpoint(2)) as stored:
+        arrays = dict(stored)
+    states = [name for name, array in arrays.items() if array.shape in ((SAMPLES, N), (SAMPLES, M))]
+    assert len(states) == 5
+    np.savez(forgetful / _checkpoint(2), **arrays | {n: 0 * arrays[n] for n in states})
+    other = _run(forgetful, **settings)
+    assert relative_error(other.problem.K, undisturbed.problem.K) > 1e-6
 
 
 def test_a_finished_run_is_not_run_again(finished, undisturbed, monkeypatch) -> None:
@@ -676,6 +821,7 @@ UNSEEN: dict[str, dict[str, Any]] = {
     "loss": {"loss": lambda x, x_true: jnp.mean(jnp.abs(x - x_true))},
     "projection": {"project": lambda p: eqx.tree_at(lambda q: q.K, p, jnp.round(p.K, 3))},
     "validation": {"validation": DATA},
+    "warm starts": {"warm_start": True},
     "what is learned": {"trainable": lambda p: (p.K, p.G.weight)},
     "how much is learned": {"trainable": lambda p: p.K},
 }

@@ -16,6 +16,7 @@ from hypergrad.strategies.ergodic import (
     Uniform,
 )
 from hypergrad.strategies.exact import Exact
+from hypergrad.strategies.forward_unrolling import ForwardUnrolling
 from hypergrad.strategies.full_unrolling import FullUnrolling
 from hypergrad.strategies.limit import (
     AbstractAdjointSolve,
@@ -38,6 +39,7 @@ from hypergrad.strategies.peers import (
     OptimistixCheckpointed,
     OptimistixImplicit,
 )
+from hypergrad.strategies.piggyback import Piggyback
 from hypergrad.strategies.truncation import Truncation
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "AbstractWeights",
     "ErgodicUnrolling",
     "Exact",
+    "ForwardUnrolling",
     "FullUnrolling",
     "Geometric",
     "JaxoptBiCGStab",
@@ -65,6 +68,7 @@ __all__ = [
     "LinearSolve",
     "OptimistixCheckpointed",
     "OptimistixImplicit",
+    "Piggyback",
     "Steps",
     "Tail",
     "Tolerance",
@@ -77,9 +81,11 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
     strategy.name: strategy
     for strategy in (
         FullUnrolling,
+        ForwardUnrolling,
         Truncation,
         ErgodicUnrolling,
         LimitFormula,
+        Piggyback,
         Exact,
         JaxoptImplicit,
         OptimistixImplicit,

@@ -111,10 +111,11 @@ class Given(AbstractWeights):
                 f"weights must be one number an iteration; got shape {jnp.shape(self.weights)}"
             )
         check_finite("weights", self.weights)
-        if is_concrete(self.weights) and abs(float(jnp.sum(self.weights)) - 1) > 1e-4:
+        total = np.sum(np.asarray(self.weights)) if is_concrete(self.weights) else 1.0
+        if abs(total - 1) > 1e-4:
             raise ValueError(
                 f"weights must add up to 1, so that the output is an average; got "
-                f"{float(jnp.sum(self.weights)):.6g}: divide them by their sum"
+                f"{total:.6g}: divide them by their sum"
             )
 
     def __call__(self, L: int) -> Float[Array, " L"]:

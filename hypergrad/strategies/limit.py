@@ -158,7 +158,7 @@ def _sum_of_steps(
 ) -> tuple[DeltaSums, AdjointStats]:
     sums = sum_deltas(problem, sizes, history, g, k, earlier)
     residual = LimitSystem(problem, sizes, _last(history)).residual(sums, g)
-    tolerance, products = default_tolerance(g.x.dtype), 2 * k + 2
+    tolerance, products = default_tolerance(g.x.dtype), 2 * k + 2 + int(earlier is not None)
     return sums, AdjointStats.judge(k, residual, tolerance, products=products)
 
 
@@ -217,7 +217,8 @@ class Tolerance(AbstractAdjointSolve):
         status = jnp.where(size <= self.rtol, Status.CONVERGED, Status.ITERATIONS_USED_UP)
         # A size that is not finite ends the loop, and so does a gradient that is not.
         residual = jnp.where(jnp.isfinite(size), residual, jnp.nan)
-        return sums, AdjointStats.of(steps, residual, status, 2 * steps + 2)
+        products = 2 * steps + 2 + int(earlier is not None)
+        return sums, AdjointStats.of(steps, residual, status, products)
 
 
 class AbstractLinearSolve(AbstractAdjointSolve):

@@ -1,0 +1,122 @@
+"""Differentiate every iteration, forwards: one derivative a parameter, carried along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
+from hypergrad.lower_level import LowerLevel
+from hypergrad.strategies._base import AbstractStrategy, Batch
+
+__all__ = ["ForwardUnrolling"]
+
+# So many derivatives are carried along at once, and the iteration itself once for all of them: more
+# would save iterations and take memory.
+_AT_ONCE = 4
+
+
+class ForwardUnrolling(AbstractStrategy):
+    """The gradient of `x[L]` through all L iterations, in forward mode.
+
+        grad_p = <g, dx[L]/dp>,     dx[L]/dp from dx[0]/dp = 0 by the differentiated iteration
+
+    one scalar p after the other: each entry of each float leaf of the problem and of the solver,
+    and each coordinate of x_tilde (at once for the whole batch, since samples do not depend on
+    each other).
+
+    **Cost**: p + n derivatives for p scalars and x_tilde, each about 2 solves (about 1 outside K),
+    and a solve for every 4 of them; memory for 4 derivatives of a state, whatever L. So it is for a
+    K with few parameters (a kernel, a scale). Leaves that nobody asks for cost nothing where all is
+    compiled at once: `jax.jit(jax.grad(...))` through `solve` in one weight takes one derivative;
+    `hypergradient` takes them all.
+
+    **Caveat**: exact for the iterations taken, also where the lower level is not converged; and
+    then it is the gradient of another problem. Unlike `FullUnrolling` it takes a tolerance, since
+    nothing is stored: each sample is differentiated through the iterations that it took.
+
+    **Source**: forward-mode hypergradients are in Franceschi et al. 2017; for this iteration it is
+    the transpose of Brauer & Lorenz (first poster), "Results".
+
+    >>> import hypergrad as hg
+    >>> hg.ForwardUnrolling().label
+    'forward'
+    """
+
+    name: ClassVar[str] = "forward"
+    formula: ClassVar[str] = "<g, dx[L]/dp>, the derivative carried through all L iterations"
+    cost: ClassVar[str] = "time 2 solves a scalar parameter and n more, memory independent of L"
+    caveat: ClassVar[str] = "exact for the finite L only; for few parameters, and no dense K"
+
+    def run(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> Solution:
+        """All iterations, in plain JAX."""
+        sizes = solver.step_sizes(problem)
+        start = solver.start(problem, x_tilde, init)
+        state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
+        return solver.solution(problem, x_tilde, sizes, state, taken)
+
+    def forward(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> tuple[Solution, Any]:
+        solution = self.run(problem, x_tilde, solver, init)
+        return solution, (problem, x_tilde, solver, init, solution.stats.iterations)
+
+    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
+        problem, x_tilde, solver, init, taken = residuals
+        learned, rest = eqx.partition((problem, solver), eqx.is_inexact_array)
+        leaves, structure = jax.tree.flatten(learned)
+
+        def output(leaves: list[Array], x_tilde: Array) -> Cotangent:
+            problem, solver = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+            solution = self.run(problem, x_tilde, solver, init)
+            return Cotangent(solution.x, solution.y)
+
+        def in_samples(moved: Cotangent) -> Array:
+            products = jax.tree.map(jnp.multiply, moved, cotangent)
+            return jnp.sum(products.x, axis=-1) + jnp.sum(products.y, axis=-1)
+
+        def in_leaf(i: int, leaf: Array) -> Array:
+            """A loop of its own for each leaf, so that one whose gradient is not used goes away."""
+
+            def along(j: Array) -> Array:
+                e_j = jnp.zeros(leaf.size, leaf.dtype).at[j].set(1.0).reshape(leaf.shape)
+                moved = _derivative(
+                    lambda p: output([*leaves[:i], p, *leaves[i + 1 :]], x_tilde), leaf, e_j
+                )
+                return jnp.sum(in_samples(moved))
+
+            return _for_each(along, leaf.size).reshape(leaf.shape)
+
+        def along_x_tilde(j: Array) -> Array:
+            e_j = jnp.zeros_like(x_tilde).at[:, j].set(1.0)
+            return in_samples(_derivative(lambda x: output(leaves, x), x_tilde, e_j))
+
+        gradients = [in_leaf(i, leaf) for i, leaf in enumerate(leaves)]
+        dproblem, dsolver = jax.tree.unflatten(structure, gradients)
+        dx_tilde = _for_each(along_x_tilde, problem.n).T
+
+        in_K = sum(leaf.size for leaf in jax.tree.leaves(learned[0].K))
+        products = taken * _products([*(leaf.size for leaf in leaves), problem.n], in_K)
+        stats = AdjointStats.exact(taken, dx_tilde, products=products)
+        return Gradients(dproblem, dx_tilde, dsolver, stats)
+
+
+def _derivative(f: Callable[[Array], Cotangent], at: Array, direction: Array) -> Cotangent:
+    return jax.jvp(f, (at,), (direction,))[1]
+
+
+def _for_each(f: Callable[[Array], Array], count: int) -> Array:
+    return jax.lax.map(f, jnp.arange(count), batch_size=_AT_ONCE)
+
+
+def _products(counts: list[int], in_K: int) -> int:
+    """Products with K an iteration: 2 a derivative, 2 more where K itself moves, and the state."""
+    return 2 * (in_K + sum(count + -(-count // _AT_ONCE) for count in counts))

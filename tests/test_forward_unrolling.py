@@ -1,0 +1,165 @@
+"""Forward mode through all iterations, against the posters' recursion and central differences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    Box,
+    Convolution,
+    Gradient,
+    Poster,
+    Quadratic,
+    assert_close,
+    central_differences,
+    gradient_of,
+    plain_scan,
+    random_data,
+    random_poster,
+    relative_error,
+    to_hypergrad,
+)
+
+import hypergrad as hg
+
+N, BATCH, L = 5, 3, 10
+DATA = random_data(BATCH, N)
+# The same computation in another order: rounding alone.
+RTOL = 1e-10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """A loop a leaf is much to compile, and each is run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _loss_of(poster: Poster) -> Callable:
+    """The loss as a function of (tau, sigma, theta)."""
+
+    def loss(sizes):
+        tau, sigma, theta = sizes
+        x, _ = dataclasses.replace(poster, tau=tau, sigma=sigma, theta=theta).output(DATA[0])
+        return 0.5 * np.mean(np.sum((x - DATA[1]) ** 2, axis=-1))
+
+    return loss
+
+
+@pytest.mark.parametrize(("G", "m"), [(Quadratic, 3), (Box, 6)])
+def test_forward_mode_is_the_recursion_backwards(G, m):
+    for theta in (0.0, 0.3, 1.0):
+        poster = random_poster(G, m, N, L=L, per_entry=True, theta=theta)
+        problem, solver = to_hypergrad(poster)
+        h = hg.hypergradient(problem, *DATA, solver=solver, strategy=hg.ForwardUnrolling())
+        assert_close(gradient_of(h), poster.unrolled(*DATA), RTOL)
+        assert relative_error(h.solution.x, poster.output(DATA[0])[0]) <= RTOL
+        sizes = np.array([poster.tau, poster.sigma, poster.theta])
+        in_sizes = np.array([h.grad_solver.tau, h.grad_solver.sigma, h.grad_solver.theta])
+        # Central differences with a step of 1e-5 are good to about 1e-10 of the loss.
+        assert relative_error(in_sizes, central_differences(_loss_of(poster), sizes)) <= 1e-8
+    assert np.all(np.asarray(h.adjoint.steps) == L)
+    assert np.all(np.asarray(h.adjoint.residual) == 0)
+
+
+def test_products_are_counted():
+    """An iteration: 2 for each derivative, 2 more where K moves, 2 for every 4 of a leaf."""
+    problem = hg.LowerLevel(
+        Convolution(jnp.asarray([0.5, -0.4, 0.2]), size=N), hg.L1(0.3), hg.Zero()
+    )
+    solver = hg.ChambollePock(L, 0.5, 0.5)
+    h = hg.hypergradient(problem, *DATA, solver=solver, strategy=hg.ForwardUnrolling())
+    # The kernel's 3, the weight, x_tilde's 5, and the solver's tau, sigma, theta, step_ratio.
+    derivatives, in_K, groups = 3 + 1 + 5 + 4, 3, 1 + 1 + 2 + 4
+    assert np.all(np.asarray(h.adjoint.products) == 2 * L * (derivatives + in_K + groups))
+
+
+def test_a_few_parameters_of_an_operator_and_a_loss_on_y():
+    """A K with three of them, whose step sizes follow from the norm (which is held fixed)."""
+    operator = Convolution(jnp.asarray([0.5, -0.4, 0.2]), size=N)
+    problem = hg.LowerLevel(operator, hg.L1(0.3), hg.Quadratic(1.0))
+    solver = hg.ChambollePock(L, step_ratio=2.0)
+    x_tilde, x_true = map(jnp.asarray, DATA)
+    direction = jnp.asarray(np.random.default_rng(3).standard_normal((BATCH, problem.m)))
+
+    def loss(x, y):
+        return 0.5 * jnp.sum((x - x_true) ** 2) + jnp.vdot(direction, y)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def through_solve(problem):
+        solution = hg.solve(problem, x_tilde, solver=solver, strategy=hg.ForwardUnrolling())
+        return loss(solution.x, solution.y)
+
+    sizes = solver.step_sizes(problem)
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def by_autodiff(problem):
+        r, _, y = jax.vmap(lambda x: plain_scan(problem, x, *sizes, L))(x_tilde)
+        return loss(x_tilde + r[:, -1], y[:, -1])
+
+    assert_close(through_solve(problem), by_autodiff(problem), RTOL)
+
+
+def test_with_a_tolerance_each_sample_is_differentiated_through_its_own_iterations():
+    poster = random_poster(Quadratic, 6, N, L=L, per_entry=True)
+    problem, _ = to_hypergrad(poster)
+    solver = hg.ChambollePock(200, poster.tau, poster.sigma, tolerance=1e-3)
+    h = hg.hypergradient(problem, *DATA, solver=solver, strategy=hg.ForwardUnrolling())
+    taken = np.asarray(h.solution.stats.iterations)
+    assert len(set(taken.tolist())) > 1
+    single = [
+        dataclasses.replace(poster, L=int(count)).unrolled(x_tilde[None], x_true[None])
+        for count, x_tilde, x_true in zip(taken, *DATA, strict=True)
+    ]
+    *shared, x_tilde = zip(*single, strict=True)
+    mean = Gradient(*(sum(g) / BATCH for g in shared), np.concatenate(x_tilde) / BATCH)
+    assert_close(gradient_of(h), mean, RTOL)
+    converged = dataclasses.replace(poster, L=2000).unrolled(*DATA)
+    assert relative_error(mean.K, converged.K) > 1e-6
+
+
+def test_its_run_can_be_differentiated_forwards_by_jax():
+    poster = random_poster(Quadratic, 6, N, L=L, per_entry=True)
+    problem, solver = to_hypergrad(poster)
+    x_tilde = jnp.asarray(DATA[0])
+
+    def x_of(weight):
+        moved = eqx.tree_at(lambda p: p.F.weight, problem, weight)
+        return hg.ForwardUnrolling().run(moved, x_tilde, solver, None).x
+
+    weight, direction = problem.F.weight, jnp.linspace(-1.0, 1.0, 6)
+    _, actual = jax.jvp(x_of, (weight,), (direction,))
+    step = 1e-5
+    plus, minus = (
+        dataclasses.replace(poster, F=type(poster.F)(weight + s * direction)).output(DATA[0])[0]
+        for s in (step, -step)
+    )
+    assert relative_error(actual, (plus - minus) / (2 * step)) <= 1e-8
+
+
+def test_leaves_that_nobody_asks_for_cost_nothing():
+    """One loop a leaf, and those whose gradients are thrown away are gone from the program."""
+    poster = random_poster(Quadratic, 6, N, L=L)
+    problem, solver = to_hypergrad(poster)
+    x_tilde = jnp.asarray(DATA[0])
+
+    def loss(learned, select):
+        moved = eqx.tree_at(select, problem, learned)
+        return jnp.sum(hg.solve(moved, x_tilde, solver=solver, strategy=hg.ForwardUnrolling()).x)
+
+    def loops(select) -> int:
+        gradient = jax.jit(jax.grad(lambda learned: loss(learned, select)))
+        return gradient.lower(select(problem)).compile().as_text().count(" while(")
+
+    # The one entry of the weight is carried along in one loop over the iterations.
+    assert loops(lambda p: p.F.weight) == 1
+    assert loops(lambda p: (p.F.weight, p.K)) > 1
