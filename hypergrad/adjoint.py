@@ -59,6 +59,7 @@ __all__ = [
     "limit_pushforward",
     "nothing_like",
     "relative_size",
+    "solve_both_ways",
     "solve_least_squares",
     "squared_norm",
     "start_adjoint",
@@ -537,6 +538,34 @@ def limit_gradients(
     _, pull_G = eqx.filter_vjp(lambda G: G.prox(z.z_P, tau), problem.G)
     dF, dG = pull_F(sums.U_D)[0], pull_G(sums.U_P)[0]
     return _problem_gradient(problem, dK, dF, dG), sigma * sums.KT_Delta_D
+
+
+def solve_both_ways(
+    product: Callable[[Unknowns], Unknowns],
+    right: Unknowns,
+    forwards: Callable[[Unknowns], Unknowns],
+    backwards: Callable[[Unknowns], Unknowns],
+) -> Unknowns:
+    """A solve that JAX can transpose: `backwards` solves the transposed system.
+
+    As one vector a sample, since JAX cannot transpose a solve of which one half is not asked for.
+    """
+
+    def on_vectors(function: Callable[[Unknowns], Unknowns]) -> Callable[[Array], Array]:
+        size = right[0].shape[-1]
+
+        def on_vector(v: Array) -> Array:
+            return jnp.concatenate(function((v[..., :size], v[..., size:])), axis=-1)
+
+        return on_vector
+
+    solved = jax.lax.custom_linear_solve(
+        on_vectors(product),
+        jnp.concatenate(right, axis=-1),
+        lambda _, b: on_vectors(forwards)(b),
+        lambda _, b: on_vectors(backwards)(b),
+    )
+    return solved[..., : right[0].shape[-1]], solved[..., right[0].shape[-1] :]
 
 
 class Tangents(NamedTuple):

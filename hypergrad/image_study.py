@@ -80,7 +80,6 @@ class ImageStudy:
     stride: int = 4
     tuning_samples: int = 512
     converged_iterations: int = 1000
-    reference_iterations: int = 20_000
     repeats: int = 5
     seed: int = 0
     dtype: str = "float64"
@@ -107,7 +106,6 @@ class ImageStudy:
             stride=8,
             tuning_samples=64,
             converged_iterations=300,
-            reference_iterations=1000,
             repeats=2,
         )
 
@@ -290,7 +288,6 @@ def _compare(
         solver=solver,
         strategies=list(strategies.values()),
         repeats=config.repeats,
-        reference_iterations=config.reference_iterations,
     )
 
 

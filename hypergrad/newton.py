@@ -118,11 +118,12 @@ class ActiveSystem(eqx.Module):
 
     def product(self, unknowns: tuple[Array, Array], sign: int = 1) -> tuple[Array, Array]:
         """The left-hand side in the bases; `sign=-1` for that of the limit system in U."""
-        (a, b), s = unknowns, sign * self.s
-        D_a, D_b = self.D_P.values * a, self.D_D.values * b
+        (a, b), (d_P, d_D), s = unknowns, (self.D_P.values, self.D_D.values), sign * self.s
+        # (1 - d) a, not a - d a: 0 where d is 1, however a compiler rounds. What is left there by
+        # rounding would be divided by what was shrunk.
         return (
-            a - D_a + s * _transpose_times(self.matrix, D_b),
-            b - D_b - s * _times(self.matrix, D_a),
+            (1 - d_P) * a + s * _transpose_times(self.matrix, d_D * b),
+            (1 - d_D) * b - s * _times(self.matrix, d_P * a),
         )
 
     def _solve_shrunk(self, f: tuple[Array, Array], sign: int) -> tuple[Array, Array]:
@@ -168,11 +169,20 @@ class ActiveSystem(eqx.Module):
         return self.D_P.out_of(p), self.D_D.out_of(d)
 
     def kernel_part(self, w: tuple[Array, Array]) -> tuple[Array, Array]:
-        """The orthogonal projection of `w` onto the kernel: what solving cannot bring back."""
-        w = self.D_P.into(w[0]), self.D_D.into(w[1])
-        seen = self._solve_refined(self.product(w), 1, _REFINEMENTS)
-        a, b = jax.tree.map(jnp.subtract, w, seen)
-        return self.D_P.out_of(a), self.D_D.out_of(b)
+        """The orthogonal projection of `w` onto the kernel: what solving cannot bring back.
+
+        One side at a time: the kernel is the product of a primal and a dual space, and with the
+        other side at 0 nothing cancels before it is divided by what was shrunk.
+        """
+        w_P, w_D = self.D_P.into(w[0]), self.D_D.into(w[1])
+        none_P, none_D = jnp.zeros_like(w_P), jnp.zeros_like(w_D)
+        a, _ = self._solve_refined(self.product((w_P, none_D)), 1, _REFINEMENTS)
+        _, b = self._solve_refined(self.product((none_P, w_D)), 1, _REFINEMENTS)
+        return self.D_P.out_of(w_P - a), self.D_D.out_of(w_D - b)
+
+    def without_kernel(self, w: tuple[Array, Array]) -> tuple[Array, Array]:
+        """`w` of minimum norm: rounding that dividing by what was shrunk has made large goes."""
+        return jax.tree.map(jnp.subtract, w, self.kernel_part(w))
 
     def rank(self) -> Int[Array, " batch"]:
         """The rank of K between what is free on either side (to the root of the precision)."""

@@ -222,6 +222,10 @@ def test_every_strategy_starts_from_the_state_of_every_other():
             alpha = np.asarray(strategy.weights(L))
         for state in states:
             h = _hypergradient(poster, strategy, state)
+            if isinstance(strategy, hg.Exact):
+                # It solves the lower level, wherever it starts: there is no iterate to compare.
+                assert np.max(h.solution.stats.residual) <= 1e-12
+                continue
             starts = list(zip(*map(np.asarray, (state.r, state.r_bar, state.y)), strict=True))
             x, y = poster.output(DATA[0], alpha, starts)
             assert_close((np.asarray(h.solution.x), np.asarray(h.solution.y)), (x, y), RTOL)

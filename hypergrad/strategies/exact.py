@@ -19,6 +19,7 @@ from hypergrad.adjoint import (
     Unknowns,
     limit_gradients,
     limit_pushforward,
+    solve_both_ways,
 )
 from hypergrad.chambolle_pock import (
     ChambollePock,
@@ -30,7 +31,7 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
 )
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton import LEAST_MARGIN, ExactPair, active_system, solve_exactly
+from hypergrad.newton import LEAST_MARGIN, ActiveSystem, ExactPair, active_system, solve_exactly
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -86,7 +87,7 @@ class Exact(AbstractStrategy):
     >>> x_tilde, x_true = jnp.array([0.1, 1.0, 0.8]), jnp.array([0.0, 1.0, 1.0])
     >>> h = hg.hypergradient(problem, x_tilde, x_true, strategy=hg.Exact())
     >>> f"{h.grad.F.weight:.4f}", hg.Status.summary(h.solution.stats.status)
-    ('0.2750', 'converged')
+    ('0.3500', 'converged')
     """
 
     most: int = eqx.field(static=True, default=150)
@@ -115,7 +116,7 @@ class Exact(AbstractStrategy):
         problem, solver, sizes, z = solved.problem, solved.solver, solved.sizes, solved.z
         limit, active = LimitSystem(problem, sizes, z), active_system(problem, sizes, z)
         right = limit.balanced_right_hand_side(cotangent)
-        unknowns = active.solve_transposed(right, refinements=_REFINEMENTS)
+        unknowns = _solve_limit_system(active, right)
         sums = limit.sums(unknowns, cotangent)
         residual = limit.residual(sums, cotangent)
         tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
@@ -136,17 +137,20 @@ class Exact(AbstractStrategy):
         system = LimitSystem(solved.problem, solved.sizes, solved.z)
         active = active_system(solved.problem, solved.sizes, solved.z)
 
-        def forwards(_, right: Unknowns) -> Unknowns:
-            return active.solve(right, refinements=_REFINEMENTS)
+        def forwards(right: Unknowns) -> Unknowns:
+            return active.without_kernel(active.solve(right, refinements=_REFINEMENTS))
 
-        def backwards(_, right: Unknowns) -> Unknowns:
-            return active.solve_transposed(right, refinements=_REFINEMENTS)
+        def backwards(right: Unknowns) -> Unknowns:
+            return _solve_limit_system(active, right)
 
         def solve(right: Unknowns) -> Unknowns:
-            product = system.balanced_transpose
-            return jax.lax.custom_linear_solve(product, right, forwards, backwards)
+            return solve_both_ways(system.balanced_transpose, right, forwards, backwards)
 
         return limit_pushforward(system, solved.x, solved.y, tangents, solve)
+
+
+def _solve_limit_system(active: ActiveSystem, right: Unknowns) -> Unknowns:
+    return active.without_kernel(active.solve_transposed(right, refinements=_REFINEMENTS))
 
 
 def _certified(

@@ -27,6 +27,7 @@ from hypergrad.adjoint import (
     limit_pushforward,
     nothing_like,
     relative_size,
+    solve_both_ways,
     solve_least_squares,
     squared_norm,
     sum_deltas,
@@ -443,11 +444,11 @@ class LimitFormula(AbstractStrategy):
         assert isinstance(adjoint, AbstractLinearSolve)
 
         def solve(right: Unknowns) -> Unknowns:
-            return jax.lax.custom_linear_solve(
+            return solve_both_ways(
                 system.balanced_transpose,
                 right,
-                lambda _, right: adjoint.solve(system, right, transposed=True)[0],
-                lambda _, right: adjoint.solve(system, right, transposed=False)[0],
+                lambda right: adjoint.solve(system, right, transposed=True)[0],
+                lambda right: adjoint.solve(system, right, transposed=False)[0],
             )
 
         return limit_pushforward(system, x, y, tangents, solve)

@@ -1,0 +1,389 @@
+"""Exact: against solvers that are no iteration, its certificates, its minimum norm, its modes."""
+
+from __future__ import annotations
+
+import functools
+from operator import attrgetter
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, random_data, relative_error, solve_l1_quadratic
+from jaxtyping import Array
+from scipy.optimize import minimize
+from test_limits import LIMITS, _differences, _free_direction, _no_fidelity
+
+import hypergrad as hg
+from hypergrad import data, operators
+from hypergrad.status import Status
+
+WEIGHT = 0.15
+
+
+def _statuses(h: hg.Hypergradient) -> list[Status]:
+    return [Status(int(code)) for code in np.ravel(h.solution.stats.status)]
+
+
+def _exact(problem, x_tilde, x_true, **options) -> hg.Hypergradient:
+    return hg.hypergradient(problem, x_tilde, x_true, strategy=hg.Exact(), **options)
+
+
+# ----------------------------------------------------------------------------- regular problems
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_exact_is_what_central_differences_of_the_solved_problem_say(name):
+    """Its own step sizes: nothing is known of the problem but itself."""
+    limit = LIMITS[name]
+    x, expected = _differences(name)
+    h = _exact(limit.problem(), *limit.data())
+    assert _statuses(h) == [Status.CONVERGED] * 2
+    assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
+    assert np.max(h.solution.stats.residual) <= 1e-12
+    # Where the map is curved (the groups) the last Newton step leaves the root of its precision.
+    assert relative_error(h.solution.x, x) <= (1e-11 if name.startswith("Group") else 1e-13)
+    assert relative_error(h.grad_x_tilde, expected["x_tilde"]) <= 1e-8
+    for entry in limit.parameters:
+        actual = attrgetter(entry)(h.grad)
+        if name == "L1+Box" and entry == "F.weight":
+            assert np.linalg.norm(actual) <= 1e-12  # the vertices do not depend on the costs
+        else:
+            assert relative_error(actual, expected[entry]) <= 1e-8, entry
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_exact_is_the_limit_of_unrolling(name):
+    limit = LIMITS[name]
+    arguments = limit.problem(), *limit.data()
+    unrolled = hg.hypergradient(
+        *arguments, solver=limit.solver(20_000), strategy=hg.FullUnrolling()
+    )
+    assert np.max(unrolled.solution.stats.residual) <= 1e-13
+    h = _exact(*arguments)
+    for leaf, other in zip(jax.tree.leaves(h.grad), jax.tree.leaves(unrolled.grad), strict=True):
+        assert np.linalg.norm(leaf - other) <= 1e-9 * (1 + np.linalg.norm(other))
+
+
+def test_exact_has_a_closed_form_to_agree_with():
+    """`K = I`: soft thresholding of x_tilde, whose derivative in the weight is minus a sign."""
+    x_tilde = np.array([[0.5, -0.05, -2.0, 0.1], [0.0, 0.3, 0.01, -0.4]])
+    x_true = np.zeros((2, 4))
+    h = _exact(hg.LowerLevel(np.eye(4), hg.L1(0.2), hg.Quadratic(2.0)), x_tilde, x_true)
+    x = np.sign(x_tilde) * np.maximum(np.abs(x_tilde) - 0.1, 0.0)
+    assert relative_error(h.solution.x, x) <= 1e-15
+    # Rows 1 and 3 of the first sample have |x_tilde| below or at the threshold 0.1.
+    assert _statuses(h) == [Status.NONDIFFERENTIABLE, Status.CONVERGED]
+    moved = -np.sign(x_tilde) * (np.abs(x_tilde) > 0.1) / 2.0
+    assert relative_error(h.grad.F.weight, np.sum(x * moved) / 2) <= 1e-9
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 6), (5, 5), (9, 5)], ids=["wide", "square", "tall"])
+@pytest.mark.parametrize("G", [hg.Quadratic(1.1), hg.BoxQuadratic(0.3, 1.1)], ids=["Q", "BoxQ"])
+def test_every_shape_of_K_is_certified(m, n, G):
+    K = np.random.default_rng(m).standard_normal((m, n)) / 3
+    h = _exact(hg.LowerLevel(K, hg.L1(0.2), G), *random_data(20, n))
+    assert np.max(h.solution.stats.residual) <= 1e-12
+    assert np.max(np.abs(h.solution.stats.gap)) <= 1e-12
+    assert set(_statuses(h)) <= {Status.CONVERGED, Status.NONDIFFERENTIABLE}
+    x, y = np.asarray(h.solution.x), np.asarray(h.solution.y)
+    free_D = (np.abs(y) < 0.2 * (1 - 1e-12)) if m else None
+    if isinstance(G, hg.Quadratic):
+        expected = [np.linalg.matrix_rank(K[row]) for row in free_D]
+        assert np.asarray(h.solution.stats.rank).tolist() == expected
+    assert relative_error(np.abs(K @ x.T).T * free_D, 0 * y) in (0.0, np.inf)
+    assert np.max(np.abs((K @ x.T).T[free_D])) <= 1e-12
+
+
+# ------------------------------------------------------------------------------ natural patches
+
+
+@functools.cache
+def _patches(count: int) -> data.Samples:
+    return data.noisy_patches(data.PHOTOGRAPHS_TRAIN, count, seed=0)
+
+
+def _dct() -> Array:
+    return operators.dct2((8, 8), constant=False)
+
+
+def _random() -> Array:
+    return operators.random(128, 64, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("K", [_dct, _random], ids=["dct", "random"])
+def test_natural_patches_are_certified_and_their_gradient_is_that_of_an_active_set_method(K):
+    """Central differences along random directions of K, by bounded least squares."""
+    samples = _patches(16)
+    problem = hg.LowerLevel(K(), hg.L1(WEIGHT), hg.Quadratic(1.0))
+    solver = hg.ChambollePock(step_ratio=100.0)
+    h = _exact(problem, samples.x_tilde, samples.x_true, solver=solver)
+    assert np.max(h.solution.stats.residual) <= 1e-12
+    # Away from kinks, or the differences would cross one.
+    stats = h.solution.stats
+    smooth = (np.asarray(stats.margin) > 1e-4) & (np.asarray(stats.status) == Status.CONVERGED)
+    chosen = np.flatnonzero(smooth)[:3]
+    assert len(chosen) == 3
+    x_tilde, x_true = samples.x_tilde[chosen], samples.x_true[chosen]
+    h = _exact(problem, x_tilde, x_true, solver=solver)
+    matrix = np.asarray(problem.K)
+
+    def loss(K):
+        x = [solve_l1_quadratic(K, WEIGHT, 1.0, sample) for sample in x_tilde]
+        return 0.5 * np.mean(np.sum((np.array(x) - x_true) ** 2, 1))
+
+    for seed in range(2):
+        direction = np.random.default_rng(seed).standard_normal(matrix.shape)
+        direction /= np.linalg.norm(direction)
+        step = 1e-5
+        slope = (loss(matrix + step * direction) - loss(matrix - step * direction)) / (2 * step)
+        size = np.linalg.norm(h.grad.K)
+        assert abs(slope - np.sum(np.asarray(h.grad.K) * direction)) <= 1e-7 * size
+
+
+# ----------------------------------------------------------- singular: one answer, and it says so
+
+
+def _twice() -> tuple[hg.LowerLevel, np.ndarray, np.ndarray]:
+    """Every row twice: whatever is active is dependent."""
+    half = np.random.default_rng(2).standard_normal((4, 5)) / 3
+    problem = hg.LowerLevel(np.vstack([half, half]), hg.L1(0.3), hg.Quadratic(1.1))
+    return problem, *random_data(6, 5)
+
+
+def _crowded() -> tuple[hg.LowerLevel, np.ndarray, np.ndarray]:
+    """More active rows than columns, and bounds that the shortest dual variable runs into."""
+    K = np.random.default_rng(4).standard_normal((9, 3)) / 3
+    K[:2] *= 8  # long rows: they would take more than the weight allows
+    problem = hg.LowerLevel(K, hg.L1(0.25), hg.Quadratic(1.0))
+    x_tilde, x_true = random_data(6, 3)
+    return problem, x_tilde, x_true
+
+
+def _shortest_dual(K, weight, ridge, x_tilde, x) -> np.ndarray:
+    """The optimal dual variable of least norm, as a quadratic programme in the active rows."""
+    y, active = weight * np.sign(K @ x), np.abs(K @ x) <= 1e-10
+    if not np.any(active):
+        return y
+    rest = ridge * (x_tilde - x) - K[~active].T @ y[~active]
+    A = K[active].T
+    start = np.clip(np.linalg.pinv(A) @ rest, -weight, weight)
+    found = minimize(
+        lambda v: 0.5 * v @ v,
+        start,
+        jac=lambda v: v,
+        bounds=[(-weight, weight)] * len(start),
+        constraints={"type": "eq", "fun": lambda v: A @ v - rest, "jac": lambda v: A},
+        method="SLSQP",
+        options={"ftol": 1e-16, "maxiter": 500},
+    )
+    y[active] = found.x
+    assert np.linalg.norm(K.T @ y - ridge * (x_tilde - x)) <= 1e-8
+    return y
+
+
+@pytest.mark.parametrize(
+    ("lower_level", "ridge", "weight"), [(_twice, 1.1, 0.3), (_crowded, 1.0, 0.25)]
+)
+def test_dependent_rows_give_the_shortest_dual_and_say_nondifferentiable(
+    lower_level, ridge, weight
+):
+    problem, x_tilde, x_true = lower_level()
+    K = np.asarray(problem.K)
+    h = _exact(problem, x_tilde, x_true)
+    assert np.max(h.solution.stats.residual) <= 1e-12
+    x, y = np.asarray(h.solution.x), np.asarray(h.solution.y)
+    active = [int(np.sum(np.abs(K @ sample) <= 1e-10)) for sample in x]
+    ranks = [np.linalg.matrix_rank(K[np.abs(K @ sample) <= 1e-10]) for sample in x]
+    dependent = [a > r for a, r in zip(active, ranks, strict=True)]
+    assert any(dependent)
+    for i, status in enumerate(_statuses(h)):
+        assert status == (Status.NONDIFFERENTIABLE if dependent[i] else Status.CONVERGED)
+        expected = _shortest_dual(K, weight, ridge, x_tilde[i], x[i])
+        assert np.linalg.norm(y[i] - expected) <= 1e-6
+        if dependent[i]:
+            assert h.adjoint.status[i] == Status.MINIMUM_NORM
+    if lower_level is _crowded:
+        # The quadratic programme matters: its bounds are met where K x = 0.
+        at_bound = (np.abs(y) >= weight * (1 - 1e-12)) & (np.abs(x @ K.T) <= 1e-10)
+        assert np.any(at_bound)
+
+
+@pytest.mark.parametrize("lower_level", [_twice, _crowded])
+def test_the_answer_does_not_depend_on_the_start(lower_level):
+    """Another dual start moves the gradient of the limit formula by per cents, not this one."""
+    problem, x_tilde, x_true = lower_level()
+    rng = np.random.default_rng(1)
+    weight = float(problem.F.weight)
+    states = [None]
+    for _ in range(2):
+        r = jnp.asarray(rng.standard_normal(x_tilde.shape))
+        y = jnp.asarray(rng.uniform(-weight, weight, (len(x_tilde), problem.m)))
+        states.append(hg.State(r, r, y))
+    answers = [_exact(problem, x_tilde, x_true, init=state) for state in states]
+    for answer in answers[1:]:
+        assert relative_error(answer.solution.y, answers[0].solution.y) <= 1e-9
+        assert relative_error(answer.grad.K, answers[0].grad.K) <= 1e-9
+    others = [
+        hg.hypergradient(
+            problem,
+            x_tilde,
+            x_true,
+            solver=hg.ChambollePock(5000),
+            strategy=hg.LimitFormula(),
+            init=state,
+        ).grad.K
+        for state in states
+    ]
+    assert max(relative_error(other, others[0]) for other in others) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("lower_level", "unique"), [(_free_direction, [True, False]), (_no_fidelity, [False, False])]
+)
+def test_a_solution_that_is_not_unique_is_told_sample_by_sample(lower_level, unique):
+    problem, x_tilde, x_true = lower_level()
+    h = _exact(problem, x_tilde, x_true)
+    assert np.max(h.solution.stats.residual) <= 1e-12
+    for i, one in enumerate(unique):
+        assert (_statuses(h)[i] == Status.NOT_UNIQUE) == (not one)
+        assert (h.adjoint.status[i] == Status.INCONSISTENT) == (not one)
+    assert "not unique" in repr(h)
+
+
+def test_a_coordinate_on_its_kink_is_told():
+    """`K = I` and a coordinate of x_tilde exactly at the threshold."""
+    problem = hg.LowerLevel(np.eye(2), hg.L1(0.5), hg.Quadratic(1.0))
+    h = _exact(problem, np.array([[0.5, 2.0], [0.25, 2.0]]), np.zeros((2, 2)))
+    assert _statuses(h) == [Status.NONDIFFERENTIABLE, Status.CONVERGED]
+    assert h.solution.stats.margin[0] <= 1e-9
+
+
+def test_giving_up_is_said():
+    """Three Newton steps from 200 iterations are not enough for every stacked patch."""
+    K = operators.stack([_dct(), operators.differences2((8, 8))])
+    samples = _patches(16)
+    problem = hg.LowerLevel(K, hg.L1(0.05), hg.Quadratic(1.0))
+    given_up = hg.hypergradient(problem, samples.x_tilde, samples.x_true, strategy=hg.Exact(most=3))
+    bad = np.asarray(given_up.solution.stats.residual) > 1e-11
+    assert np.any(bad)
+    assert [status == Status.NOT_CERTIFIED for status in _statuses(given_up)] == bad.tolist()
+    with pytest.raises(eqx.EquinoxRuntimeError, match="the forward solve did not succeed"):
+        hg.hypergradient(
+            problem, samples.x_tilde, samples.x_true, strategy=hg.Exact(most=3), throw=True
+        )
+
+
+# --------------------------------------------------------------------- functions of other kinds
+
+
+class UnknownL1(hg.AbstractFunction):
+    """What a user writes: a value and a prox, without a word on its structure."""
+
+    weight: Array
+    positive: ClassVar[tuple[str, ...]] = ("weight",)
+
+    def __call__(self, v):
+        return self.weight * jnp.sum(jnp.abs(v), axis=-1)
+
+    def prox(self, z, step):
+        return jnp.where(jnp.abs(z) > step * self.weight, z - jnp.sign(z) * step * self.weight, 0.0)
+
+
+def test_a_function_of_the_users_needs_no_more_than_its_prox():
+    x_tilde, x_true = random_data(4, 5)
+    K = np.random.default_rng(3).standard_normal((4, 5)) / 3
+    known = _exact(hg.LowerLevel(K, hg.L1(0.3), hg.Quadratic(1.1)), x_tilde, x_true)
+    other = _exact(hg.LowerLevel(K, UnknownL1(jnp.array(0.3)), hg.Quadratic(1.1)), x_tilde, x_true)
+    assert not UnknownL1.separable  # so its Jacobian is a matrix, diagonalised
+    assert relative_error(other.solution.x, known.solution.x) <= 1e-12
+    assert relative_error(other.grad.K, known.grad.K) <= 1e-10
+    assert relative_error(other.grad.F.weight, known.grad.F.weight) <= 1e-10
+
+
+def test_a_ball_and_a_sum_of_parts_are_certified():
+    """Optimality by hand: `K^T y + u = 0` with `u` a multiple of r on the sphere."""
+    x_tilde, x_true = random_data(8, 4)
+    K = np.random.default_rng(5).standard_normal((6, 4)) / 3
+    F = hg.SeparableSum((hg.L1(0.3), hg.GroupL1(0.2, shape=(2, 2))), (2, 4))
+    h = _exact(hg.LowerLevel(K, F, hg.L2Ball(0.4)), x_tilde, x_true)
+    assert np.max(h.solution.stats.residual) <= 1e-12
+    r, slope = np.asarray(h.solution.x) - x_tilde, np.asarray(h.solution.y) @ K
+    assert np.max(np.linalg.norm(r, axis=1)) <= 0.4 + 1e-12
+    on_sphere = np.linalg.norm(r, axis=1) >= 0.4 - 1e-9
+    assert np.any(on_sphere)
+    along = np.sum(r * slope, 1, keepdims=True) / np.sum(r**2, 1, keepdims=True) * r
+    assert np.max(np.abs((slope - along)[on_sphere])) <= 1e-10
+    assert np.max(np.abs(slope[~on_sphere]), initial=0.0) <= 1e-10
+
+
+# ------------------------------------------------------------------------- forward and reverse
+
+TWO_WAYS = [hg.Exact(), hg.LimitFormula()]
+
+
+@pytest.mark.parametrize("strategy", TWO_WAYS, ids=lambda s: s.label)
+def test_forward_mode_is_central_differences_and_the_transpose_of_reverse_mode(strategy):
+    limit = LIMITS["L1+Quadratic"]
+    x_tilde, _ = limit.data()
+    solver = limit.solver()
+    problem = limit.problem()
+    rng = np.random.default_rng(0)
+    tangent = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), problem)
+    # The oracle knows of no centre.
+    tangent = eqx.tree_at(lambda p: p.G.center, tangent, jnp.zeros(()))
+
+    def solved(problem, x_tilde):
+        return hg.solve(problem, x_tilde, solver=solver, strategy=strategy).x
+
+    x_tilde, moved = jnp.asarray(x_tilde), jnp.asarray(rng.standard_normal(x_tilde.shape))
+    _, pushed = jax.jvp(solved, (problem, x_tilde), (tangent, moved))
+
+    def at(t):
+        p = {
+            name: value + t * np.asarray(attrgetter(name)(tangent))
+            for name, value in limit.parameters.items()
+        }
+        return np.array([limit.solve(p, x) for x in np.asarray(x_tilde) + t * np.asarray(moved)])
+
+    assert relative_error(pushed, (at(1e-6) - at(-1e-6)) / 2e-6) <= 1e-7
+
+    cotangent = jnp.asarray(rng.standard_normal(x_tilde.shape))
+    _, pull = jax.vjp(solved, problem, x_tilde)
+    d_problem, d_x_tilde = pull(cotangent)
+    leaves = zip(jax.tree.leaves(d_problem), jax.tree.leaves(tangent), strict=True)
+    inner = sum(float(jnp.sum(a * b)) for a, b in leaves) + float(jnp.sum(d_x_tilde * moved))
+    assert inner == pytest.approx(float(jnp.sum(cotangent * pushed)), rel=1e-10)
+
+
+@pytest.mark.parametrize("strategy", TWO_WAYS, ids=lambda s: s.label)
+def test_jacobians_in_either_mode_agree_under_jit_and_vmap(strategy):
+    limit = LIMITS["L1+Box"]
+    x_tilde, _ = limit.data()
+
+    def solved(weight, x_tilde):
+        problem = eqx.tree_at(lambda p: p.G.radius, limit.problem(), weight)
+        return hg.solve(problem, x_tilde, solver=limit.solver(500), strategy=strategy).x
+
+    radius = jnp.asarray(limit.parameters["G.radius"])
+    forward = jax.jit(jax.vmap(jax.jacfwd(solved), (None, 0)))(radius, jnp.asarray(x_tilde))
+    reverse = jax.jit(jax.vmap(jax.jacrev(solved), (None, 0)))(radius, jnp.asarray(x_tilde))
+    assert_close(forward, reverse, 1e-10)
+    assert np.linalg.norm(forward) > 0.1
+
+
+@pytest.mark.parametrize(
+    "strategy", [hg.Truncation(1), hg.LimitFormula(hg.Steps(1))], ids=lambda s: s.label
+)
+def test_forward_mode_elsewhere_is_one_clear_error(strategy):
+    limit = LIMITS["L1+Quadratic"]
+    x_tilde = jnp.asarray(limit.data()[0])
+
+    def solved(x_tilde):
+        return hg.solve(limit.problem(), x_tilde, solver=limit.solver(3), strategy=strategy).x
+
+    with pytest.raises(TypeError, match="forward-mode") as error:
+        jax.jvp(solved, (x_tilde,), (x_tilde,))
+    assert len(str(error.value).splitlines()) == 1
