@@ -4,6 +4,7 @@ min_K  sum_i loss(x_hat_i, x_true_i)    with    x_hat_i = argmin_x F(K x) + G(x 
 """
 
 from hypergrad import operators as operators
+from hypergrad.bilevel import Chosen as Chosen
 from hypergrad.bilevel import Hypergradient as Hypergradient
 from hypergrad.bilevel import half_mean_squared_error as half_mean_squared_error
 from hypergrad.bilevel import hypergradient as hypergradient
@@ -24,6 +25,8 @@ from hypergrad.diagnostics import adjoint_trajectory as adjoint_trajectory
 from hypergrad.diagnostics import contraction_factor as contraction_factor
 from hypergrad.diagnostics import per_sample_errors as per_sample_errors
 from hypergrad.diagnostics import steps_needed as steps_needed
+from hypergrad.error_bound import ErrorBound as ErrorBound
+from hypergrad.error_bound import Regime as Regime
 from hypergrad.functions import L1 as L1
 from hypergrad.functions import AbstractFunction as AbstractFunction
 from hypergrad.functions import Box as Box

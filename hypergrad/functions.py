@@ -20,7 +20,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, Int
 
 from hypergrad._checks import as_inexact, check_finite, check_positive
 
@@ -52,14 +52,16 @@ _FEASIBILITY_SLACK = 64.0
 class AbstractFunction(eqx.Module):
     """A closed proper convex function with a prox: what one subclasses to add one.
 
-    A subclass gives its value and its `prox`. Four more methods have a default that a subclass may
+    A subclass gives its value and its `prox`. Five more methods have a default that a subclass may
     replace: `prox_conjugate` (Moreau), `conjugate` (unknown: NaN, so no primal-dual gap), `margin`
-    (unknown: NaN) and `check_size` (any size). Array fields are what one can learn.
+    (unknown: NaN), `piece` (not piecewise affine: None, so no error bound) and `check_size` (any
+    size). Array fields are what one can learn.
 
     Class variables: `positive` names the fields that are positive (they are learned in the log),
     `homogeneous` says that `f(c v) = c f(v)` for `c > 0`, `indicator` that `f` is 0 or infinite,
     `separable` that `f` is a sum over coordinates, so that the Jacobian of its prox is diagonal
-    (said of one that is not, it gives wrong Newton steps; not said, only slow ones).
+    (said of one that is not, it gives wrong Newton steps; not said, only slow ones), `smooth` that
+    `f` is differentiable everywhere, with a gradient that does not jump.
 
     Example: `f(v) = -weight * sum_i log(v_i)`, from its value and its prox alone.
 
@@ -79,6 +81,7 @@ class AbstractFunction(eqx.Module):
     homogeneous: ClassVar[bool] = False
     indicator: ClassVar[bool] = False
     separable: ClassVar[bool] = False
+    smooth: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, v: Vector) -> Values:
@@ -105,6 +108,16 @@ class AbstractFunction(eqx.Module):
         """
         return jnp.full((*z.shape[:-1], 1), jnp.nan, z.dtype)
 
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        """In which affine piece of `prox_{step f}` each coordinate of `z` lies, counted upwards.
+
+        The pieces are intervals: two points of the same piece have no kink between them, of
+        neighbouring pieces one. None where `f` is not separable or its prox not piecewise affine
+        (the default). `piece(z/s, 1/s)` is that of `prox_{s f*}` at `z`. A parameter that is a
+        vector has one entry a coordinate.
+        """
+        return None
+
     def check_size(self, size: int) -> None:
         """Raise a `ValueError` if the function does not act on vectors of this size."""
 
@@ -116,6 +129,11 @@ class AbstractFunction(eqx.Module):
     @property
     def primal_scale(self) -> Array | None:
         """The size of the arguments where it is known (the radius of a box)."""
+        return None
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        """The largest `mu` known for which `f - (mu / 2) ||.||^2` is convex."""
         return None
 
 
@@ -149,6 +167,11 @@ def _norm(v: Array, axis: int) -> Array:
 def _relative(distance: Array, size: Array | float) -> Array:
     """Distance over size; infinite where the size is 0 (then there is no kink to speak of)."""
     return jnp.where(size > 0, jnp.abs(distance) / jnp.where(size > 0, size, 1.0), jnp.inf)
+
+
+def _side(z: Array, kink: Array | float) -> Array:
+    """-1, 0, 1: below `-kink`, between, above `kink`."""
+    return jnp.where(jnp.abs(z) < kink, 0.0, jnp.sign(z)).astype(jnp.int32)
 
 
 def _indicator(violation: Array, size: Array) -> Values:
@@ -213,6 +236,9 @@ class L1(AbstractFunction):
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         kink = step * self.weight
         return _relative(jnp.abs(z) - kink, kink)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return _side(z, step * self.weight)
 
     def check_size(self, size: int) -> None:
         _check_length(self, "weight", size)
@@ -294,6 +320,7 @@ class Huber(AbstractFunction):
     smoothing: Float[Array, "..."] = eqx.field(converter=as_inexact)
     positive: ClassVar[tuple[str, ...]] = ("weight", "smoothing")
     separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "weight")
@@ -301,7 +328,8 @@ class Huber(AbstractFunction):
 
     def __call__(self, v: Vector) -> Values:
         size = jnp.abs(v)
-        near, far = size**2 / (2 * self.smoothing), size - self.smoothing / 2
+        # The square of v and not of its size, which has no second derivative at 0.
+        near, far = v**2 / (2 * self.smoothing), size - self.smoothing / 2
         return jnp.sum(self.weight * jnp.where(size <= self.smoothing, near, far), axis=-1)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
@@ -318,6 +346,9 @@ class Huber(AbstractFunction):
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         bound = step * self.weight
         return _relative(jnp.abs(z) - (bound + self.smoothing), bound)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return _side(z, step * self.weight + self.smoothing)
 
     def check_size(self, size: int) -> None:
         _check_length(self, "weight", size)
@@ -354,6 +385,9 @@ class ElasticNet(AbstractFunction):
         kink = step * self.weight
         return _relative(jnp.abs(z) - kink, kink)
 
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return _side(z, step * self.weight)
+
     def check_size(self, size: int) -> None:
         _check_length(self, "weight", size)
         _check_length(self, "ridge", size)
@@ -361,6 +395,10 @@ class ElasticNet(AbstractFunction):
     @property
     def dual_scale(self) -> Array | None:
         return _median(self.weight)
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        return jnp.min(self.ridge)
 
 
 # --------------------------------------------------------------------------- smooth functions
@@ -373,6 +411,7 @@ class Quadratic(AbstractFunction):
     center: Float[Array, "..."] = eqx.field(converter=as_inexact, default=0.0)
     positive: ClassVar[tuple[str, ...]] = ("weight",)
     separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
 
     def __check_init__(self):
         check_positive(self, "weight")
@@ -393,9 +432,16 @@ class Quadratic(AbstractFunction):
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
 
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return jnp.zeros(z.shape, jnp.int32)
+
     def check_size(self, size: int) -> None:
         _check_length(self, "weight", size)
         _check_length(self, "center", size)
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        return jnp.min(self.weight)
 
 
 class Zero(AbstractFunction):
@@ -403,6 +449,7 @@ class Zero(AbstractFunction):
 
     homogeneous: ClassVar[bool] = True
     separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
 
     def __call__(self, v: Vector) -> Values:
         return jnp.zeros(v.shape[:-1], v.dtype)
@@ -418,6 +465,9 @@ class Zero(AbstractFunction):
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return jnp.zeros(z.shape, jnp.int32)
 
 
 # --------------------------------------------------------------------------------- indicators
@@ -445,6 +495,9 @@ class Box(AbstractFunction):
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return _relative(jnp.abs(z) - self.radius, self.radius)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return _side(z, self.radius)
 
     def check_size(self, size: int) -> None:
         _check_length(self, "radius", size)
@@ -480,6 +533,9 @@ class BoxQuadratic(AbstractFunction):
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return _relative(jnp.abs(z) / (1 + step * self.weight) - self.radius, self.radius)
 
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return _side(z, (1 + step * self.weight) * self.radius)
+
     def check_size(self, size: int) -> None:
         _check_length(self, "radius", size)
         _check_length(self, "weight", size)
@@ -487,6 +543,10 @@ class BoxQuadratic(AbstractFunction):
     @property
     def primal_scale(self) -> Array | None:
         return _median(self.radius)
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        return jnp.min(self.weight)
 
 
 class L2Ball(AbstractFunction):
@@ -536,6 +596,9 @@ class NonNegative(AbstractFunction):
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.abs(z)
 
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return (z > 0).astype(jnp.int32)
+
 
 # ------------------------------------------------------------------------------- combinations
 
@@ -553,6 +616,11 @@ class SeparableSum(AbstractFunction):
     def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether all parts are (a constant of the class elsewhere, here of the parts)."""
         return all(part.separable for part in self.parts)
+
+    @property
+    def smooth(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all parts are."""
+        return all(part.smooth for part in self.parts)
 
     def __check_init__(self):
         if len(self.parts) != len(self.sizes) or not self.parts:
@@ -588,6 +656,11 @@ class SeparableSum(AbstractFunction):
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.concatenate([f.margin(piece, step) for f, piece in self._split(z)], axis=-1)
 
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        pieces = [f.piece(part, step) for f, part in self._split(z)]
+        known = [piece for piece in pieces if piece is not None]
+        return jnp.concatenate(known, axis=-1) if len(known) == len(pieces) else None
+
     def check_size(self, size: int) -> None:
         if sum(self.sizes) != size:
             raise ValueError(
@@ -611,3 +684,9 @@ class SeparableSum(AbstractFunction):
     @property
     def primal_scale(self) -> Array | None:
         return self._median_scale("primal_scale")
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        moduli = [part.strong_convexity for part in self.parts]
+        known = [modulus for modulus in moduli if modulus is not None]
+        return jnp.min(jnp.stack(known)) if len(known) == len(moduli) else None

@@ -35,7 +35,15 @@ from hypergrad.functions import AbstractFunction
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import dense_matrix
 
-__all__ = ["LEAST_MARGIN", "ActiveSystem", "ExactPair", "active_system", "solve_exactly"]
+__all__ = [
+    "LEAST_MARGIN",
+    "ActiveSystem",
+    "ExactPair",
+    "NormalMap",
+    "active_system",
+    "norm",
+    "solve_exactly",
+]
 
 # ------------------------------------------------------------------------- the linear system
 
@@ -175,14 +183,51 @@ class ActiveSystem(eqx.Module):
         other side at 0 nothing cancels before it is divided by what was shrunk.
         """
         w_P, w_D = self.D_P.into(w[0]), self.D_D.into(w[1])
-        none_P, none_D = jnp.zeros_like(w_P), jnp.zeros_like(w_D)
-        a, _ = self._solve_refined(self.product((w_P, none_D)), 1, _REFINEMENTS)
-        _, b = self._solve_refined(self.product((none_P, w_D)), 1, _REFINEMENTS)
-        return self.D_P.out_of(w_P - a), self.D_D.out_of(w_D - b)
+        sides = jnp.stack([w_P, jnp.zeros_like(w_P)]), jnp.stack([jnp.zeros_like(w_D), w_D])
+
+        def seen(side: tuple[Array, Array]) -> tuple[Array, Array]:
+            return self._solve_refined(self.product(side), 1, _REFINEMENTS)
+
+        a, b = jax.lax.map(seen, sides)
+        return self.D_P.out_of(w_P - a[0]), self.D_D.out_of(w_D - b[1])
 
     def without_kernel(self, w: tuple[Array, Array]) -> tuple[Array, Array]:
         """`w` of minimum norm: rounding that dividing by what was shrunk has made large goes."""
         return jax.tree.map(jnp.subtract, w, self.kernel_part(w))
+
+    def inverse_norm(self) -> Float[Array, " batch"]:
+        """An upper bound of `||J^-1||` at t = 0; infinite where J is singular, or nearly.
+
+        The power method for `A = (J J^T)^-1` from a random v of norm 1: after j steps
+
+            || J^-1 ||^2 <= theta || A^j v ||^(1/j),
+
+        but for a probability of `0.8 theta^-j sqrt(m + n)`, here about 1e-7. What was factorised is
+        J moved by at most `3 shrink`: the inverse of a singular J shows as `1 / (3 shrink)` at the
+        least, and that of any other is no larger than Neumann's series allows.
+
+        **Cost**: 16 solves.
+
+        **Source**: Dixon 1983 for the bound.
+        """
+        key_P, key_D = jax.random.split(jax.random.key(0))
+        like_P, like_D = self.D_P.values, self.D_D.values
+        v = (
+            jax.random.normal(key_P, like_P.shape, like_P.dtype),
+            jax.random.normal(key_D, like_D.shape, like_D.dtype),
+        )
+
+        def power(_, carry):
+            v, logarithm = carry
+            size = norm(v)[:, None]
+            v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
+            return v, logarithm + jnp.log(norm(v))
+
+        none = jnp.zeros(like_P.shape[0], like_P.dtype)
+        _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, none))
+        bound = _POWER_FACTOR**0.5 * jnp.exp(logarithm / (2 * _POWERS))
+        moved = 3 * _shrink(bound.dtype) * bound
+        return jnp.where(moved <= 0.5, bound / (1 - jnp.minimum(moved, 0.5)), jnp.inf)
 
     def rank(self) -> Int[Array, " batch"]:
         """The rank of K between what is free on either side (to the root of the precision)."""
@@ -197,6 +242,9 @@ class ActiveSystem(eqx.Module):
 # With so many refinements the shrinking has no effect beyond singular values of about the root of
 # the precision.
 _REFINEMENTS = 4
+
+# j and theta of `ActiveSystem.inverse_norm`.
+_POWERS, _POWER_FACTOR = 8, 9.0
 
 
 def _factorise(
@@ -236,7 +284,7 @@ def active_system(
 # ------------------------------------------------------------------------------ the normal map
 
 
-class _Map(eqx.Module):
+class NormalMap(eqx.Module):
     """The normal map of a batch, with smoothing `t` a sample."""
 
     problem: LowerLevel
@@ -336,16 +384,18 @@ class _Found(NamedTuple):
     accepted: Array
 
 
-def _jump(normal_map: _Map, z: ProxArguments, t: Array, tolerance: float) -> _Found:
-    """From smoothing t to 0 by Newton steps, and there to the pair of minimum norm.
+def _jump(
+    normal_map: NormalMap, pair: tuple[Array, Array], strict: Array, tolerance: float
+) -> _Found:
+    """From a pair `r`, `y` by Newton steps at t = 0, and there to the pair of minimum norm.
 
     What is accepted has a small residual with its kernel part taken away. That is the pair of
     minimum norm among those with the same active sets, hence of all unless something sits on its
-    kink; then it has to come from far enough down the path.
+    kink; then it has to come from far enough down the path (`strict`).
     """
-    none = jnp.zeros_like(t)
-    z = normal_map.arguments(*normal_map.pair(z, t))
-    best = _Found(z, normal_map.relative(z, none), jnp.zeros(t.shape, bool))
+    none = jnp.zeros(strict.shape, pair[0].dtype)
+    z = normal_map.arguments(*pair)
+    best = _Found(z, normal_map.relative(z, none), jnp.zeros(strict.shape, bool))
 
     def closer(best: _Found, z: ProxArguments) -> _Found:
         residual = normal_map.relative(z, none)
@@ -358,17 +408,17 @@ def _jump(normal_map: _Map, z: ProxArguments, t: Array, tolerance: float) -> _Fo
         z, best = carry
         system = active_system(normal_map.problem, normal_map.sizes, z)
         f = jax.tree.map(jnp.negative, normal_map(z, none))
-        z = normal_map.moved(z, jnp.ones_like(t), system.solve(f, refinements=_REFINEMENTS))
+        z = normal_map.moved(z, none + 1, system.solve(f, refinements=_REFINEMENTS))
         return z, closer(best, z)
 
     _, best = jax.lax.fori_loop(0, _POLISHING, polish, (z, best))
     system = active_system(normal_map.problem, normal_map.sizes, best.z)
     r, y = normal_map.pair(best.z, none)
     kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
-    shortest = normal_map.moved(best.z, -jnp.ones_like(t), kernel)
+    shortest = normal_map.moved(best.z, none - 1, kernel)
     residual = normal_map.relative(shortest, none)
     feasible = residual <= tolerance
-    sure = (normal_map.margin(shortest) > LEAST_MARGIN) | (t <= _STRICT_SMOOTHING)
+    sure = (normal_map.margin(shortest) > LEAST_MARGIN) | strict
     z = _where(feasible, shortest, best.z)
     return _Found(z, jnp.where(feasible, residual, best.residual), feasible & sure)
 
@@ -385,7 +435,7 @@ class _Path(NamedTuple):
     newton_steps: Array
 
 
-def _damped_newton(normal_map: _Map, path: _Path) -> tuple[ProxArguments, Array, Array]:
+def _damped_newton(normal_map: NormalMap, path: _Path) -> tuple[ProxArguments, Array, Array]:
     """One Newton step at each sample's t, as long as a search allows; its length and residual."""
     z, t = path.z, path.t
     system = active_system(normal_map.problem, normal_map.sizes, z, t)
@@ -406,7 +456,7 @@ def _damped_newton(normal_map: _Map, path: _Path) -> tuple[ProxArguments, Array,
     return normal_map.moved(z, length, direction), length, now
 
 
-def _burst(normal_map: _Map, z: ProxArguments, t: Array) -> ProxArguments:
+def _burst(normal_map: NormalMap, z: ProxArguments, t: Array) -> ProxArguments:
     """Chambolle-Pock iterations on the smoothed problem: they change many active sets at once."""
     tau, sigma, _ = normal_map.sizes
     K, x_tilde = dense_matrix(normal_map.problem.K), normal_map.x_tilde
@@ -423,7 +473,7 @@ def _burst(normal_map: _Map, z: ProxArguments, t: Array) -> ProxArguments:
     return normal_map.arguments(r, y)
 
 
-def _advance(normal_map: _Map, path: _Path, tolerance: float) -> _Path:
+def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
     """One round: a Newton step, then a jump where it has settled or a burst where it is stuck."""
     settled_below = float(jnp.finfo(path.t.dtype).eps) ** 0.6
     last = path.t <= _shrink(path.t.dtype)
@@ -433,7 +483,8 @@ def _advance(normal_map: _Map, path: _Path, tolerance: float) -> _Path:
     settled = running & (normal_map.relative(z, path.t) <= settled_below)
 
     def jump(found: _Found) -> _Found:
-        new = _jump(normal_map, z, path.t, tolerance)
+        pair, strict = normal_map.pair(z, path.t), path.t <= _STRICT_SMOOTHING
+        new = _jump(normal_map, pair, strict, tolerance)
         better = settled & (new.accepted | (new.residual < found.residual))
         return _Found(
             _where(better, new.z, found.z),
@@ -444,9 +495,13 @@ def _advance(normal_map: _Map, path: _Path, tolerance: float) -> _Path:
     found = jax.lax.cond(jnp.any(settled), jump, lambda found: found, path.found)
     finished = path.finished | (settled & (found.accepted | last))
     stuck = running & ~settled & (length <= _SHORT)
-    z = jax.lax.cond(
-        jnp.any(stuck), lambda: _where(stuck, _burst(normal_map, z, path.t), z), lambda: z
-    )
+
+    def burst(found: _Found, z: ProxArguments) -> tuple[_Found, ProxArguments]:
+        return found, _where(stuck, _burst(normal_map, z, path.t), z)
+
+    # What was found goes through as well, so that the two branches run one after the other: side by
+    # side, their loops with LAPACK inside were seen to wait for each other for ever on the CPU.
+    found, z = jax.lax.cond(jnp.any(stuck), burst, lambda *kept: kept, found, z)
     t = jnp.where(settled & ~finished, path.t / _SMOOTHING_FACTOR, path.t)
     recent = jnp.concatenate([path.recent[1:], now[None]])
     return _Path(
@@ -484,10 +539,10 @@ def solve_exactly(
         return step(problem, x_tilde, sizes, state)[0]
 
     state = jax.lax.fori_loop(0, _FIRST_BURST, iterate, start)
-    normal_map = _Map(problem, x_tilde, sizes)
+    normal_map = NormalMap(problem, x_tilde, sizes)
     z = normal_map.arguments(state.r, state.y)
     t = jnp.zeros(count, x_tilde.dtype)
-    found = _jump(normal_map, z, t + 1, tolerance)
+    found = _jump(normal_map, (state.r, state.y), jnp.zeros(count, bool), tolerance)
     path = _Path(
         z=z,
         t=t + _FIRST_SMOOTHING,

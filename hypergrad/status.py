@@ -38,7 +38,7 @@ class Status(enum.IntEnum):
     INCONSISTENT = 5
     """The linear system has no solution: the limit formula does not hold."""
     NOT_CERTIFIED = 6
-    """The linear solver gave up."""
+    """The linear solver gave up, or no error bound came down to what was asked for."""
     NON_FINITE = 7
     """NaN or infinity came up."""
 

@@ -17,6 +17,7 @@ _CORE = (
     "lower_level",
     "chambolle_pock",
     "adjoint",
+    "error_bound",
     "strategies",
     "bilevel",
     "diagnostics",

@@ -42,6 +42,7 @@ FLOORS = {
     "chambolle_pock": 3,
     "adjoint": 4,
     "newton": 5,
+    "error_bound": 6,
     "strategies._base": 6,
     "strategies": 8,
     "bilevel": 8,

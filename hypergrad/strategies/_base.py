@@ -59,6 +59,14 @@ class AbstractStrategy(eqx.Module):
         """
         raise NotImplementedError(f"{self.label} has no pushforward")
 
+    def with_tolerance(self, rtol: Array) -> AbstractStrategy | None:
+        """The same strategy, its adjoint solve stopped by this tolerance; None if nothing is.
+
+        `rtol` is an array, so that another one is not another program. What can be given a
+        tolerance can be driven to a `target_error`.
+        """
+        return None
+
     def check(self, solver: ChambollePock) -> None:
         """Raise a `ValueError` if the strategy cannot be used with this solver."""
 

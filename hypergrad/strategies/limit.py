@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from hypergrad._checks import check_count
 from hypergrad.adjoint import (
@@ -73,6 +73,10 @@ class AbstractAdjointSolve(eqx.Module):
     @abc.abstractmethod
     def label(self) -> str:
         """The way as it is written on the command line."""
+
+    def with_tolerance(self, rtol: Array) -> AbstractAdjointSolve | None:
+        """The same way with another tolerance, if it has one."""
+        return None
 
     @abc.abstractmethod
     def __call__(
@@ -170,7 +174,8 @@ class Tolerance(AbstractAdjointSolve):
     the system is inconsistent, and there is no limit).
     """
 
-    rtol: float = eqx.field(static=True, default=1e-6)
+    # A number is compiled in; an array may change from call to call.
+    rtol: float | Float[Array, ""] = 1e-6
     most: int = eqx.field(static=True, default=10_000)
 
     def __check_init__(self):
@@ -181,6 +186,9 @@ class Tolerance(AbstractAdjointSolve):
     @property
     def label(self) -> str:
         return f"tolerance={self.rtol:g}"
+
+    def with_tolerance(self, rtol: Array) -> AbstractAdjointSolve | None:
+        return Tolerance(rtol, self.most)
 
     def __call__(
         self,
@@ -433,6 +441,10 @@ class LimitFormula(AbstractStrategy):
         # The limit does not depend on tau, sigma and theta.
         dsolver = jax.tree.map(jnp.zeros_like, eqx.filter(solver, eqx.is_inexact_array))
         return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats, sums.pair)
+
+    def with_tolerance(self, rtol: Array) -> AbstractStrategy | None:
+        adjoint = self.adjoint.with_tolerance(rtol)
+        return None if adjoint is None else LimitFormula(adjoint)
 
     @property
     def has_pushforward(self) -> bool:
