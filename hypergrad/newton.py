@@ -122,7 +122,7 @@ class ActiveSystem(eqx.Module):
     D_D: Jacobian
     W: Float[Array, "batch m"]
     h: Float[Array, "batch n"]
-    factor: Float[Array, "batch n n"]
+    inverse_factor: Float[Array, "batch n n"]  # of the Cholesky factor of what remains
 
     def product(self, unknowns: tuple[Array, Array], sign: int = 1) -> tuple[Array, Array]:
         """The left-hand side in the bases; `sign=-1` for that of the limit system in U."""
@@ -137,7 +137,10 @@ class ActiveSystem(eqx.Module):
     def _solve_shrunk(self, f: tuple[Array, Array], sign: int) -> tuple[Array, Array]:
         (f_P, f_D), s = f, sign * self.s
         right = self.h * (f_P - s * _transpose_times(self.matrix, self.W * f_D))
-        p = jax.vmap(lambda L, v: jax.scipy.linalg.cho_solve((L, True), v))(self.factor, right)
+        # Products, not triangular solves: the loops that call this then hold no LAPACK call.
+        # XLA runs independent loops side by side on the CPU, and two such calls were seen to wait
+        # for each other's threads for ever. That is why there are few of them, one after another.
+        p = _transpose_times(self.inverse_factor, _times(self.inverse_factor, right))
         D_a = self.h * p
         moved = f_D + s * _times(self.matrix, D_a)
         D_b = self.W * moved
@@ -234,9 +237,23 @@ class ActiveSystem(eqx.Module):
         free_P, free_D = (D.values > 0 for D in (self.D_P, self.D_D))
         active = jnp.where(free_D[..., None] & free_P[:, None, :], self.matrix, 0.0)
         gram = jnp.einsum("bmi,bmj->bij", active, active)
-        values = jnp.linalg.eigvalsh(gram)
-        floor = 64 * max(self.matrix.shape[-2:]) * jnp.finfo(values.dtype).eps
-        return jnp.sum(values > floor * values[..., -1:], axis=-1).astype(jnp.int32)
+        floor = 64 * max(self.matrix.shape[-2:]) * jnp.finfo(gram.dtype).eps
+        largest = jnp.max(jnp.diagonal(gram, axis1=-2, axis2=-1), axis=-1)
+
+        def eliminate(_, carry):
+            """One step of the Cholesky factorisation with the largest pivot."""
+            gram, rank = carry
+            diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+            place = jnp.argmax(diagonal, axis=-1)
+            pivot = jnp.max(diagonal, axis=-1)
+            found = pivot > floor * largest
+            column = jnp.take_along_axis(gram, place[:, None, None], axis=-1)[..., 0]
+            column = column / jnp.sqrt(jnp.where(found, pivot, 1.0))[:, None]
+            rest = gram - column[:, :, None] * column[:, None, :]
+            return jnp.where(found[:, None, None], rest, gram), rank + found.astype(jnp.int32)
+
+        rank = jnp.zeros(gram.shape[:1], jnp.int32)
+        return jax.lax.fori_loop(0, gram.shape[-1], eliminate, (gram, rank))[1]
 
 
 # With so many refinements the shrinking has no effect beyond singular values of about the root of
@@ -262,7 +279,10 @@ def _factorise(
     normal = jnp.matmul(jnp.swapaxes(matrix, -1, -2), W[..., None] * matrix)
     normal = s**2 * h[:, :, None] * normal * h[:, None, :]
     normal = normal + jax.vmap(jnp.diag)(1 - d_P)
-    return ActiveSystem(matrix, s, D_P, D_D, W, h, jnp.linalg.cholesky(normal))
+    factor = jnp.linalg.cholesky(normal)
+    identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
+    inverse = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+    return ActiveSystem(matrix, s, D_P, D_D, W, h, inverse)
 
 
 def _shrink(dtype: jnp.dtype) -> float:
@@ -276,7 +296,9 @@ def active_system(
     tau, sigma, _ = sizes
     smoothing = jnp.zeros(z.z_P.shape[0], z.z_P.dtype) if t is None else t
     D_P = _jacobian(_prox, problem.G, z.z_P, tau, smoothing)
-    D_D = _jacobian(_prox_conjugate, problem.F, z.z_D, sigma, smoothing)
+    # Where both are diagonalised, one after the other (see `_solve_shrunk`): a 0 that depends.
+    after_D_P = 0.0 * D_P.values[:, :1]
+    D_D = _jacobian(_prox_conjugate, problem.F, z.z_D + after_D_P, sigma, smoothing)
     shrink = _shrink(z.z_P.dtype) if t is None else 0.0
     return _factorise(dense_matrix(problem.K), jnp.sqrt(tau * sigma), D_P, D_D, shrink)
 
@@ -355,14 +377,14 @@ class ExactPair(NamedTuple):
     """Where the search ended: `z` at t = 0, and what is known of it, a sample.
 
     `iterations` of Chambolle-Pock and `newton_steps` that were taken; `unique_P`, `unique_D`,
-    whether the primal and the dual solution are (no kernel on that side).
+    whether the primal and the dual solution are (no kernel on that side); the `system` there.
     """
 
     z: ProxArguments
     residual: Float[Array, " batch"]
     unique_P: Bool[Array, " batch"]
     unique_D: Bool[Array, " batch"]
-    rank: Int[Array, " batch"]
+    system: ActiveSystem
     iterations: Int[Array, " batch"]
     newton_steps: Int[Array, " batch"]
 
@@ -564,7 +586,7 @@ def solve_exactly(
         path.found.residual,
         unique_P,
         unique_D,
-        system.rank(),
+        system,
         path.iterations,
         path.newton_steps,
     )

@@ -290,8 +290,9 @@ def test_its_operators(whole) -> None:
 def _light_work() -> Iterator[None]:
     """The one batch compared, and pictures saved, in no time: other tests look at them."""
     row = {"strategy": LABELS[0], "relative_error": 0.1, "milliseconds": 1.0}
-    about = {"how": "", "status": "", "residual": 0.0, "adjoint_status": "", "certified": 1.0}
-    compared = hg.Comparison([row], about | {"adjoint_residual": 0.0}, {})
+    about = {"how": "", "status": "", "residual": 0.0, "adjoint_status": ""}
+    about |= {"adjoint_residual": 0.0, "certified": 1.0, "differentiable": 1.0}
+    compared = hg.Comparison([row], about, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_study, "compare", lambda *args, **kwargs: compared)
         patch.setattr(image_study.plotting, "save_figure", lambda figure, path: None)

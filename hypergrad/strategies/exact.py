@@ -31,7 +31,7 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
 )
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton import LEAST_MARGIN, ActiveSystem, ExactPair, active_system, solve_exactly
+from hypergrad.newton import LEAST_MARGIN, ActiveSystem, ExactPair, solve_exactly
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -51,6 +51,7 @@ class _Solved(eqx.Module):
     x: Array
     y: Array
     unique: Array
+    active: ActiveSystem
 
 
 class Exact(AbstractStrategy):
@@ -109,12 +110,13 @@ class Exact(AbstractStrategy):
         y = problem.F.prox_conjugate(found.z.z_D, sizes.sigma)
         solution = _certified(problem, x_tilde, sizes, found, r, y)
         unique = found.unique_P & found.unique_D
-        return solution, _Solved(problem, solver, sizes, found.z, solution.x, y, unique)
+        left = _Solved(problem, solver, sizes, found.z, solution.x, y, unique, found.system)
+        return solution, left
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         solved: _Solved = residuals
         problem, solver, sizes, z = solved.problem, solved.solver, solved.sizes, solved.z
-        limit, active = LimitSystem(problem, sizes, z), active_system(problem, sizes, z)
+        limit, active = LimitSystem(problem, sizes, z), solved.active
         right = limit.balanced_right_hand_side(cotangent)
         unknowns = _solve_limit_system(active, right)
         sums = limit.sums(unknowns, cotangent)
@@ -135,7 +137,7 @@ class Exact(AbstractStrategy):
     def pushforward(self, residuals: Any, tangents: Tangents) -> Cotangent:
         solved: _Solved = residuals
         system = LimitSystem(solved.problem, solved.sizes, solved.z)
-        active = active_system(solved.problem, solved.sizes, solved.z)
+        active = solved.active
 
         def forwards(right: Unknowns) -> Unknowns:
             return active.without_kernel(active.solve(right, refinements=_REFINEMENTS))
@@ -167,7 +169,7 @@ def _certified(
     stats = eqx.tree_at(
         lambda s: (s.status, s.products, s.rank),
         stats,
-        (status.astype(jnp.int32), stats.products + found.products, found.rank),
+        (status.astype(jnp.int32), stats.products + found.products, found.system.rank()),
         is_leaf=lambda leaf: leaf is None,
     )
     return Solution(x_tilde + r, y, stats, State(r, r, y))
