@@ -25,20 +25,20 @@ class Status(enum.IntEnum):
     CONVERGED = 0
     """The residual is below the tolerance; for an adjoint, also: exact for what was unrolled.
 
-    It does not say that the system was regular, or the dual solution unique.
+    Only from `Exact` does it also say that the system was regular, and the dual solution unique.
     """
     ITERATIONS_USED_UP = 1
     """The iterations ended first, or the adjoint was cut off on purpose: see the residual."""
     MINIMUM_NORM = 2
-    """Singular but consistent, solved with minimum norm. Reserved: today such is CONVERGED."""
+    """Singular but consistent, solved with minimum norm (`Exact`; elsewhere it is CONVERGED)."""
     NONDIFFERENTIABLE = 3
-    """Not differentiable in all directions there. Reserved: no strategy finds this out yet."""
+    """On a kink, or the dual solution is one of several: so is the gradient (`Exact`)."""
     NOT_UNIQUE = 4
-    """More than one lower-level solution. Reserved: no strategy finds this out yet."""
+    """More than one lower-level solution; the one of minimum norm is returned (`Exact`)."""
     INCONSISTENT = 5
     """The linear system has no solution: the limit formula does not hold."""
     NOT_CERTIFIED = 6
-    """The linear solver gave up, or no error bound came down to what was asked for."""
+    """The solver gave up, or no error bound came down to what was asked for."""
     NON_FINITE = 7
     """NaN or infinity came up."""
 
