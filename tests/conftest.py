@@ -28,3 +28,10 @@ install_import_hook([f"hypergrad.{module}" for module in _CORE], "beartype.beart
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_let_go():
+    """Thousands of compiled programs in one process run into the system's limit of mappings."""
+    yield
+    jax.clear_caches()
