@@ -15,33 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
-import tyro
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import hypergrad as hg
 from hypergrad.error_bound import ReturnedPair, StrongConvexity, bound_error
-from hypergrad.records import (
-    environment,
-    markdown_table,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from hypergrad.records import environment, markdown_table
+from hypergrad.sweep import Cell, Record, Result, main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +38,13 @@ class Config:
     shapes: tuple[tuple[int, int], ...] = ((6, 9), (8, 8), (12, 8))
     """(m, n); which one depends on F and G."""
     iterations: tuple[int, int] = (5, 2000)
+    every: int = 1
+    """Of the kinds of draws, take one in so many."""
     seed: int = 0
-    quick: bool = False
-    """A few draws of every twelfth kind."""
-    out: Path = Path("results/error_bound")
+
+    def quick(self) -> Config:
+        """Ten draws of every twelfth kind."""
+        return dataclasses.replace(self, draws=10 * len(kinds()[::12]), every=12)
 
 
 _LAST = 5  # iterations that the strategy takes itself
@@ -115,6 +102,11 @@ class Kind(NamedTuple):
     @property
     def regimes(self) -> str:
         return "strong convexity alone" if self.alone else "all"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        names = {"F": self.F, "G": self.G, "strategy": self.strategy.label}
+        return {**names, "regimes": self.regimes}
 
 
 class Parameters(NamedTuple):
@@ -275,7 +267,7 @@ def _rows(tree: Any) -> np.ndarray:
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
-def measure(kind: Kind, number: int, count: int, config: Config) -> list[dict]:
+def measure(kind: Kind, number: int, count: int, config: Config) -> Result:
     """All draws of one kind."""
     p = draw(count, shape_of(kind, config), config, number)
     truth, status = exact(kind._replace(strategy=_EXACT, alone=False), p)
@@ -285,10 +277,6 @@ def measure(kind: Kind, number: int, count: int, config: Config) -> list[dict]:
     for i in range(count):
         codes = np.asarray(bound.certified[i])
         row = {
-            "F": kind.F,
-            "G": kind.G,
-            "strategy": kind.strategy.label,
-            "regimes": kind.regimes,
             "m": p.K.shape[1],
             "n": p.K.shape[2],
             "iterations": int(p.before[i]) + _LAST,
@@ -305,13 +293,13 @@ def measure(kind: Kind, number: int, count: int, config: Config) -> list[dict]:
             mine = dense_gradient(kind, Parameters(*(a[i] for a in p)))
             row["error_to_dense"] = float(np.linalg.norm(grad[i] - mine))
         records.append(row)
-    return records
+    return Result(records)
 
 
 # ------------------------------------------------------------------------------------- the table
 
 
-def summarise(group: str, records: list[dict]) -> dict[str, Any]:
+def summarise(group: str, records: Sequence[Record]) -> dict[str, Any]:
     """One line of the table. A violation of either yardstick is one."""
     samples = sum(r["samples"] for r in records)
     share = {
@@ -346,7 +334,7 @@ def summarise(group: str, records: list[dict]) -> dict[str, Any]:
     }
 
 
-def table(records: list[dict]) -> str:
+def table(records: Sequence[Record]) -> str:
     """All draws; then by F, G, strategy and regimes."""
     lines = [summarise("all", records)]
     for key in ("F", "G", "strategy", "regimes"):
@@ -356,8 +344,9 @@ def table(records: list[dict]) -> str:
     return markdown_table(lines, COLUMNS)
 
 
-def report(records: list[dict], settings: dict[str, Any], about: dict[str, Any]) -> str:
+def report(config: Config, records: Sequence[Record]) -> str:
     """The table with what it was made from."""
+    about, settings = environment(), dataclasses.asdict(config)
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     return (
         "# The error bound on random problems\n\n"
@@ -371,52 +360,16 @@ def report(records: list[dict], settings: dict[str, Any], about: dict[str, Any])
     )
 
 
-def progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<48}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-
-
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings; refuse a folder that holds draws with others."""
-    path, ours = folder / "config.json", json.loads(json.dumps(settings))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != ours:
-        raise ValueError(
-            f"a folder must hold draws of one config; got another in {path}: choose another --out"
-        )
-    write_json(path, settings)
-
-
-def main(config: Config) -> None:
-    jax.config.update("jax_enable_x64", True)
-    chosen = list(enumerate(kinds()))
-    if config.quick:
-        chosen = chosen[::12]
-        config = dataclasses.replace(config, draws=10 * len(chosen), out=config.out / "quick")
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "quick")}
-    claim(config.out, settings)
+def cells(config: Config) -> list[Cell]:
+    """One for each kind of draws."""
+    chosen = list(enumerate(kinds()))[:: config.every]
     count = -(-config.draws // len(chosen))
-    records: list[dict] = []
-    with progress_bar() as bar:
-        task = bar.add_task("", total=len(chosen))
-        for number, kind in chosen:
-            bar.update(task, description=f"{kind.F}, {kind.G}, {kind.strategy.label}")
-            path = config.out / f"kind-{number:02d}.jsonl"
-            if not path.exists():
-                write_jsonl(path, measure(kind, number, count, config))
-            records += read_jsonl(path)
-            bar.advance(task)
-    about = environment()
-    write_json(config.out / "environment.json", about)
-    text = report(records, settings, about)
-    write_text(config.out / "table.md", text)
-    print(text)
+    return [
+        Cell(kind.key, lambda _, kind=kind, number=number: measure(kind, number, count, config))
+        for number, kind in chosen
+    ]
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    jax.config.update("jax_enable_x64", True)
+    main("error_bound", Config, cells, report)

@@ -11,15 +11,16 @@ state that `iterations` Chambolle-Pock iterations have arrived at; `Exact` finds
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 import hypergrad as hg
 from hypergrad import data, operators
-from hypergrad.records import write_json, write_text
+from hypergrad.comparison import COLUMNS
+from hypergrad.records import markdown_table
+from hypergrad.sweep import Cell, Record, Result, main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Config:
     noise: float = 0.1
     repeats: int = 3
     seed: int = 0
-    quick: bool = False
-    """A tenth of it: a smoke test, not a result."""
-    out: Path = Path("results/peers")
+
+    def quick(self) -> Config:
+        """A tenth of it."""
+        return dataclasses.replace(self, patches=32, iterations=600, repeats=1)
 
 
 STRATEGIES = (
@@ -54,43 +56,53 @@ def _operators(seed: int) -> dict[str, jax.Array]:
     return {"dct, m = 63": operators.dct2((8, 8), constant=False), "random, m = 128": random}
 
 
-def run(config: Config) -> None:
-    """Compare on both problems; print and write what came out."""
-    out = config.out
+def cells(config: Config) -> list[Cell]:
+    """One for each K."""
     samples = data.noisy_patches(
         data.PHOTOGRAPHS_TRAIN, config.patches, noise=config.noise, seed=config.seed
     )
+    return [
+        Cell({"K": name}, lambda _, K=K: measure(config, K, samples))
+        for name, K in _operators(config.seed).items()
+    ]
+
+
+def measure(config: Config, K: jax.Array, samples: data.Samples) -> Result:
+    """The certificates, then every strategy against `Exact`."""
     solver = hg.ChambollePock(config.iterations, step_ratio=config.step_ratio)
     strategies = [hg.parse_strategy(text) for text in STRATEGIES]
-    write_json(out / "config.json", dataclasses.asdict(config) | {"out": str(out)})
-    for name, K in _operators(config.seed).items():
-        problem = hg.LowerLevel(K, hg.L1(config.weight), hg.Quadratic(1.0))
-        pair = samples.x_tilde, samples.x_true
-        reference = hg.hypergradient(problem, *pair, solver=solver, strategy=hg.Exact())
-        stats = reference.solution.stats
-        assert stats.rank is not None
-        certified = float(jnp.mean((stats.residual <= 1e-12).astype(float)))
-        heading = (
-            f"{name}: {100 * certified:.4g} % of {config.patches} patches certified "
-            f"({hg.Status.summary(stats.status)}; rank {int(stats.rank.min())} to "
-            f"{int(stats.rank.max())})"
+    problem = hg.LowerLevel(K, hg.L1(config.weight), hg.Quadratic(1.0))
+    pair = samples.x_tilde, samples.x_true
+    reference = hg.hypergradient(problem, *pair, solver=solver, strategy=hg.Exact())
+    stats = reference.solution.stats
+    assert stats.rank is not None
+    certificates = {
+        "certified": float(jnp.mean((stats.residual <= 1e-12).astype(float))),
+        "statuses": hg.Status.summary(stats.status),
+        "least_rank": int(stats.rank.min()),
+        "largest_rank": int(stats.rank.max()),
+    }
+    comparison = hg.compare(
+        problem, *pair,
+        solver=solver, strategies=strategies, repeats=config.repeats, reference=reference,
+    )  # fmt: skip
+    return Result([certificates | record for record in comparison.records])
+
+
+def report(config: Config, records: Sequence[Record]) -> str:
+    """A table for each K under its certificates."""
+    parts = []
+    for K in dict.fromkeys(record["K"] for record in records):
+        rows = [record for record in records if record["K"] == K]
+        first = rows[0]
+        parts.append(
+            f"# {K}\n\n{100 * first['certified']:.4g} % of {config.patches} patches certified "
+            f"({first['statuses']}; rank {first['least_rank']} to {first['largest_rank']})\n\n"
+            f"{markdown_table(rows, COLUMNS)}\n"
         )
-        comparison = hg.compare(
-            problem, *pair,
-            solver=solver, strategies=strategies, repeats=config.repeats, reference=reference,
-        )  # fmt: skip
-        print(f"{heading}\n\n{comparison}\n", flush=True)
-        folder = out / name.partition(",")[0]
-        comparison.save(folder)
-        write_text(folder / "certificates.md", f"{heading}\n")
-
-
-def main(config: Config) -> None:
-    jax.config.update("jax_enable_x64", True)
-    if config.quick:
-        config = dataclasses.replace(config, patches=32, iterations=600, repeats=1)
-    run(config)
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    jax.config.update("jax_enable_x64", True)
+    main("peers", Config, cells, report)

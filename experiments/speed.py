@@ -13,17 +13,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from pathlib import Path
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import tyro
 
 import hypergrad as hg
 from hypergrad.comparison import solve_without_strategy
 from hypergrad.operators import operator_norm
-from hypergrad.records import environment, markdown_table, write_json, write_jsonl, write_text
+from hypergrad.records import markdown_table
+from hypergrad.sweep import Cell, Record, Result, main
 from hypergrad.timing import compile_ahead, interleaved_medians, matrix_products_alone
 
 
@@ -40,9 +40,10 @@ class Config:
     """(m, n, batch)."""
     iterations: int = 100
     repeats: int = 15
-    quick: bool = False
-    """One small size, two repeats."""
-    out: Path = Path("results/speed")
+
+    def quick(self) -> Config:
+        """One small size, two repeats."""
+        return dataclasses.replace(self, sizes=((32, 16, 8),), repeats=2)
 
 
 MEASURED: tuple[hg.AbstractStrategy, ...] = (
@@ -102,7 +103,7 @@ def count_compilations(call) -> int:
     return counter.count
 
 
-def measure(m: int, n: int, batch: int, config: Config) -> list[dict]:
+def measure(m: int, n: int, batch: int, config: Config) -> Result:
     keys = jax.random.split(jax.random.key(0), 3)
     K = hg.operators.random(m, n, key=keys[0])
     x_true = jax.random.normal(keys[1], (batch, n))
@@ -124,9 +125,10 @@ def measure(m: int, n: int, batch: int, config: Config) -> list[dict]:
         {name: program.call for name, program in programs.items()}, repeats=config.repeats
     )
     again = {s.label: _recompilations(problem, x_tilde, x_true, solver, s) for s in MEASURED}
-    return [
+    records = [
         {
             "size": f"({m}, {n}, {batch})",
+            "device": jax.devices()[0].device_kind,
             "name": name,
             "milliseconds": 1e3 * seconds[name],
             "over_floor": seconds[name] / seconds["floor"],
@@ -138,6 +140,7 @@ def measure(m: int, n: int, batch: int, config: Config) -> list[dict]:
         }
         for name, program in programs.items()
     ]
+    return Result(records)
 
 
 def _recompilations(problem, x_tilde, x_true, solver, strategy) -> int:
@@ -151,19 +154,19 @@ def _recompilations(problem, x_tilde, x_true, solver, strategy) -> int:
     return count_compilations(lambda: call(2.0))
 
 
-def main(config: Config) -> None:
-    if config.quick:
-        config = dataclasses.replace(config, sizes=((32, 16, 8),), repeats=2)
-    records = []
-    for size in config.sizes:
-        rows = measure(*size, config)
-        print(markdown_table(rows, COLUMNS), end="\n\n", flush=True)
-        records += rows
-    about = environment() | {"device": jax.devices()[0].device_kind, "dtype": "float32"}
-    write_jsonl(config.out / "records.jsonl", records)
-    write_json(config.out / "environment.json", about)
-    write_text(config.out / "table.md", markdown_table(records, COLUMNS) + "\n")
+def cells(config: Config) -> list[Cell]:
+    """One for each size."""
+    return [
+        Cell({"m": m, "n": n, "batch": batch}, lambda _, size=(m, n, batch): measure(*size, config))
+        for m, n, batch in config.sizes
+    ]
+
+
+def report(config: Config, records: Sequence[Record]) -> str:
+    """The table, and the device that it was measured on."""
+    del config
+    return f"{markdown_table(records, COLUMNS)}\n\nDevice: {jax.devices()[0].device_kind}\n"
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main("speed", Config, cells, report)

@@ -8,7 +8,6 @@ converged lower level; records, tables and figures.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,9 @@ from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import Comparison, compare
 from hypergrad.functions import L1, Quadratic
 from hypergrad.lower_level import LowerLevel
+from hypergrad.progress import progress_bar
 from hypergrad.records import (
+    claim_folder,
     environment,
     format_cell,
     markdown_table,
@@ -36,7 +37,7 @@ from hypergrad.records import (
 )
 from hypergrad.status import Status
 from hypergrad.strategies import AbstractStrategy, ErgodicUnrolling, Truncation, parse_strategy
-from hypergrad.training import History, progress_bar, solve_in_pieces, train
+from hypergrad.training import History, solve_in_pieces, train
 
 __all__ = ["ImageStudy", "run_image_study"]
 
@@ -138,8 +139,7 @@ def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
 
     console.print("[bold]1/5[/] data")
     samples = _load(config)
-    _refuse_another_run(config, out)
-    write_json(out / "config.json", dataclasses.asdict(config))
+    claim_folder(out, dataclasses.asdict(config))
     write_json(out / "environment.json", environment())
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
@@ -172,24 +172,6 @@ def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
         plotting.save_figure(comparison.plot(), out / "comparison")
     console.print(_learning_table(rows))
     console.print(f"written to {out} in {time.perf_counter() - started:.0f} s")
-
-
-def _refuse_another_run(config: ImageStudy, out: Path) -> None:
-    """A folder holds one run: with the same settings it goes on, with others it is refused."""
-    path = out / "config.json"
-    if not path.exists():
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON; got {error}: name another folder") from None
-    ours = json.loads(json.dumps(dataclasses.asdict(config)))
-    if stored != ours:
-        other = [key for key in ours if stored.get(key) != ours[key]]
-        raise ValueError(
-            f"{out} must be a new folder or one of the same run; got one with other settings "
-            f"({', '.join(other)}): name another folder"
-        )
 
 
 def _load(config: ImageStudy) -> _Data:

@@ -19,9 +19,12 @@ from typing import IO, Any
 import numpy as np
 
 __all__ = [
+    "claim_folder",
     "environment",
     "markdown_table",
     "read_jsonl",
+    "round_numbers",
+    "to_json",
     "write_bytes",
     "write_json",
     "write_jsonl",
@@ -60,9 +63,12 @@ def write_bytes(path: str | Path, fill: Callable[[IO[bytes]], object]) -> None:
     _write(Path(path), "wb", fill)
 
 
-def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(
+    path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False
+) -> None:
     """Write named arrays; they are read back with `numpy.load(path, allow_pickle=False)`."""
-    write_bytes(path, lambda file: np.savez(file, **dict(arrays)))  # pyright: ignore[reportArgumentType]
+    save = np.savez_compressed if compress else np.savez
+    write_bytes(path, lambda file: save(file, **dict(arrays)))  # pyright: ignore[reportArgumentType]
 
 
 def _without_nan(value: Any) -> Any:
@@ -74,7 +80,12 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _json(value: Any, **layout: Any) -> str:
+def to_json(value: Any, **layout: Any) -> str:
+    """A value as JSON; NumPy numbers and arrays are plain ones, what is not finite is null.
+
+    >>> to_json({"x": np.float64(0.5), "y": float("nan")})
+    '{"x": 0.5, "y": null}'
+    """
     return json.dumps(_without_nan(value), default=_plain, allow_nan=False, **layout)
 
 
@@ -87,12 +98,50 @@ def _plain(value: Any) -> Any:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write one JSON document."""
-    write_text(path, _json(value, indent=2) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write_text(path, "".join(_json(record) + "\n" for record in records))
+    write_text(path, "".join(to_json(record) + "\n" for record in records))
+
+
+def round_numbers(records: Iterable[Mapping[str, Any]], digits: int = 6) -> list[dict[str, Any]]:
+    """Records with `digits` significant digits, lists in them too: what a figure can show.
+
+    >>> round_numbers([{"a": 1 / 3, "b": [2 / 3], "c": "x"}], digits=3)
+    [{'a': 0.333, 'b': [0.667], 'c': 'x'}]
+    """
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rounded(entry) for entry in value]
+        return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+    return [{key: rounded(value) for key, value in record.items()} for record in records]
+
+
+def claim_folder(out: str | Path, config: Mapping[str, Any]) -> None:
+    """Write `config.json`, or find the same one: a folder holds one run.
+
+    **Errors**: a `ValueError` where the folder holds a run with other settings, or a `config.json`
+    that cannot be read.
+    """
+    path, ours = Path(out) / "config.json", json.loads(to_json(config))
+    if not path.exists():
+        write_json(path, config)
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON; got {error}: name another folder") from None
+    if stored != ours:
+        stored = stored if isinstance(stored, dict) else {}
+        other = [key for key in {**ours, **stored} if stored.get(key) != ours.get(key)]
+        raise ValueError(
+            f"{out} must be a new folder or one of the same run; got one with other settings "
+            f"({', '.join(other)}): name another folder"
+        )
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -17,14 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from hypergrad._checks import as_inexact, check_count, check_number
 from hypergrad.bilevel import (
@@ -39,11 +32,12 @@ from hypergrad.chambolle_pock import ChambollePock, SolverStats, State
 from hypergrad.functions import AbstractFunction
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.operators import operator_norm
+from hypergrad.progress import progress_bar
 from hypergrad.records import write_npz
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["History", "WarmStart", "evaluate", "progress_bar", "solve_in_pieces", "train"]
+__all__ = ["History", "WarmStart", "evaluate", "solve_in_pieces", "train"]
 
 Pair = tuple[Any, Any]
 
@@ -437,25 +431,6 @@ def _fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------- progress
-
-
-def progress_bar() -> Progress:
-    """A bar with loss, epochs, elapsed time and time left; on the terminal's error stream."""
-    from rich.console import Console
-
-    return Progress(
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
 # ------------------------------------------------------------------------------------- train
 
 
@@ -571,8 +546,8 @@ def train(
 
     with _bar(progress) as bar:
         steps = len(x_tilde) // batch_size
-        task = bar.add_task(strategy.label, total=epochs * steps, loss="compiling")
-        bar.advance(task, records[-1]["epoch"] * steps)
+        done = records[-1]["epoch"] * steps
+        task = bar.add_task(strategy.label, total=epochs * steps, completed=done, loss="compiling")
         compiled = lowered.compile()
         for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
             measured, started = [], time.perf_counter()
@@ -611,6 +586,4 @@ def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progres
     """A bar of one's own, a silent one, or a shared one (which its owner opens and closes)."""
     if isinstance(progress, Progress):
         return contextlib.nullcontext(progress)
-    bar = progress_bar()
-    bar.disable = not progress
-    return bar
+    return progress_bar(disable=not progress)

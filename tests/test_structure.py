@@ -56,7 +56,8 @@ FLOORS = {
     "": 14,
 }
 A_STRATEGY = 7  # every other module of strategies/
-FLOOR_FREE = {"plotting", "data", "records"}  # files and figures: no JAX, and only each other
+# Files and figures: no JAX, and only each other.
+FLOOR_FREE = {"plotting", "data", "records", "progress", "sweep"}
 JAX = {"jax", "jaxlib", "equinox", "lineax", "optax", "optimistix", "jaxopt"}
 
 

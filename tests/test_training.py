@@ -21,6 +21,7 @@ from helpers import assert_close, random_data, relative_error, solve_l1_quadrati
 import hypergrad as hg
 from hypergrad import training
 from hypergrad.chambolle_pock import AdjointPair
+from hypergrad.progress import progress_bar
 
 M, N, SAMPLES, RATE = 6, 5, 8, 0.1
 SOLVER = hg.ChambollePock(10)
@@ -444,7 +445,7 @@ def test_jax_and_numpy_give_the_same_bits() -> None:
 
 
 def test_a_shared_bar_is_left_to_its_owner() -> None:
-    with training.progress_bar() as bar:
+    with progress_bar() as bar:
         bar.disable = True
         _train(_problem(), epochs=2, batch_size=4, progress=bar)
         assert bar.live.is_started

@@ -1,0 +1,37 @@
+"""The progress bar of everything that takes long."""
+
+from __future__ import annotations
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["progress_bar"]
+
+
+def progress_bar(*, disable: bool = False) -> Progress:
+    """A bar with steps, a note (the field `loss`), elapsed time and time left, on standard error.
+
+    >>> with progress_bar(disable=True) as bar:
+    ...     task = bar.add_task("learning", total=10, loss="")
+    """
+    from rich.console import Console
+
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        # Steps may take minutes: the speed is that of the whole run, not of the last 30 seconds.
+        speed_estimate_period=float("inf"),
+        disable=disable,
+    )
