@@ -20,6 +20,14 @@ from rich.console import Console
 
 from hypergrad import data, operators, plotting
 from hypergrad._checks import check_count, check_number
+from hypergrad.baselines import (
+    Converged,
+    best_of,
+    best_shrinkage,
+    mean_loss,
+    shrink,
+    solve_to_tolerance,
+)
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import Comparison, compare
 from hypergrad.functions import L1, Quadratic
@@ -35,7 +43,6 @@ from hypergrad.records import (
     write_npz,
     write_text,
 )
-from hypergrad.status import Status
 from hypergrad.strategies import AbstractStrategy, ErgodicUnrolling, Truncation, parse_strategy
 from hypergrad.training import History, solve_in_pieces, train
 
@@ -49,7 +56,6 @@ _WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
 
 # "Converged" is a residual, never a number of iterations; the share that arrives is in the table.
 _CONVERGED_TOLERANCE = 1e-6
-_CONVERGED_STEP_RATIO = 100.0
 
 TABLE = {
     "operator": "operator",
@@ -215,43 +221,30 @@ def _analysis_operators(shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _converged_solver(config: ImageStudy, samples: _Data) -> ChambollePock:
-    return ChambollePock(
-        config.converged_iterations,
-        step_ratio=_CONVERGED_STEP_RATIO,
+def _converged(config: ImageStudy, samples: _Data, problem: LowerLevel, x_tilde: Any) -> Converged:
+    return solve_to_tolerance(
+        problem,
+        x_tilde,
         primal_scale=samples.noise,
         tolerance=_CONVERGED_TOLERANCE,
+        most=config.converged_iterations,
+        piece=config.batch_size,
     )
-
-
-def _converged(
-    config: ImageStudy, samples: _Data, problem: LowerLevel, part: data.Samples
-) -> tuple[np.ndarray, float]:
-    """The lower level solved until its residual is small, and the share that got there."""
-    solver = _converged_solver(config, samples)
-    x, stats = solve_in_pieces(
-        problem, part.x_tilde, solver=solver, strategy=Truncation(1), piece=config.batch_size
-    )
-    return x, float(np.mean(np.asarray(stats.status) == Status.CONVERGED))
-
-
-def _loss(x: Any, x_true: np.ndarray) -> float:
-    return 0.5 * float(np.mean(np.sum((np.asarray(x) - x_true) ** 2, axis=-1)))
 
 
 def _tuned_problems(config: ImageStudy, samples: _Data) -> dict[str, LowerLevel]:
     """Each operator with the weight that is best at a converged lower level on training data."""
     few = samples.train.take(slice(0, config.tuning_samples))
     problems = {}
+
+    def restore(problem: LowerLevel, x_tilde: Any) -> np.ndarray:
+        return _converged(config, samples, problem, x_tilde).x
+
     for name, K in _analysis_operators(samples.shape).items():
-        candidates = [
+        candidates = (
             LowerLevel(K=K, F=L1(factor * samples.noise), G=Quadratic(1.0)) for factor in _WEIGHTS
-        ]
-        losses = [
-            _loss(_converged(config, samples, problem, few)[0], few.x_true)
-            for problem in candidates
-        ]
-        problems[name] = candidates[int(np.argmin(losses))]
+        )
+        problems[name] = best_of(candidates, few.x_tilde, few.x_true, restore)
     return problems
 
 
@@ -375,14 +368,15 @@ def _evaluate(
     train, held_out = _train_subset(config, samples), samples.held_out
     at_L = _restorer(config, problem, solver, strategy)
     restored = at_L(held_out.x_tilde)
-    converged, share_converged = _converged(config, samples, problem, held_out)
+    train_converged = _converged(config, samples, problem, train.x_tilde).x
+    converged, share_converged = _converged(config, samples, problem, held_out.x_tilde)
     return {
         "kind": "evaluation",
         "operator": name,
-        "train_at_L": _loss(at_L(train.x_tilde), train.x_true),
-        "train_converged": _loss(_converged(config, samples, problem, train)[0], train.x_true),
-        "held_out_at_L": _loss(restored, held_out.x_true),
-        "held_out_converged": _loss(converged, held_out.x_true),
+        "train_at_L": mean_loss(at_L(train.x_tilde), train.x_true),
+        "train_converged": mean_loss(train_converged, train.x_true),
+        "held_out_at_L": mean_loss(restored, held_out.x_true),
+        "held_out_converged": mean_loss(converged, held_out.x_true),
         "psnr_at_L": data.psnr(restored, held_out.x_true),
         "psnr_converged": data.psnr(converged, held_out.x_true),
         "share_converged": share_converged,
@@ -394,19 +388,20 @@ def _identity_and_shrinkage(
 ) -> list[dict[str, Any]]:
     """`x_tilde` itself, and `x_tilde + a r*` with `a` fitted on training data."""
     train, held_out = _train_subset(config, samples), samples.held_out
-    r_train, r_held_out = (
-        _converged(config, samples, problem, part)[0] - part.x_tilde for part in (train, held_out)
+    solved_train, solved_held_out = (
+        _converged(config, samples, problem, part.x_tilde).x for part in (train, held_out)
     )
-    fitted = float(np.sum(r_train * (train.x_true - train.x_tilde)) / np.sum(r_train**2))
+    fitted = best_shrinkage(train.x_tilde, solved_train, train.x_true)
     rows = []
     for name, a in (("identity", 0.0), (f"untrained, shrunk by a = {fitted:.2f}", fitted)):
-        x_train, x_held_out = train.x_tilde + a * r_train, held_out.x_tilde + a * r_held_out
+        x_train = shrink(train.x_tilde, solved_train, a)
+        x_held_out = shrink(held_out.x_tilde, solved_held_out, a)
         rows.append(
             {
                 "kind": "evaluation",
                 "operator": name,
-                "train_converged": _loss(x_train, train.x_true),
-                "held_out_converged": _loss(x_held_out, held_out.x_true),
+                "train_converged": mean_loss(x_train, train.x_true),
+                "held_out_converged": mean_loss(x_held_out, held_out.x_true),
                 "psnr_converged": data.psnr(x_held_out, held_out.x_true),
             }
         )
