@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Compiling is nearly all that the tests do: a quick program that runs a little longer is the better
+# bargain (tests that read a compiled program ask for the `optimised` one).
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Every annotated function of the numerical core then checks the shapes of what it is given. It has
 # to be in place before the package is imported for the first time.
@@ -34,4 +39,14 @@ def key() -> jax.Array:
 def _programs_are_let_go():
     """Thousands of compiled programs in one process run into the system's limit of mappings."""
     yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Programs as users get them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()

@@ -208,6 +208,7 @@ def test_dense_products_with_a_batch_are_one_matrix_product(K):
         assert all(len(shape) <= 2 for shape in every_shape(text))
 
 
+@pytest.mark.usefixtures("optimised")
 def test_bilinear_gradient_costs_one_product():
     """What is left after compilation: the sum of the outer products, and none of them alone."""
     K, v, y = jnp.ones((M, N)), jnp.ones((BATCH, N)), jnp.ones((BATCH, M))

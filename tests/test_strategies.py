@@ -273,6 +273,7 @@ def _memory(strategy: AbstractStrategy, L: int) -> int:
     return _compiled(arguments, strategy).memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(
     "strategy",
     [hg.Truncation(1), hg.LimitFormula(hg.Steps(1)), hg.Piggyback(), hg.ForwardUnrolling()],
@@ -282,6 +283,7 @@ def test_memory_of_what_stores_no_history_does_not_grow_with_the_iterations(stra
     assert _memory(strategy, 5000) <= _memory(strategy, 50)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_memory_of_full_unrolling_is_its_history():
     grown = _memory(hg.FullUnrolling(), 5000) - _memory(hg.FullUnrolling(), 50)
     history = 4950 * 3 * (6 + 4) * 8

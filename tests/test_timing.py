@@ -41,6 +41,7 @@ def test_arguments_that_are_no_arrays_stay_what_they_are() -> None:
     assert float(compiled.call()) == 9.0
 
 
+@pytest.mark.usefixtures("optimised")
 def test_memory_counts_arguments_outputs_and_what_lies_between() -> None:
     def needs_the_square_matrix(x):
         outer = jnp.sin(x[:, None] * x[None, :])

@@ -1,0 +1,146 @@
+"""What the experiments on photographs share: data, where K starts, and how a K is judged.
+
+Patches of photographs with noise; `F = weight ||.||_1`, `G` quadratic. A K is judged at its L by
+its last iterate and by the average, and at a converged lower level as it is and shrunk, so that
+neither early stopping nor averaging passes for learning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import hypergrad as hg
+from hypergrad import baselines, data, operators
+from hypergrad.training import solve_in_pieces
+
+SHAPE = (8, 8)
+PIECE = 256  # samples that are solved at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Training samples, and others that nothing is learned from."""
+
+    train: data.Samples
+    held_out: data.Samples
+    noise: float
+
+    @property
+    def training_pair(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.train.x_tilde, self.train.x_true
+
+    @property
+    def held_out_pair(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.held_out.x_tilde, self.held_out.x_true
+
+
+def draw_images(
+    seed: int,
+    samples: int,
+    held_out: int,
+    *,
+    noise: float = 0.1,
+    choose: bool = False,
+    dtype: Any = np.float32,
+) -> Images:
+    """Patches and noise of one seed; `choose` holds out the photograph that settings are chosen on.
+
+    float32 by default: the forward and the backward products, which is all of the time, take half.
+    """
+    names = data.PHOTOGRAPHS_CHOOSE if choose else data.PHOTOGRAPHS_HELD_OUT
+    # Two seeds from one, so that training and held-out noise are not the same draw.
+    parts = (
+        data.noisy_patches(data.PHOTOGRAPHS_TRAIN, samples, noise=noise, seed=2 * seed),
+        data.noisy_patches(names, held_out, noise=noise, seed=2 * seed + 1),
+    )
+    return Images(*(_as(part, dtype) for part in parts), noise)
+
+
+def _as(part: data.Samples, dtype: Any) -> data.Samples:
+    return dataclasses.replace(
+        part, x_tilde=part.x_tilde.astype(dtype), x_true=part.x_true.astype(dtype)
+    )
+
+
+def random_start(
+    seed: int, weight: float, *, m: int = 128, dtype: Any = jnp.float32
+) -> hg.LowerLevel:
+    """An overcomplete random K of norm 1: where the effects of L and k show."""
+    K = operators.random(m, 64, key=jax.random.key(seed)).astype(dtype)
+    return hg.LowerLevel(K=K, F=hg.L1(weight), G=hg.Quadratic(1.0))
+
+
+def solver(L: int, images: Images, *, step_ratio: float = 1.0) -> hg.ChambollePock:
+    """L iterations, their steps in the units of the noise."""
+    return hg.ChambollePock(L, step_ratio=step_ratio, primal_scale=images.noise)
+
+
+def judge(problem: hg.LowerLevel, images: Images, L: int) -> dict[str, float]:
+    """Held-out losses: at L, averaged over L, converged, and converged but shrunk.
+
+    The shrinkage is fitted on as many training samples as are held out.
+    """
+    x_tilde, x_true = images.held_out_pair
+    iterating = {"solver": solver(L, images), "piece": PIECE}
+    last, _ = solve_in_pieces(problem, x_tilde, strategy=hg.Truncation(1), **iterating)
+    average, _ = solve_in_pieces(problem, x_tilde, strategy=hg.ErgodicUnrolling(), **iterating)
+    converged, share = _solve(problem, images, x_tilde)
+    some = images.train.take(slice(0, len(images.held_out)))
+    a = baselines.best_shrinkage(some.x_tilde, _solve(problem, images, some.x_tilde).x, some.x_true)
+    return {
+        "held_out_at_L": baselines.mean_loss(last, x_true),
+        "held_out_averaged": baselines.mean_loss(average, x_true),
+        "held_out_converged": baselines.mean_loss(converged, x_true),
+        "held_out_shrunk": baselines.mean_loss(baselines.shrink(x_tilde, converged, a), x_true),
+        "shrinkage": a,
+        "share_converged": share,
+    }
+
+
+def _solve(problem: hg.LowerLevel, images: Images, x_tilde: np.ndarray) -> baselines.Converged:
+    # Rounding of float32 leaves residuals of 1e-6.
+    tolerance = 1e-6 if problem.dtype == jnp.float64 else 1e-4
+    return baselines.solve_to_tolerance(
+        problem, x_tilde, primal_scale=images.noise, tolerance=tolerance, piece=PIECE
+    )
+
+
+def judge_baselines(images: Images, weights: tuple[float, ...]) -> dict[str, dict[str, float]]:
+    """Held-out losses of what is not learned by descent; each tuned on training samples."""
+    x_tilde, x_true = images.held_out_pair
+    some = images.train.take(slice(0, len(images.held_out)))
+    dtype = x_tilde.dtype
+
+    def best(K: Any, rows: Any = 1.0) -> hg.LowerLevel:
+        candidates = (
+            hg.LowerLevel(jnp.asarray(K, dtype), hg.L1(w * rows), hg.Quadratic(1.0))
+            for w in weights
+        )
+        return baselines.best_of(
+            candidates, some.x_tilde, some.x_true, lambda p, x: _solve(p, images, np.asarray(x)).x
+        )
+
+    dct = operators.dct2(SHAPE, constant=False)
+    row_weights = baselines.reciprocal_row_weights(dct, some.x_true).astype(dtype)
+    tuned: Mapping[str, hg.LowerLevel] = {
+        "dct": best(dct),
+        "dct, row weights": best(dct, row_weights),
+        "differences": best(operators.differences2(SHAPE)),
+    }
+    losses = {"identity": {"held_out_converged": baselines.mean_loss(x_tilde, x_true)}}
+    for name, problem in tuned.items():
+        x, share = _solve(problem, images, x_tilde)
+        losses[name] = {
+            "held_out_converged": baselines.mean_loss(x, x_true),
+            "share_converged": share,
+            "weight": float(jnp.mean(problem.F.weight)),  # pyright: ignore[reportAttributeAccessIssue]
+        }
+    affine = baselines.best_affine(*images.training_pair)
+    losses["affine"] = {"held_out_converged": baselines.mean_loss(affine(x_tilde), x_true)}
+    return losses
