@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import hypergrad as hg
 from hypergrad import baselines, data, operators
+from hypergrad.sweep import Workspace
 from hypergrad.training import solve_in_pieces
 
 SHAPE = (8, 8)
@@ -59,7 +61,8 @@ def draw_images(
         data.noisy_patches(data.PHOTOGRAPHS_TRAIN, samples, noise=noise, seed=2 * seed),
         data.noisy_patches(names, held_out, noise=noise, seed=2 * seed + 1),
     )
-    return Images(*(_as(part, dtype) for part in parts), noise)
+    train, others = (_as(part, dtype) for part in parts)
+    return Images(train, others, noise)
 
 
 def _as(part: data.Samples, dtype: Any) -> data.Samples:
@@ -144,3 +147,58 @@ def judge_baselines(images: Images, weights: tuple[float, ...]) -> dict[str, dic
     affine = baselines.best_affine(*images.training_pair)
     losses["affine"] = {"held_out_converged": baselines.mean_loss(affine(x_tilde), x_true)}
     return losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """How K is learned in an experiment, but for the strategy, L and the rate."""
+
+    samples: int = 4096
+    held_out: int = 1024
+    epochs: int = 20
+    batch_size: int = 128
+    weight: float = 0.03
+    """Of F. A random K starts with it near its best; K's scale is learned."""
+    rows: int = 128
+
+    def quick(self) -> Learning:
+        """A smoke test."""
+        return dataclasses.replace(self, samples=256, held_out=128, epochs=2, batch_size=64)
+
+    def draw(self, seed: int, *, choose: bool = False) -> Images:
+        return draw_images(seed, self.samples, self.held_out, choose=choose)
+
+    def start(self, seed: int) -> hg.LowerLevel:
+        return random_start(seed, self.weight, m=self.rows)
+
+    def learn(
+        self,
+        images: Images,
+        *,
+        L: int,
+        strategy: hg.AbstractStrategy,
+        rate: float,
+        seed: int,
+        workspace: Workspace,
+        descent: bool = False,
+        problem: hg.LowerLevel | None = None,
+    ) -> hg.History:
+        """Adam (or plain gradient descent, as on the posters), its rate falling like a cosine.
+
+        The seed draws K's start and the order of the batches; `images` have their own.
+        """
+        steps = self.epochs * (self.samples // self.batch_size)
+        schedule = optax.cosine_decay_schedule(rate, steps)
+        return hg.train(
+            self.start(seed) if problem is None else problem,
+            images.training_pair,
+            validation=images.held_out_pair,
+            solver=solver(L, images),
+            strategy=strategy,
+            optimizer=optax.sgd(schedule) if descent else optax.adam(schedule),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=seed,
+            checkpoint_dir=workspace.checkpoints,
+            progress=workspace.bar,
+        )
