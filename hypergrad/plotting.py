@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.typing import FillStyleType, LineStyleType
 from numpy.typing import ArrayLike, NDArray
 
+from hypergrad.statistics import Interval
+
 Records = Sequence[Mapping[str, Any]]
 Arrays = Mapping[str, ArrayLike]
 Numbers = Mapping[str, float]
@@ -124,7 +126,7 @@ def plot_comparison(records: Records) -> Figure:
     rule = "a record must have positive milliseconds and relative_error, and no error"
     _require(bool(good.any()), f"{rule}; got none such among {len(good)}: look at their errors")
     labels = np.array([record["strategy"] for record in records])
-    figure = _figure(5.6, 3.9)
+    figure = new_figure(5.6, 3.9)
     axes = figure.add_subplot(xscale="log", yscale="log")
     for label, style in styles_of(labels.tolist()).items():
         if (mine := good & (labels == label)).any():
@@ -143,8 +145,8 @@ def plot_comparison(records: Records) -> Figure:
     left_out = ", ".join(dict.fromkeys(labels[~good].tolist()))
     if left_out:
         axes.set_title(textwrap.fill(f"not drawn: {left_out}", 70), fontsize=SMALL)
-    _tidy(axes, "time per hypergradient (ms)", "relative error of the hypergradient")
-    _legend_below(figure, axes)
+    tidy(axes, "time per hypergradient (ms)", "relative error of the hypergradient")
+    legend_below(figure, axes)
     return figure
 
 
@@ -169,7 +171,7 @@ def plot_loss_curves(
     levels = dict(baselines or {})
     finite = all(math.isfinite(level) for level in levels.values())
     _require(finite, f"baselines must be finite; got {levels}: leave out what is not")
-    figure = _figure(9.4, 3.9)
+    figure = new_figure(9.4, 3.9)
     panels: list[Axes] = list(figure.subplots(1, 2, sharex=True, sharey=True))
     styles, losses = styles_of(record["strategy"] for record in records), [*levels.values()]
     for panel, column in zip(panels, ("train_loss", "validation_loss"), strict=True):
@@ -183,7 +185,7 @@ def plot_loss_curves(
             look = _marker(style, 5.5) | {"linestyle": style.linestyle, "linewidth": width}
             look["markevery"] = (every * i // len(styles), every)
             panel.plot([record[x] for record in run], drawn, label=label, **look)
-        _tidy(panel, names[x])
+        tidy(panel, names[x])
     panels[0].set_ylabel("loss, ½‖x − x†‖² per sample", fontsize=TEXT)
     panels[0].set_title("training", fontsize=TEXT)
     nothing = all(record["validation_loss"] is None for record in records)
@@ -192,12 +194,12 @@ def plot_loss_curves(
         panels[0].set_yscale("log")
     if x == "epoch":
         panels[0].xaxis.set_major_locator(ticker.MaxNLocator(steps=[1, 2, 5, 10], integer=True))
-    _draw_levels(panels[1], levels)
-    _legend_below(figure, panels[0])
+    draw_levels(panels[1], levels)
+    legend_below(figure, panels[0])
     return figure
 
 
-def _draw_levels(axes: Axes, levels: Numbers) -> None:
+def draw_levels(axes: Axes, levels: Numbers) -> None:
     """Thin lines with labels right of the axes, moved apart where they would touch."""
     names = sorted(levels, key=lambda name: levels[name])
     for name in names:
@@ -249,7 +251,7 @@ def plot_operator(
         mosaic[top : top + h, left : left + w] = row.reshape(h, w)
     ratio = mosaic.shape[0] / mosaic.shape[1]
     width = min(7.5, max(2.5, 0.7 * columns), 9 / ratio)
-    figure = _figure(max(width, 3) + 1.2, width * ratio + 0.9, "compressed")
+    figure = new_figure(max(width, 3) + 1.2, width * ratio + 0.9, "compressed")
     axes = figure.add_subplot(xticks=[], yticks=[], frame_on=False)
     largest = float(np.abs(K).max()) or 1.0
     look = {"cmap": "cividis", "vmin": -largest, "vmax": largest, "interpolation": "antialiased"}
@@ -348,7 +350,11 @@ def save_figure(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
     return list(drawn)
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+# ------------------------------------------------------------------- the parts of own figures
+
+
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """A white figure of so many inches, without pyplot."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
@@ -362,7 +368,7 @@ def _gallery(
     right, down = width + gaps[0], width * h / w + gaps[1]  # from one picture to the next
     lines = math.ceil(len(pictures) / columns)
     size = np.array([left + columns * right, top + lines * down - gaps[1] + bottom])
-    figure = _figure(size[0], size[1], None)
+    figure = new_figure(size[0], size[1], None)
     # Enlarged pixels stay sharp; only a picture that has to shrink is averaged.
     way = "nearest" if width * DPI > w - 0.5 else "antialiased"
     for i, picture in enumerate(pictures):
@@ -381,7 +387,38 @@ def _marker(style: Style, size: float, alpha: float = 1.0) -> dict[str, Any]:
     return face | edge | {"markeredgewidth": 1.1, "markerfacecoloralt": "white"}
 
 
-def _tidy(axes: Axes, xlabel: str, ylabel: str = "") -> None:
+def draw_curve(
+    axes: Axes,
+    x: ArrayLike,
+    intervals: Sequence[Interval],
+    *,
+    label: str,
+    style: Style,
+    width: float = 1.6,
+    place: tuple[int, int] = (0, 1),
+) -> None:
+    """Means as a line with markers, their intervals as a band.
+
+    `place`, number of the curve and how many there are: markers of different curves then sit at
+    different points, so that curves that coincide are told apart.
+    """
+    means = np.array([interval.mean for interval in intervals])
+    halves = np.nan_to_num([interval.half for interval in intervals])
+    every = max(1, len(means) // 8)
+    look = _marker(style, 5.0) | {"linestyle": style.linestyle, "linewidth": width}
+    axes.plot(x, means, label=label, markevery=(every * place[0] // place[1], every), **look)
+    band = {"color": style.color, "alpha": 0.18, "linewidth": 0}
+    axes.fill_between(np.asarray(x), means - halves, means + halves, **band)
+
+
+def label_panels(panels: Iterable[Axes], titles: Iterable[str]) -> None:
+    """(a), (b), ... before the titles, for a caption to refer to."""
+    for letter, panel, title in zip("abcdefgh", panels, titles, strict=False):
+        panel.set_title(f"({letter}) {title}", fontsize=TEXT, loc="left")
+
+
+def tidy(axes: Axes, xlabel: str, ylabel: str = "") -> None:
+    """Labels, a light grid, no frame above and right."""
     axes.set_xlabel(xlabel, fontsize=TEXT)
     axes.set_ylabel(ylabel, fontsize=TEXT)
     axes.grid(True, color="0.88", linewidth=0.6)
@@ -390,7 +427,7 @@ def _tidy(axes: Axes, xlabel: str, ylabel: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
     """All labels in as many columns as fit; the figure grows by what they need."""
     handles, labels = axes.get_legend_handles_labels()
     entry = 0.65 + SMALL * LETTER * max(map(len, labels))

@@ -58,7 +58,7 @@ FLOORS = {
 }
 A_STRATEGY = 7  # every other module of strategies/
 # Files and figures: no JAX, and only each other.
-FLOOR_FREE = {"plotting", "data", "records", "progress", "sweep"}
+FLOOR_FREE = {"plotting", "data", "records", "progress", "sweep", "statistics"}
 JAX = {"jax", "jaxlib", "equinox", "lineax", "optax", "optimistix", "jaxopt"}
 
 

@@ -1,0 +1,254 @@
+"""The second poster's figure: is backpropagating one step enough, and why?
+
+    python experiments/backprop_steps.py [--quick] [--out results/backprop_steps]
+
+K is learned at L = 100 by the three k-step variants (truncation; the deltas of the last iterates in
+the limit formula; steps at the last state) and by full unrolling, over seeds, each at the learning
+rate that `learning_rates.py` found for it. Then, at the K that one step starts from and at the K
+that it ends at: the exact gradients of many batches beside the k-step ones (bias against the noise
+of a batch, batches that point uphill), and what exact steps still gain from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _images import PIECE, Images, Learning, judge, judge_baselines, solver
+from learning_rates import STEPS, stored_rate, with_steps
+
+import hypergrad as hg
+from hypergrad import baselines
+from hypergrad.records import markdown_table
+from hypergrad.statistics import group, mean_interval
+from hypergrad.sweep import Cell, Record, Result, Workspace, main
+
+# Tried for the baselines.
+WEIGHTS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """K learned at L by k steps, over seeds."""
+
+    L: int = 100
+    steps: tuple[int, ...] = STEPS
+    seeds: int = 5
+    learning: Learning = Learning()
+    batches: int = 32
+    """Whose gradients are compared, in float64."""
+    exact_steps: int = 100
+    exact_rate: float = 1e-3
+    """Of Adam for the exact steps from where one step ends."""
+
+    def quick(self) -> Config:
+        """Two seeds, two k."""
+        return dataclasses.replace(
+            self, steps=(1, 5), seeds=2, batches=4, exact_steps=3, learning=self.learning.quick()
+        )
+
+    @property
+    def strategies(self) -> list[str]:
+        return ["full"] + [strategy for k in self.steps for strategy in with_steps(k)]
+
+    def rate(self, strategy: str) -> float:
+        return stored_rate(strategy, self.L)
+
+
+def cells(config: Config) -> list[Cell]:
+    """Training of every strategy and seed; baselines and gradients of every seed."""
+    made = []
+    for seed in range(config.seeds):
+        key: dict[str, Any] = {"part": "baselines", "strategy": None, "seed": seed}
+        made.append(Cell(key, functools.partial(compare_with_baselines, config, seed), cost=0.3))
+        for strategy in config.strategies:
+            key = {"part": "training", "strategy": strategy, "seed": seed}
+            cost = 4.0 if strategy == "full" else 1 + 2 * steps_of(strategy) / config.L
+            made.append(Cell(key, functools.partial(learn, config, strategy, seed), cost))
+        key = {"part": "gradients", "strategy": None, "seed": seed}
+        made.append(Cell(key, functools.partial(compare_gradients, config, seed), cost=8.0))
+    return made
+
+
+def steps_of(strategy: str) -> int:
+    return int(strategy.rpartition("=")[2])
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def learn(config: Config, strategy: str, seed: int, workspace: Workspace) -> Result:
+    """One training run, epoch by epoch, and what the K that it ends at is worth."""
+    images = config.learning.draw(seed)
+    rate = config.rate(strategy)
+    history = config.learning.learn(
+        images,
+        L=config.L,
+        strategy=hg.parse_strategy(strategy),
+        rate=rate,
+        seed=seed,
+        workspace=workspace,
+    )
+    end = {"kind": "learned", "rate": rate, **judge(history.problem, images, config.L)}
+    curve = [{"kind": "epoch", **record} for record in history.records]
+    arrays = {"K": np.asarray(history.problem.K)} if seed == 0 else {}
+    return Result([*curve, end], arrays)
+
+
+def compare_with_baselines(config: Config, seed: int, workspace: Workspace) -> Result:
+    """Baselines and the untrained K on the same data."""
+    del workspace
+    images = config.learning.draw(seed)
+    rows = judge_baselines(images, WEIGHTS)
+    rows["untrained"] = judge(config.learning.start(seed), images, config.L)
+    return Result([{"kind": "baseline", "baseline": name, **row} for name, row in rows.items()])
+
+
+# ------------------------------------------------------------------------------------ gradients
+
+
+def compare_gradients(config: Config, seed: int, workspace: Workspace) -> Result:
+    """Gradients of many batches at the start and at the end of one-step training; exact steps."""
+    images = config.learning.draw(seed)
+    one_step = config.learning.learn(
+        images,
+        L=config.L,
+        strategy=hg.Truncation(1),
+        rate=config.rate("truncation:k=1"),
+        seed=seed,
+        workspace=workspace,
+    )
+    places = {"start": config.learning.start(seed), "end of k=1": one_step.problem}
+    records = []
+    for place, problem in places.items():
+        records += gradient_records(config, place, _double(problem), images, seed)
+    records += exact_steps(config, _double(one_step.problem), images, seed)
+    return Result(records)
+
+
+def _double(problem: hg.LowerLevel) -> hg.LowerLevel:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), problem)
+
+
+def _batches(config: Config, images: Images, seed: int, count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng([seed, 1])
+    size = config.learning.batch_size
+    return [rng.choice(len(images.train), size, replace=False) for _ in range(count)]
+
+
+def gradient_records(
+    config: Config, place: str, problem: hg.LowerLevel, images: Images, seed: int
+) -> list[Record]:
+    """Over batches: bias of the mean, noise of one, cosines, and how many point uphill."""
+    labels = config.strategies
+    gradients: dict[str, list[np.ndarray]] = {label: [] for label in ["exact", *labels]}
+    certified = []
+    for rows in _batches(config, images, seed, config.batches):
+        pair = images.train.x_tilde[rows].astype(float), images.train.x_true[rows].astype(float)
+        for label in gradients:
+            h = hg.hypergradient(
+                problem, *pair, solver=solver(config.L, images), strategy=hg.parse_strategy(label)
+            )
+            gradients[label].append(np.asarray(h.grad.K).ravel())
+            if label == "exact":
+                certified.append(np.mean(np.asarray(h.solution.stats.residual) <= 1e-11))
+    exact = np.array(gradients.pop("exact"))
+    noise = np.sqrt(np.mean(np.sum((exact - exact.mean(axis=0)) ** 2, axis=1)))
+    at = {"kind": "gradient", "place": place, "certified": float(np.mean(certified))}
+    return [
+        {**at, "method": label, "noise": float(noise), **_against(np.array(values), exact)}
+        for label, values in gradients.items()
+    ]
+
+
+def _against(ours: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """A method's gradients beside the exact ones, both `(batches, entries)`."""
+    mean, exact_mean = ours.mean(axis=0), exact.mean(axis=0)
+    products = np.sum(ours * exact, axis=1)
+    sizes = np.linalg.norm(ours, axis=1) * np.linalg.norm(exact, axis=1)
+    size, exact_size = float(np.linalg.norm(mean)), float(np.linalg.norm(exact_mean))
+    cosine_of_means = float(mean @ exact_mean) / (size * exact_size)
+    return {
+        "norm": size,
+        "exact_norm": exact_size,
+        "bias": float(np.linalg.norm(mean - exact_mean)),
+        # The scale of a gradient is nothing to Adam: the bias that is left at the best one.
+        "scaled_bias": exact_size * float(np.sqrt(max(0.0, 1 - cosine_of_means**2))),
+        "cosine": float(np.mean(products / sizes)),
+        "cosine_of_means": cosine_of_means,
+        "uphill": float(np.mean(products < 0)),
+    }
+
+
+def exact_steps(config: Config, problem: hg.LowerLevel, images: Images, seed: int) -> list[Record]:
+    """The held-out loss along exact steps from where one step has ended."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.exact_rate, config.exact_steps))
+    K = jnp.asarray(problem.K)
+    state = optimizer.init(K)
+    x_tilde, x_true = (part.astype(float) for part in images.held_out_pair)
+
+    def record(step: int) -> Record:
+        x = baselines.solve_to_tolerance(problem, x_tilde, primal_scale=images.noise, piece=PIECE).x
+        return {"kind": "exact step", "step": step, "loss": baselines.mean_loss(x, x_true)}
+
+    records = [record(0)]
+    for step, rows in enumerate(_batches(config, images, seed + 1000, config.exact_steps), 1):
+        pair = images.train.x_tilde[rows].astype(float), images.train.x_true[rows].astype(float)
+        h = hg.hypergradient(problem, *pair, solver=solver(config.L, images), strategy=hg.Exact())
+        updates, state = optimizer.update(h.grad.K, state)
+        K = jnp.asarray(optax.apply_updates(K, updates))
+        problem = dataclasses.replace(problem, K=K)
+        if step % max(1, config.exact_steps // 10) == 0:
+            records.append(record(step))
+    return records
+
+
+# --------------------------------------------------------------------------------------- report
+
+
+def recovered_share(records: Sequence[Record], strategy: str, column: str) -> list[float]:
+    """By seed: the gain of a strategy over that of full unrolling, from the untrained K on."""
+    untrained = {r["seed"]: r[column] for r in records if r.get("baseline") == "untrained"}
+    learned = {(r["strategy"], r["seed"]): r[column] for r in records if r["kind"] == "learned"}
+    return [
+        (start - learned[strategy, seed]) / (start - learned["full", seed])
+        for seed, start in untrained.items()
+    ]
+
+
+def report(config: Config, records: Sequence[Record]) -> str:
+    """The share of full unrolling's gain that each variant recovers at equal epochs."""
+    learned = group((r for r in records if r["kind"] == "learned"), "strategy")
+    last = [r for r in records if r.get("epoch") == config.learning.epochs]
+    seconds = group(last, "strategy")
+    rows = [
+        {
+            "strategy": name,
+            "rate": learned[name][0]["rate"],
+            "at_L": mean_interval([r["held_out_at_L"] for r in learned[name]]),
+            "converged": mean_interval([r["held_out_converged"] for r in learned[name]]),
+            "share": mean_interval(recovered_share(records, name, "held_out_converged")),
+            "seconds": mean_interval([r["seconds"] for r in seconds[name]]),
+        }
+        for name in config.strategies
+    ]
+    headings = {
+        "strategy": "strategy",
+        "rate": "rate",
+        "at_L": "held-out loss at L",
+        "converged": "converged",
+        "share": "recovered share of the gain",
+        "seconds": "seconds",
+    }
+    return markdown_table(rows, headings) + "\n"
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    main("backprop_steps", Config, cells, report)

@@ -1,0 +1,76 @@
+"""Means with intervals, for whatever compares strategies over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+__all__ = ["Interval", "group", "mean_interval", "paired_interval"]
+
+
+class Interval(NamedTuple):
+    """A mean and half the width of its confidence interval (NaN for a single value)."""
+
+    mean: float
+    half: float
+    samples: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.half):
+            return f"{self.mean:.4g}"
+        return f"{self.mean:.4g} ± {self.half:.2g}"
+
+
+def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean of independent values (seeds) with Student's interval of confidence `level`.
+
+    >>> print(mean_interval([1.0, 2.0, 3.0]))
+    2 ± 2.5
+    """
+    values = np.asarray(values, float)
+    if values.size == 0:
+        raise ValueError("values must not be empty; got none: are there records of this kind?")
+    count = values.size
+    if count == 1:
+        return Interval(float(values.mean()), math.nan, 1)
+    half = stats.t.ppf((1 + level) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count)
+    return Interval(float(values.mean()), float(half), count)
+
+
+def paired_interval(values: ArrayLike, others: ArrayLike, level: float = 0.95) -> Interval:
+    """The mean difference of two columns over the same seeds: the seeds' own spread drops out.
+
+    >>> print(paired_interval([11.0, 22.0, 33.0], [10.0, 20.0, 30.0]))
+    2 ± 2.5
+    """
+    values, others = np.asarray(values, float), np.asarray(others, float)
+    if values.shape != others.shape:
+        raise ValueError(f"pairs must be as many; got {values.shape} and {others.shape}")
+    return mean_interval(values - others, level)
+
+
+def group(
+    records: Iterable[Mapping[str, Any]], by: str | Callable[[Mapping[str, Any]], Hashable]
+) -> dict[Any, Sequence[Mapping[str, Any]]]:
+    """Records by the value of a column (or a function of the record), in order of appearance.
+
+    >>> {k: len(v) for k, v in group([{"a": 1}, {"a": 2}, {"a": 1}], "a").items()}
+    {1: 2, 2: 1}
+    """
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(by(record) if callable(by) else record.get(by), []).append(record)
+    return groups  # pyright: ignore[reportReturnType] lists are sequences

@@ -1,0 +1,64 @@
+"""What the figures share: the stored records of an experiment, and where a figure goes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hypergrad.plotting import save_figure
+from hypergrad.records import read_jsonl
+
+STORED = Path(__file__).parents[1] / "experiments" / "records"
+DRAWN = Path(__file__).parent / "drawn"
+
+Record = dict[str, Any]
+
+
+def read(folder: Path) -> list[Record]:
+    """The records of an experiment; says how to make them where there are none."""
+    path = folder / "records.jsonl"
+    if not path.exists():
+        raise ValueError(
+            f"{path} must hold the records of the experiment; got no such file: run "
+            f"python experiments/{folder.name}.py --store {folder}"
+        )
+    return read_jsonl(path)
+
+
+def select(records: Sequence[Record], **values: Any) -> list[Record]:
+    """The records with these values in their columns.
+
+    >>> select([{"a": 1, "b": 2}, {"a": 2, "b": 2}], a=2)
+    [{'a': 2, 'b': 2}]
+    """
+    return [r for r in records if all(r.get(key) == value for key, value in values.items())]
+
+
+def arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
+    """The stored arrays of the one cell whose file begins with `prefix`."""
+    paths = sorted(folder.glob(f"{prefix}*.npz"))
+    if len(paths) != 1:
+        raise ValueError(f"{folder} must hold one {prefix}*.npz; got {len(paths)}: store it again")
+    with np.load(paths[0], allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def main(experiment: str, figures: dict[str, Callable[[Path], Figure]]) -> None:
+    """Draw the figures of one experiment from its records, as PDF and PNG."""
+    parser = argparse.ArgumentParser(description=f"Figures of {experiment}.")
+    parser.add_argument("--records", type=Path, default=STORED / experiment)
+    parser.add_argument("--out", type=Path, default=DRAWN)
+    options = parser.parse_args()
+    try:
+        for name, draw in figures.items():
+            for path in save_figure(draw(options.records), options.out / name):
+                print(path)
+    except ValueError as error:
+        print(f"{experiment}: {error}", file=sys.stderr)
+        sys.exit(1)
