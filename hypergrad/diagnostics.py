@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from hypergrad._checks import check_count, is_concrete
 from hypergrad.adjoint import (
-    AdjointPair,
+    AdjointProblem,
     AdjointStats,
     Cotangent,
     LimitSystem,
@@ -41,6 +41,7 @@ from hypergrad.bilevel import (
     restore_batch,
 )
 from hypergrad.chambolle_pock import (
+    AdjointPair,
     ChambollePock,
     ProxArguments,
     Solution,
@@ -602,7 +603,7 @@ def _steps_needed(
     contraction = _contraction(problem, rows, end, dimension)
     g = _loss_gradient(loss, end.solution, x_true)
 
-    sums, stats = LeastSquares()(problem, end.sizes, end.history, g)
+    sums, stats = LeastSquares()(AdjointProblem(problem, end.sizes, end.history, g))
     measured = _measure_steps(problem, end, g, sums.pair, error, most)
     measured = jnp.where(stats.status == Status.CONVERGED, measured, jnp.nan)
     steps = jnp.maximum(1.0, jnp.ceil(jnp.log(error) / jnp.log(contraction.factor)))

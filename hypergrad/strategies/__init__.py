@@ -6,6 +6,15 @@ import ast
 import dataclasses
 import importlib
 
+from hypergrad.adjoint import (
+    AbstractAdjointSolve,
+    AbstractLinearSolve,
+    LastIterates,
+    LeastSquares,
+    LinearSolve,
+    Steps,
+    Tolerance,
+)
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 from hypergrad.strategies.ergodic import (
     AbstractWeights,
@@ -18,16 +27,7 @@ from hypergrad.strategies.ergodic import (
 from hypergrad.strategies.exact import Exact
 from hypergrad.strategies.forward_unrolling import ForwardUnrolling
 from hypergrad.strategies.full_unrolling import FullUnrolling
-from hypergrad.strategies.limit import (
-    AbstractAdjointSolve,
-    AbstractLinearSolve,
-    LastIterates,
-    LeastSquares,
-    LimitFormula,
-    LinearSolve,
-    Steps,
-    Tolerance,
-)
+from hypergrad.strategies.limit import LimitFormula
 from hypergrad.strategies.peers import (
     AbstractImplicitPeer,
     AbstractJaxoptSolve,
