@@ -16,6 +16,7 @@ from hypergrad.adjoint import (
     Tolerance,
 )
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
+from hypergrad.strategies._implicit_peer import AbstractImplicitPeer
 from hypergrad.strategies.ergodic import (
     AbstractWeights,
     ErgodicUnrolling,
@@ -27,18 +28,16 @@ from hypergrad.strategies.ergodic import (
 from hypergrad.strategies.exact import Exact
 from hypergrad.strategies.forward_unrolling import ForwardUnrolling
 from hypergrad.strategies.full_unrolling import FullUnrolling
-from hypergrad.strategies.limit import LimitFormula
-from hypergrad.strategies.peers import (
-    AbstractImplicitPeer,
+from hypergrad.strategies.jaxopt import (
     AbstractJaxoptSolve,
     JaxoptBiCGStab,
     JaxoptGMRES,
     JaxoptImplicit,
     JaxoptLU,
     JaxoptNormalCG,
-    OptimistixCheckpointed,
-    OptimistixImplicit,
 )
+from hypergrad.strategies.limit import LimitFormula
+from hypergrad.strategies.optimistix import OptimistixCheckpointed, OptimistixImplicit
 from hypergrad.strategies.piggyback import Piggyback
 from hypergrad.strategies.truncation import Truncation
 
