@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hypergrad.adjoint.linear_solves import squared_norm
 from hypergrad.chambolle_pock import ProxArguments, StepSizes
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.smoothing import Jacobian, jacobian, prox, prox_conjugate
@@ -33,7 +34,7 @@ def _transpose_times(matrix: Array, v: Array) -> Array:
 
 def norm(pair: tuple[Array, Array]) -> Float[Array, " batch"]:
     """Euclidean norm of a pair of (balanced) unknowns, a sample."""
-    return jnp.sqrt(jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1))
+    return jnp.sqrt(squared_norm(pair))
 
 
 class ActiveSystem(eqx.Module):
