@@ -145,13 +145,18 @@ class ChambollePock(eqx.Module):
         )
 
     def check_step_sizes(self, problem: LowerLevel) -> None:
-        """Raise a `ValueError` if concrete steps given by hand are too long for the problem."""
-        if self.tau is None or self.sigma is None or not is_concrete(self.tau * self.sigma):
+        """Raise a `ValueError` if concrete steps given by hand are too long for the problem.
+
+        (Where something is traced they are let pass: what comes of it shows in the status.)
+        """
+        if self.tau is None or self.sigma is None:
             return
-        if not all(is_concrete(leaf) for leaf in jax.tree.leaves(problem.K)):
+        if not all(map(is_concrete, jax.tree.leaves((self.tau, self.sigma, problem.K)))):
             return
-        norm = float(_compiled_norm(problem.K))
-        product = float(self.tau * self.sigma) * norm**2
+        # What a jitted caller closes over can be looked at, but JAX would trace the norm of it.
+        with jax.ensure_compile_time_eval():
+            norm = float(_compiled_norm(problem.K))
+        product = float(self.tau) * float(self.sigma) * norm**2
         # The norm is an upper bound (its margin), so 1 itself may come out a little above 1.
         slack = 1e-4 if matrix_of(problem.K) is not None else _LANCZOS_SLACK
         if product > 1 + slack:
