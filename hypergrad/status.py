@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from typing import Any
 
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-__all__ = ["Status"]
+__all__ = ["Status", "throw_if_bad"]
 
 
 class Status(enum.IntEnum):
@@ -60,3 +63,14 @@ class Status(enum.IntEnum):
             return cls(codes[0]).label
         shares = Counter(codes).most_common()
         return ", ".join(f"{cls(code).label} {100 * n / len(codes):.3g} %" for code, n in shares)
+
+
+_GOOD = np.array([status.value for status in Status if status.is_good], np.int32)
+
+
+def throw_if_bad(tree: Any, status: Array, what: str) -> Any:
+    """The same tree; running it raises if a status is not good."""
+    bad = ~jnp.isin(status, _GOOD)
+    return eqx.error_if(
+        tree, bad, f"{what} did not succeed for every sample: call with throw=False and see stats"
+    )

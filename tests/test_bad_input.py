@@ -433,6 +433,19 @@ def test_constants_are_looked_at_under_jit_too():
         jax.jit(lambda w: x(w, spoilt))(0.1)
 
 
+def test_steps_that_are_too_long_are_seen_under_jit_where_all_is_constant():
+    solver, strategy = hg.ChambollePock(tau=1.0, sigma=1.0), hg.Truncation(1)
+    with pytest.raises(ValueError, match=r"must be at most 1; got 3\.41"):
+        jax.jit(lambda x: hg.solve(PROBLEM, x, solver=solver, strategy=strategy).x)(X)
+
+
+def test_steps_that_are_too_long_show_in_the_status_where_K_is_traced():
+    problem = lower_level(F=hg.Quadratic(1.0))
+    solver, strategy = hg.ChambollePock(1000, tau=3.0, sigma=3.0), hg.Truncation(1)
+    solved = jax.jit(lambda p: hg.solve(p, X, solver=solver, strategy=strategy).stats)(problem)
+    assert np.all(np.asarray(solved.status) == hg.Status.NON_FINITE)
+
+
 def test_whole_numbers_are_data_too():
     """Pixels, say: `np.uint8` or `int`. Only NaN is not a number."""
     with jax.numpy_dtype_promotion("standard"):

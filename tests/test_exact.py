@@ -11,10 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, random_data, relative_error
+from helpers import (
+    LIMITS,
+    assert_close,
+    free_direction,
+    no_fidelity,
+    random_data,
+    relative_error,
+    solved_and_differentiated,
+)
 from jaxtyping import Array
 from scipy.optimize import minimize
-from test_limits import LIMITS, _differences, _free_direction, _no_fidelity
 
 import hypergrad as hg
 from hypergrad import data, operators
@@ -38,7 +45,7 @@ def _exact(problem, x_tilde, x_true, **options) -> hg.Hypergradient:
 def test_exact_is_what_central_differences_of_the_solved_problem_say(name):
     """Its own step sizes: nothing is known of the problem but itself."""
     limit = LIMITS[name]
-    x, expected = _differences(name)
+    x, expected = solved_and_differentiated(name)
     h = _exact(limit.problem(), *limit.data())
     assert _statuses(h) == [Status.CONVERGED] * 2
     assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
@@ -253,7 +260,7 @@ def test_the_answer_does_not_depend_on_the_start(lower_level):
 
 
 @pytest.mark.parametrize(
-    ("lower_level", "unique"), [(_free_direction, [True, False]), (_no_fidelity, [False, False])]
+    ("lower_level", "unique"), [(free_direction, [True, False]), (no_fidelity, [False, False])]
 )
 def test_a_solution_that_is_not_unique_is_told_sample_by_sample(lower_level, unique):
     problem, x_tilde, x_true = lower_level()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -127,12 +128,15 @@ def concrete_subclasses(cls: type) -> Iterator[type]:
         yield from concrete_subclasses(subclass)
 
 
+def is_of_the_package(cls: type) -> bool:
+    """Whether one of its modules holds the class (that of a doctest only says so)."""
+    module = cls.__module__
+    ours = module.partition(".")[0] == "hypergrad"
+    return ours and vars(sys.modules[module]).get(cls.__name__) is cls
+
+
 def test_list_is_complete():
-    package = {
-        cls
-        for cls in concrete_subclasses(hg.AbstractFunction)
-        if cls.__module__ == "hypergrad.functions"
-    }
+    package = set(filter(is_of_the_package, concrete_subclasses(hg.AbstractFunction)))
     assert {type(case.f) for case in CASES.values()} == package
 
 

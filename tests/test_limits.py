@@ -7,9 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
 from operator import attrgetter
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,140 +16,28 @@ import lineax as lx
 import numpy as np
 import pytest
 from helpers import (
+    ENOUGH,
     L1,
+    LIMITS,
     Box,
     Poster,
     Quadratic,
     assert_close,
-    central_differences,
+    free_direction,
     gradient_of,
+    no_fidelity,
     random_data,
     relative_error,
-    solve_group_quadratic,
-    solve_l1_box,
-    solve_l1_quadratic,
-    solve_lasso,
+    solved_and_differentiated,
+    standard_normal,
     to_hypergrad,
 )
 
 import hypergrad as hg
-from hypergrad.adjoint import Cotangent
+from hypergrad.adjoint import AdjointProblem, Cotangent
 from hypergrad.chambolle_pock import ProxArguments
 from hypergrad.status import Status
 from hypergrad.strategies import LeastSquares
-
-ENOUGH = 3000  # iterations, for every problem here to arrive at rounding
-
-# ------------------------------------------------------------------------- problems to be solved
-
-
-class Limit(NamedTuple):
-    """A lower level by its parameters (`K`, `F.weight`, …): how the package and how SciPy solve it.
-
-    The seeds are chosen so that the solution is not near a kink, and has coordinates on both sides.
-    """
-
-    seed: int
-    parameters: dict[str, np.ndarray]
-    F: Callable
-    G: Callable
-    solve: Callable
-
-    def problem(self) -> hg.LowerLevel:
-        p = {name: jnp.asarray(value) for name, value in self.parameters.items()}
-        return hg.LowerLevel(p["K"], self.F(p), self.G(p))
-
-    def solver(self, iterations: int = ENOUGH, ratio: float = 3.0) -> hg.ChambollePock:
-        step = 0.99 / np.linalg.norm(self.parameters["K"], 2)
-        return hg.ChambollePock(iterations, step / np.sqrt(ratio), step * np.sqrt(ratio))
-
-    def data(self) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng([self.seed, 7])
-        x_tilde = rng.standard_normal((2, self.parameters["K"].shape[1]))
-        return x_tilde, x_tilde + 0.3 * rng.standard_normal(x_tilde.shape)
-
-
-def _random(seed: int, stream: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng([seed, stream]).standard_normal(shape)
-
-
-LIMITS = {
-    "L1+Quadratic": Limit(
-        3,
-        {"K": _random(3, 1, 5, 5) / 3, "F.weight": np.full(5, 0.4), "G.weight": np.array(1.1)},
-        lambda p: hg.L1(p["F.weight"]),
-        lambda p: hg.Quadratic(p["G.weight"]),
-        lambda p, x: solve_l1_quadratic(p["K"], p["F.weight"], p["G.weight"], x),
-    ),
-    "L1+Box": Limit(
-        9,
-        {
-            "K": _random(9, 2, 6, 4) / 3,
-            "F.weight": np.random.default_rng([9, 9]).uniform(0.3, 0.5, 6),
-            "G.radius": np.full(4, 0.4),
-        },
-        lambda p: hg.L1(p["F.weight"]),
-        lambda p: hg.Box(p["G.radius"]),
-        lambda p, x: solve_l1_box(p["K"], p["F.weight"], p["G.radius"], x),
-    ),
-    "Huber+Quadratic": Limit(
-        6,
-        {
-            "K": _random(6, 3, 5, 4) / 3,
-            "F.weight": np.array(0.4),
-            "F.smoothing": np.array(0.3),
-            "G.weight": np.full(4, 1.1),
-        },
-        lambda p: hg.Huber(p["F.weight"], p["F.smoothing"]),
-        lambda p: hg.Quadratic(p["G.weight"]),
-        lambda p, x: solve_l1_quadratic(p["K"], p["F.weight"], p["G.weight"], x, p["F.smoothing"]),
-    ),
-    "GroupL1+Quadratic": Limit(
-        7,
-        {
-            "K": np.eye(4, 5) + 0.2 * _random(7, 4, 4, 5),
-            "F.weight": np.array(0.4),
-            "G.weight": np.array(1.1),
-        },
-        lambda p: hg.GroupL1(p["F.weight"], shape=(2, 2)),
-        lambda p: hg.Quadratic(p["G.weight"]),
-        lambda p, x: solve_group_quadratic(p["K"], p["F.weight"], p["G.weight"], x, (2, 2)),
-    ),
-    "Quadratic+L1": Limit(
-        6,
-        {
-            "K": _random(6, 5, 6, 4) / 3,
-            "F.weight": np.array(1.2),
-            "F.center": np.full(6, 0.3),
-            "G.weight": np.array(0.2),
-        },
-        lambda p: hg.Quadratic(p["F.weight"], p["F.center"]),
-        lambda p: hg.L1(p["G.weight"]),
-        lambda p, x: solve_lasso(p["K"], p["F.weight"], p["F.center"], p["G.weight"], x),
-    ),
-}
-
-
-@functools.cache
-def _differences(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The independent solution, and the gradient of the loss in everything, entry by entry."""
-    limit = LIMITS[name]
-    x_tilde, x_true = limit.data()
-
-    def solved(parameters, x_tilde):
-        return np.array([limit.solve(parameters, x) for x in x_tilde])
-
-    def loss(parameters, x_tilde):
-        return 0.5 * np.mean(np.sum((solved(parameters, x_tilde) - x_true) ** 2, 1))
-
-    gradients = {
-        entry: central_differences(
-            lambda value, entry=entry: loss(limit.parameters | {entry: value}, x_tilde), start
-        )
-        for entry, start in limit.parameters.items()
-    }
-    in_x_tilde = central_differences(lambda value: loss(limit.parameters, value), x_tilde)
-    return solved(limit.parameters, x_tilde), gradients | {"x_tilde": in_x_tilde}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +48,7 @@ def _differences(name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("name", LIMITS)
 def test_central_differences_of_the_solved_problem(name, strategy):
     limit = LIMITS[name]
-    x, expected = _differences(name)
+    x, expected = solved_and_differentiated(name)
     h = hg.hypergradient(limit.problem(), *limit.data(), solver=limit.solver(), strategy=strategy)
     assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
     assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
@@ -185,7 +71,7 @@ def test_the_problems_have_coordinates_on_both_sides_of_a_kink(name):
     """Else half of the formula would not be seen. By the gradients in the parameters of F and G:
     a mask of ones or zeros everywhere makes one of them vanish.
     """
-    _, gradients = _differences(name)
+    _, gradients = solved_and_differentiated(name)
     sizes = {entry: np.linalg.norm(gradient) for entry, gradient in gradients.items()}
     if name == "L1+Box":
         del sizes["F.weight"]
@@ -254,7 +140,7 @@ def test_scaling_data_radius_and_weights_together_changes_nothing(G):
     With data and radius in units of c and F in units of d, the loss has units `c^2`.
     """
     x_tilde, x_true = random_data(3, 4)
-    K, c, d = _random(0, 2, 6, 4) / 3, 0.01, 7.0
+    K, c, d = standard_normal(0, 2, 6, 4) / 3, 0.01, 7.0
     given = {"primal_scale": 1.0} if isinstance(G, hg.Quadratic) else {}
     solver = hg.ChambollePock(15, step_ratio=2.0, **given)
     h = hg.hypergradient(
@@ -284,7 +170,7 @@ def test_scaling_data_radius_and_weights_together_changes_nothing(G):
 def test_ergodic_bias_halves_when_the_iterations_double():
     """Uniform weights: O(1/L), and no more than that once the masks have settled."""
     limit = LIMITS["L1+Quadratic"]
-    _, exact = _differences("L1+Quadratic")
+    _, exact = solved_and_differentiated("L1+Quadratic")
     errors = []
     for iterations in (500, 1000, 2000):
         h = hg.hypergradient(
@@ -305,13 +191,13 @@ def _singular_posters() -> dict[str, Poster]:
         step = 0.9 / np.linalg.norm(K, 2)
         return Poster(K, L1(weight), G, tau=step, sigma=step, theta=1.0, L=ENOUGH)
 
-    wide, tall = _random(2, 1, 4, 5) / 3, _random(2, 2, 5, 4) / 3
+    wide, tall = standard_normal(2, 1, 4, 5) / 3, standard_normal(2, 2, 5, 4) / 3
     return {
         # Every row twice: whichever rows are active, they are dependent.
         "repeated": poster(np.vstack([wide, wide]), 0.6, Quadratic(1.1)),
         "repeated-box": poster(np.vstack([tall, tall]), 0.25, Box(1.5)),
         # A weight at which the solution is 0: all rows are active, more than there are columns.
-        "zero": poster(_random(1, 1, 6, 4) / 3, 10.0, Quadratic(1.1)),
+        "zero": poster(standard_normal(1, 1, 6, 4) / 3, 10.0, Quadratic(1.1)),
     }
 
 
@@ -338,8 +224,8 @@ def test_a_singular_system_is_solved_with_minimum_norm(name):
     cotangent = Cotangent(jnp.asarray(g), jnp.zeros((3, problem.m)))
     sizes = solver.step_sizes(problem)
     for adjoint in (LeastSquares(), hg.Tolerance(1e-14)):
-        solve = eqx.filter_jit(lambda *arguments, adjoint=adjoint: adjoint(*arguments))
-        sums, stats = solve(problem, sizes, history, cotangent)
+        solve = eqx.filter_jit(lambda given, adjoint=adjoint: adjoint(given))
+        sums, stats = solve(AdjointProblem(problem, sizes, history, cotangent))
         Delta = np.concatenate([sums.Delta_P, sums.Delta_D], axis=-1)
         assert relative_error(Delta, np.array(expected)) <= 1e-9
         assert all(Status(int(status)).is_good for status in stats.status)
@@ -358,24 +244,6 @@ def test_the_gradient_of_a_singular_problem_is_that_of_the_minimum_norm(adjoint)
 # ----------------------------------------------------------------- what does not work, and says so
 
 
-def _free_direction() -> tuple[hg.LowerLevel, np.ndarray, np.ndarray]:
-    """A linear programme with fewer rows than columns.
-
-    The first sample is so far out that every coordinate goes to its bound. The second one reaches
-    `K x = 0` inside the box and may move along the kernel of K: it has no unique solution.
-    """
-    problem = hg.LowerLevel(_random(0, 1, 2, 4), hg.L1(0.3), hg.Box(0.5))
-    far = 30 * np.asarray(problem.K).sum(0)
-    x_tilde = np.stack([far, 0.1 * _random(0, 2, 4)])
-    return problem, x_tilde, x_tilde + _random(0, 3, 2, 4)
-
-
-def _no_fidelity() -> tuple[hg.LowerLevel, np.ndarray, np.ndarray]:
-    """`argmin_x weight ||K x||_1`: the kernel of K, for both samples."""
-    problem = hg.LowerLevel(_random(0, 1, 2, 4), hg.L1(0.3), hg.Zero())
-    return problem, _random(0, 2, 2, 4), _random(0, 3, 2, 4)
-
-
 @pytest.mark.parametrize(
     ("adjoint", "status"),
     [
@@ -386,7 +254,7 @@ def _no_fidelity() -> tuple[hg.LowerLevel, np.ndarray, np.ndarray]:
 )
 @pytest.mark.parametrize(
     ("lower_level", "unique"),
-    [(_free_direction, [True, False]), (_no_fidelity, [False, False])],
+    [(free_direction, [True, False]), (no_fidelity, [False, False])],
     ids=["free_direction", "no_fidelity"],
 )
 def test_a_lower_level_that_is_not_unique_is_told_sample_by_sample(
@@ -422,7 +290,7 @@ def test_an_unconverged_lower_level_says_so_and_can_raise():
     ("solver", "lower_level"),
     [
         (lx.GMRES(rtol=1e-10, atol=1e-10, max_steps=1, restart=1), None),
-        (lx.BiCGStab(rtol=1e-10, atol=1e-10), _no_fidelity),
+        (lx.BiCGStab(rtol=1e-10, atol=1e-10), no_fidelity),
     ],
     ids=["too_few_steps", "singular"],
 )

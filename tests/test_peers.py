@@ -17,15 +17,19 @@ import numpy as np
 import optimistix
 import pytest
 from helpers import (
+    ENOUGH,
+    LIMITS,
     Quadratic,
     assert_close,
+    free_direction,
     gradient_of,
+    no_fidelity,
     random_data,
     random_poster,
     relative_error,
+    solved_and_differentiated,
     to_hypergrad,
 )
-from test_limits import ENOUGH, LIMITS, _differences, _free_direction, _no_fidelity
 
 import hypergrad as hg
 from hypergrad.comparison import solve_without_strategy
@@ -63,7 +67,7 @@ SOLVED = [
 @pytest.mark.parametrize(("name", "strategy"), SOLVED, ids=lambda a: getattr(a, "label", a))
 def test_central_differences_of_the_solved_problem(name, strategy):
     limit = LIMITS[name]
-    x, expected = _differences(name)
+    x, expected = solved_and_differentiated(name)
     h = hg.hypergradient(limit.problem(), *limit.data(), solver=limit.solver(), strategy=strategy)
     assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
     assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
@@ -170,7 +174,7 @@ TOO_FEW = [
 @pytest.mark.parametrize("strategy", TOO_FEW, ids=lambda s: s.label)
 def test_too_few_steps_of_a_linear_solver_show_in_the_status(strategy):
     limit = LIMITS["L1+Quadratic"]
-    _, expected = _differences("L1+Quadratic")
+    _, expected = solved_and_differentiated("L1+Quadratic")
     h = hg.hypergradient(limit.problem(), *limit.data(), solver=limit.solver(), strategy=strategy)
     assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
     assert np.all(np.asarray(h.adjoint.status) == Status.NOT_CERTIFIED)
@@ -188,7 +192,7 @@ INCONSISTENT = [
 @pytest.mark.parametrize("strategy", INCONSISTENT, ids=lambda s: s.label)
 def test_a_system_without_a_solution_is_told_and_spoils_no_other_sample(strategy):
     """By itself optimistix would raise, for the whole batch."""
-    problem, x_tilde, x_true = _free_direction()
+    problem, x_tilde, x_true = free_direction()
     solver = hg.ChambollePock(ENOUGH)
     h = hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy)
     assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
@@ -200,7 +204,7 @@ def test_a_system_without_a_solution_is_told_and_spoils_no_other_sample(strategy
 
 
 def test_a_bad_status_of_a_peer_can_raise():
-    problem, x_tilde, x_true = _no_fidelity()
+    problem, x_tilde, x_true = no_fidelity()
     options = {"solver": hg.ChambollePock(ENOUGH), "strategy": hg.OptimistixImplicit()}
     with pytest.raises(eqx.EquinoxRuntimeError, match="the adjoint solve did not succeed"):
         hg.hypergradient(problem, x_tilde, x_true, **options, throw=True)

@@ -21,6 +21,7 @@ from helpers import assert_close, random_data, relative_error, solve_l1_quadrati
 import hypergrad as hg
 from hypergrad import training
 from hypergrad.chambolle_pock import AdjointPair
+from hypergrad.checkpoints import Checkpoints
 from hypergrad.progress import progress_bar
 
 M, N, SAMPLES, RATE = 6, 5, 8, 0.1
@@ -612,14 +613,14 @@ def _checkpoint(epoch: int) -> str:
 
 
 def _after_saving_epoch_2(monkeypatch) -> None:
-    save = training._Checkpoints.save
+    save = Checkpoints.save
 
     def save_and_stop(self, epoch, *args):
         save(self, epoch, *args)
         if epoch == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training._Checkpoints, "save", save_and_stop)
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
 
 
 def _while_saving_epoch_3(monkeypatch) -> None:

@@ -6,7 +6,17 @@ import ast
 import dataclasses
 import importlib
 
+from hypergrad.adjoint import (
+    AbstractAdjointSolve,
+    AbstractLinearSolve,
+    LastIterates,
+    LeastSquares,
+    LinearSolve,
+    Steps,
+    Tolerance,
+)
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
+from hypergrad.strategies._implicit_peer import AbstractImplicitPeer
 from hypergrad.strategies.ergodic import (
     AbstractWeights,
     ErgodicUnrolling,
@@ -18,27 +28,16 @@ from hypergrad.strategies.ergodic import (
 from hypergrad.strategies.exact import Exact
 from hypergrad.strategies.forward_unrolling import ForwardUnrolling
 from hypergrad.strategies.full_unrolling import FullUnrolling
-from hypergrad.strategies.limit import (
-    AbstractAdjointSolve,
-    AbstractLinearSolve,
-    LastIterates,
-    LeastSquares,
-    LimitFormula,
-    LinearSolve,
-    Steps,
-    Tolerance,
-)
-from hypergrad.strategies.peers import (
-    AbstractImplicitPeer,
+from hypergrad.strategies.jaxopt import (
     AbstractJaxoptSolve,
     JaxoptBiCGStab,
     JaxoptGMRES,
     JaxoptImplicit,
     JaxoptLU,
     JaxoptNormalCG,
-    OptimistixCheckpointed,
-    OptimistixImplicit,
 )
+from hypergrad.strategies.limit import LimitFormula
+from hypergrad.strategies.optimistix import OptimistixCheckpointed, OptimistixImplicit
 from hypergrad.strategies.piggyback import Piggyback
 from hypergrad.strategies.truncation import Truncation
 

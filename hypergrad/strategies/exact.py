@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -127,8 +126,7 @@ class Exact(AbstractStrategy):
         status = jnp.where(residual <= tolerance, good, bad)
         stats = AdjointStats.of(_REFINEMENTS, residual, status, 4 * _REFINEMENTS + 8)
         grad, dx_tilde = limit_gradients(limit, solved.x, solved.y, sums)
-        dsolver = jax.tree.map(jnp.zeros_like, eqx.filter(solver, eqx.is_inexact_array))
-        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats, sums.pair)
+        return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)
 
     @property
     def has_pushforward(self) -> bool:

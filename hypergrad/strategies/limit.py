@@ -2,361 +2,36 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from hypergrad._checks import check_count
 from hypergrad.adjoint import (
-    AdjointStats,
+    AbstractAdjointSolve,
+    AbstractLinearSolve,
+    AdjointProblem,
     Cotangent,
-    DeltaSums,
     Gradients,
+    LastIterates,
+    LeastSquares,
     LimitSystem,
+    LinearSolve,
+    Steps,
     Tangents,
+    Tolerance,
     Unknowns,
-    adjoint_step,
-    first_layer,
     limit_gradients,
     limit_pushforward,
-    nothing_like,
-    relative_size,
     solve_both_ways,
-    solve_least_squares,
-    squared_norm,
-    sum_deltas,
 )
-from hypergrad.chambolle_pock import (
-    AdjointPair,
-    ChambollePock,
-    ProxArguments,
-    Solution,
-    State,
-    StepSizes,
-    default_tolerance,
-    record,
-)
+from hypergrad.chambolle_pock import ChambollePock, Solution, State, record
 from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = [
-    "AbstractAdjointSolve",
-    "AbstractLinearSolve",
-    "LastIterates",
-    "LeastSquares",
-    "LimitFormula",
-    "LinearSolve",
-    "Steps",
-    "Tolerance",
-]
-
-
-# ------------------------------------------------------------------------ ways to get Delta
-
-
-class AbstractAdjointSolve(eqx.Module):
-    """A way to the sums `Delta_P`, `Delta_D`."""
-
-    @property
-    def iterates(self) -> int:
-        """How many of the last iterates it wants to see."""
-        return 1
-
-    @property
-    @abc.abstractmethod
-    def label(self) -> str:
-        """The way as it is written on the command line."""
-
-    def with_tolerance(self, rtol: Array) -> AbstractAdjointSolve | None:
-        """The same way with another tolerance, if it has one."""
-        return None
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        problem: LowerLevel,
-        sizes: StepSizes,
-        history: ProxArguments,
-        g: Cotangent,
-        earlier: AdjointPair | None = None,
-    ) -> tuple[DeltaSums, AdjointStats]:
-        """The sums, and how it went.
-
-        `history` holds the prox arguments of the last iterates; `earlier` the sums of an earlier
-        solve, which a way that can starts from.
-        """
-
-
-def _last(history: ProxArguments) -> ProxArguments:
-    return ProxArguments(history.z_D[-1], history.z_P[-1])
-
-
-class Steps(AbstractAdjointSolve):
-    """k steps of the delta recursion, everything held fixed at the last state.
-
-    Equals k iterations of the adjoint Chambolle-Pock method, from zero or from the adjoint part of
-    `init`. 2 k products.
-    """
-
-    k: int = eqx.field(static=True, default=1)
-
-    def __check_init__(self):
-        check_count("k", self.k)
-
-    @property
-    def label(self) -> str:
-        return f"steps={self.k}"
-
-    def __call__(
-        self,
-        problem: LowerLevel,
-        sizes: StepSizes,
-        history: ProxArguments,
-        g: Cotangent,
-        earlier: AdjointPair | None = None,
-    ) -> tuple[DeltaSums, AdjointStats]:
-        return _sum_of_steps(problem, sizes, history, g, self.k, earlier)
-
-
-class LastIterates(AbstractAdjointSolve):
-    """The deltas of the last k iterations, each at its own iterate, summed: the second poster."""
-
-    k: int = eqx.field(static=True, default=1)
-
-    def __check_init__(self):
-        check_count("k", self.k)
-
-    @property
-    def iterates(self) -> int:
-        return self.k
-
-    @property
-    def label(self) -> str:
-        return f"last={self.k}"
-
-    def __call__(
-        self,
-        problem: LowerLevel,
-        sizes: StepSizes,
-        history: ProxArguments,
-        g: Cotangent,
-        earlier: AdjointPair | None = None,
-    ) -> tuple[DeltaSums, AdjointStats]:
-        # Each layer at its own iterate: nothing that an earlier solve could be carried on from.
-        return _sum_of_steps(problem, sizes, history, g, self.k, None)
-
-
-def _sum_of_steps(
-    problem: LowerLevel,
-    sizes: StepSizes,
-    history: ProxArguments,
-    g: Cotangent,
-    k: int,
-    earlier: AdjointPair | None,
-) -> tuple[DeltaSums, AdjointStats]:
-    sums = sum_deltas(problem, sizes, history, g, k, earlier)
-    residual = LimitSystem(problem, sizes, _last(history)).residual(sums, g)
-    tolerance, products = default_tolerance(g.x.dtype), 2 * k + 2 + int(earlier is not None)
-    return sums, AdjointStats.judge(k, residual, tolerance, products=products)
-
-
-class Tolerance(AbstractAdjointSolve):
-    """Steps at the last state until a delta is below `rtol` relative to g, each sample by itself.
-
-    `most` steps at the most; the status says where they were used up (the sums may diverge: then
-    the system is inconsistent, and there is no limit).
-    """
-
-    # A number is compiled in; an array may change from call to call.
-    rtol: float | Float[Array, ""] = 1e-6
-    most: int = eqx.field(static=True, default=10_000)
-
-    def __check_init__(self):
-        if not 0 < self.rtol < 1:
-            raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}: try 1e-6")
-        check_count("most", self.most)
-
-    @property
-    def label(self) -> str:
-        return f"tolerance={self.rtol:g}"
-
-    def with_tolerance(self, rtol: Array) -> AbstractAdjointSolve | None:
-        return Tolerance(rtol, self.most)
-
-    def __call__(
-        self,
-        problem: LowerLevel,
-        sizes: StepSizes,
-        history: ProxArguments,
-        g: Cotangent,
-        earlier: AdjointPair | None = None,
-    ) -> tuple[DeltaSums, AdjointStats]:
-        z, nothing = _last(history), nothing_like(g)
-
-        def one_more(carry):
-            state, sums, size, steps, done = carry
-            new_state, terms = adjoint_step(problem, sizes, z, state, nothing)
-            running = size > self.rtol
-
-            def keep(old: Array, new: Array) -> Array:
-                return jnp.where(running[..., None], new, old)
-
-            sums = jax.tree.map(keep, sums, sums.plus(new_state, terms))
-            state = jax.tree.map(keep, state, new_state)
-            size = relative_size(state.delta_P, state.delta_D, g, sizes)
-            return state, sums, size, jnp.where(running, done + 1, steps), done + 1
-
-        def unfinished(carry):
-            *_, size, _, done = carry
-            return jnp.any(size > self.rtol) & (done < self.most)
-
-        state, sums = first_layer(problem, sizes, z, g, earlier)
-        size = relative_size(state.delta_P, state.delta_D, g, sizes)
-        steps = jnp.ones(g.x.shape[:-1], jnp.int32)
-        carry = (state, sums, size, steps, jnp.ones((), jnp.int32))
-        _, sums, size, steps, _ = jax.lax.while_loop(unfinished, one_more, carry)
-        residual = LimitSystem(problem, sizes, z).residual(sums, g)
-        status = jnp.where(size <= self.rtol, Status.CONVERGED, Status.ITERATIONS_USED_UP)
-        # A size that is not finite ends the loop, and so does a gradient that is not.
-        residual = jnp.where(jnp.isfinite(size), residual, jnp.nan)
-        products = 2 * steps + 2 + int(earlier is not None)
-        return sums, AdjointStats.of(steps, residual, status, products)
-
-
-class AbstractLinearSolve(AbstractAdjointSolve):
-    """A way that solves the limit system; it can solve the transpose of it as well.
-
-    That is what forward-mode differentiation needs.
-    """
-
-    @abc.abstractmethod
-    def solve(
-        self, system: LimitSystem, right: Unknowns, *, transposed: bool
-    ) -> tuple[Unknowns, Array, Array]:
-        """The (balanced) unknowns, the steps taken, and where those were used up, a sample."""
-
-    @property
-    @abc.abstractmethod
-    def products_a_step(self) -> int:
-        """Products with K in one step."""
-
-    def __call__(
-        self,
-        problem: LowerLevel,
-        sizes: StepSizes,
-        history: ProxArguments,
-        g: Cotangent,
-        earlier: AdjointPair | None = None,
-    ) -> tuple[DeltaSums, AdjointStats]:
-        # From zero, whatever came before: only that leads to the solution of minimum norm.
-        del earlier
-        system = LimitSystem(problem, sizes, _last(history))
-        right = system.balanced_right_hand_side(g)
-        unknowns, steps, used_up = self.solve(system, right, transposed=False)
-        products = self.products_a_step * steps + 8
-        return _judge_solution(system, unknowns, right, g, steps, used_up, products)
-
-
-def _sides(system: LimitSystem, transposed: bool) -> tuple[Callable, Callable]:
-    """The product of the system that is to be solved, and that of its transpose."""
-    if transposed:
-        return system.balanced_transpose, system.balanced
-    return system.balanced, system.balanced_transpose
-
-
-class LeastSquares(AbstractLinearSolve):
-    """The limit system solved by CGLS, all samples at once, matrix-free: the default.
-
-    Needs nothing of the system: where it is singular but consistent the result is the solution of
-    minimum norm, where it is inconsistent the status says so. 4 products with K a step; at most
-    `4 (m + n)` steps, since rounding makes it take more than the rank.
-    """
-
-    @property
-    def label(self) -> str:
-        return "cgls"
-
-    @property
-    def products_a_step(self) -> int:
-        return 4
-
-    def solve(
-        self, system: LimitSystem, right: Unknowns, *, transposed: bool
-    ) -> tuple[Unknowns, Array, Array]:
-        rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), 4 * sum(system.problem.shape)
-        unknowns, steps, arrived = solve_least_squares(
-            *_sides(system, transposed), right, rtol=rtol, most=most
-        )
-        return unknowns, steps, ~arrived
-
-
-class LinearSolve(AbstractLinearSolve):
-    """The limit system by a lineax solver, sample by sample (mapped over the batch).
-
-    A dense solver builds an `(m + n)^2` matrix a sample; a singular system breaks most solvers.
-    Whatever the solver says, the residual decides the status. What it does inside a step is its
-    own: two products at the least.
-    """
-
-    solver: lx.AbstractLinearSolver
-
-    @property
-    def label(self) -> str:
-        return type(self.solver).__name__.lower()
-
-    @property
-    def products_a_step(self) -> int:
-        return 2
-
-    def solve(
-        self, system: LimitSystem, right: Unknowns, *, transposed: bool
-    ) -> tuple[Unknowns, Array, Array]:
-        def solve_sample(z: ProxArguments, b: Unknowns):
-            sample = LimitSystem(system.problem, system.sizes, z)
-            product, _ = _sides(sample, transposed)
-            operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))
-            solution = lx.linear_solve(operator, b, self.solver, throw=False)
-            used_up = solution.result == lx.RESULTS.max_steps_reached
-            return solution.value, solution.stats.get("num_steps", 0), used_up
-
-        unknowns, steps, used_up = jax.vmap(solve_sample)(system.z, right)
-        return unknowns, jnp.asarray(steps).astype(jnp.int32), used_up
-
-
-def _judge_solution(
-    system: LimitSystem,
-    unknowns: tuple[Array, Array],
-    right: tuple[Array, Array],
-    g: Cotangent,
-    steps: Array,
-    used_up: Array,
-    products: Array,
-) -> tuple[DeltaSums, AdjointStats]:
-    """The sums, with a status by the residual, whatever the solver said of itself.
-
-    Where the residual is large, the gradient of its square tells whether this is a least-squares
-    solution: then there is no better one, and the system is inconsistent.
-    """
-    sums = system.sums(unknowns, g)
-    residual = system.residual(sums, g)
-    tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
-    misfit = jax.tree.map(jnp.subtract, right, system.balanced(unknowns))
-    gradient = system.balanced_transpose(misfit)
-    status = jnp.where(used_up, Status.ITERATIONS_USED_UP, Status.NOT_CERTIFIED)
-    at_minimum = squared_norm(gradient) <= tolerance**2 * squared_norm(misfit)
-    status = jnp.where(at_minimum, Status.INCONSISTENT, status)
-    status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
-    return sums, AdjointStats.of(steps, residual, status, products)
-
-
-# ----------------------------------------------------------------------------- the strategy
+__all__ = ["LimitFormula"]
 
 
 def _as_adjoint_solve(adjoint: Any) -> AbstractAdjointSolve:
@@ -435,12 +110,10 @@ class LimitFormula(AbstractStrategy):
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         problem, solver, sizes, history, x, y, earlier = residuals
-        sums, stats = self.adjoint(problem, sizes, history, cotangent, earlier)
-        system = LimitSystem(problem, sizes, _last(history))
-        grad, dx_tilde = limit_gradients(system, x, y, sums)
-        # The limit does not depend on tau, sigma and theta.
-        dsolver = jax.tree.map(jnp.zeros_like, eqx.filter(solver, eqx.is_inexact_array))
-        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats, sums.pair)
+        given = AdjointProblem(problem, sizes, history, cotangent, earlier)
+        sums, stats = self.adjoint(given)
+        grad, dx_tilde = limit_gradients(given.system, x, y, sums)
+        return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)
 
     def with_tolerance(self, rtol: Array) -> AbstractStrategy | None:
         adjoint = self.adjoint.with_tolerance(rtol)
@@ -452,7 +125,7 @@ class LimitFormula(AbstractStrategy):
 
     def pushforward(self, residuals: Any, tangents: Tangents) -> Cotangent:
         problem, _, sizes, history, x, y, _ = residuals
-        system, adjoint = LimitSystem(problem, sizes, _last(history)), self.adjoint
+        system, adjoint = LimitSystem.at_last(problem, sizes, history), self.adjoint
         assert isinstance(adjoint, AbstractLinearSolve)
 
         def solve(right: Unknowns) -> Unknowns:

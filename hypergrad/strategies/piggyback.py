@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -110,6 +109,4 @@ class Piggyback(AbstractStrategy):
         products = 4 * taken + 2 + int(earlier is not None)
         tolerance = default_tolerance(x_tilde.dtype)
         stats = AdjointStats.judge(taken, residual, tolerance, products=products)
-        # The limit does not depend on tau, sigma and theta.
-        dsolver = jax.tree.map(jnp.zeros_like, eqx.filter(solver, eqx.is_inexact_array))
-        return Gradients(grad, cotangent.x + dx_tilde, dsolver, stats, sums.pair)
+        return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)

@@ -1,113 +1,26 @@
-"""The core: the Chambolle-Pock iteration that every strategy runs.
-
-    z_D[l+1] = y[l] + sigma K (x_tilde + r_bar[l])     y[l+1] = prox_{sigma F*}(z_D[l+1])
-    z_P[l+1] = r[l] - tau K^T y[l+1]                   r[l+1] = prox_{tau G}(z_P[l+1])
-    r_bar[l+1] = r[l+1] + theta (r[l+1] - r[l])
-
-The letters are those of the posters: r = x - x_tilde, y the dual variable, z the arguments of the
-proxes. The history of a run is its z alone: y and r follow from it without a product with K.
-"""
+"""The solver: its step sizes for a problem, its iterations, and what a solve returns."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from hypergrad._checks import as_inexact, check_count, check_number, is_concrete
+from hypergrad.chambolle_pock.certificate import SolverStats, certify, default_tolerance
+from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
 from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose, matrix_of, operator_norm
-from hypergrad.status import Status
+from hypergrad.operators import apply, matrix_of, operator_norm
 
-__all__ = [
-    "AdjointPair",
-    "ChambollePock",
-    "ProxArguments",
-    "Solution",
-    "SolverStats",
-    "State",
-    "StepSizes",
-    "Trace",
-    "certify",
-    "default_tolerance",
-    "primal_dual_norm",
-    "record",
-    "step",
-]
+__all__ = ["ChambollePock", "Solution", "Trace"]
 
 # How far the squared bound on a matrix-free norm may lie above the squared norm (margin, residual).
 _LANCZOS_SLACK = 0.05
 
 # With a tolerance, the optimality residual (two products) is looked at once in so many iterations.
 _CHECK_EVERY = 10
-
-
-class StepSizes(NamedTuple):
-    """`tau` and `sigma` in force (positive scalars), and the extrapolation `theta`."""
-
-    tau: Float[Array, ""]
-    sigma: Float[Array, ""]
-    theta: Float[Array, ""]
-
-
-class AdjointPair(NamedTuple):
-    """The sums `Delta_P`, `Delta_D` of the limit formula: where an adjoint solve ended."""
-
-    Delta_P: Float[Array, "*batch n"]
-    Delta_D: Float[Array, "*batch m"]
-
-
-class State(eqx.Module):
-    """Where the iteration stands: `r = x - x_tilde`, its extrapolation, and the dual variable.
-
-    `adjoint` rides along where a backward solve is to start from an earlier one; the iteration
-    itself neither reads nor keeps it.
-    """
-
-    r: Float[Array, "*batch n"]
-    r_bar: Float[Array, "*batch n"]
-    y: Float[Array, "*batch m"]
-    adjoint: AdjointPair | None = None
-
-
-class ProxArguments(NamedTuple):
-    """What the two proxes of one iteration were applied to; their derivatives are taken there."""
-
-    z_D: Float[Array, "*batch m"]
-    z_P: Float[Array, "*batch n"]
-
-
-class SolverStats(eqx.Module):
-    """How the forward solve went, one entry a sample.
-
-    `iterations`; `residual`, the relative optimality residual (see `certify`); `gap`, primal minus
-    dual objective (absolute; NaN where a conjugate is not known); `margin`, the relative distance
-    to the nearest kink (infinite where nothing can kink); `status`, a `Status`; `products` with K
-    or its transpose, those of the certificate included; `rank` of K between what is free on the
-    primal and on the dual side, where the strategy finds it out (`Exact`).
-    """
-
-    iterations: Int[Array, "*batch"]
-    residual: Float[Array, "*batch"]
-    gap: Float[Array, "*batch"]
-    margin: Float[Array, "*batch"]
-    status: Int[Array, "*batch"]
-    products: Int[Array, "*batch"]
-    rank: Int[Array, "*batch"] | None = None
-
-    def __repr__(self) -> str:
-        if not is_concrete(self.residual):
-            return "SolverStats(<traced>)"
-        return (
-            f"SolverStats({Status.summary(self.status)}; worst of {self.residual.size}: "
-            f"{int(jnp.max(self.iterations))} iterations, "
-            f"residual {float(jnp.max(self.residual)):.1e}, gap {float(jnp.max(self.gap)):.1e}, "
-            f"margin {float(jnp.min(self.margin)):.1e})"
-        )
 
 
 class Trace(eqx.Module):
@@ -133,87 +46,6 @@ class Solution(eqx.Module):
     stats: SolverStats
     state: State
     trace: Trace | None = None
-
-
-# ------------------------------------------------------------------------------ one iteration
-
-
-def step(
-    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State
-) -> tuple[State, ProxArguments]:
-    """One Chambolle-Pock iteration: the next state, and the arguments of its two proxes."""
-    K, F, G = problem.K, problem.F, problem.G
-    tau, sigma, theta = sizes
-
-    z_D = state.y + sigma * apply(K, x_tilde + state.r_bar)
-    y = F.prox_conjugate(z_D, sigma)
-    z_P = state.r - tau * apply_transpose(K, y)
-    r = G.prox(z_P, tau)
-    r_bar = r + theta * (r - state.r)
-    return State(r, r_bar, y), ProxArguments(z_D, z_P)
-
-
-# -------------------------------------------------------------------------------- certificate
-
-
-def default_tolerance(dtype: jnp.dtype) -> float:
-    """`eps^(3/4)`: a relative residual below it counts as converged (2e-12 and 6e-6)."""
-    return float(jnp.finfo(dtype).eps) ** 0.75
-
-
-def primal_dual_norm(primal: Array, dual: Array, tau: Array, sigma: Array) -> Array:
-    """`sqrt(||primal||^2 / tau + ||dual||^2 / sigma)` a sample: the norm of every residual.
-
-    It is the metric (up to its coupling term) in which the iteration contracts, and the one in
-    which primal and dual quantities have the same units.
-    """
-    return jnp.sqrt(jnp.sum(primal**2, axis=-1) / tau + jnp.sum(dual**2, axis=-1) / sigma)
-
-
-def certify(
-    problem: LowerLevel,
-    x_tilde: Array,
-    sizes: StepSizes,
-    r: Array,
-    y: Array,
-    iterations: Array,
-    tolerance: Array | float,
-) -> SolverStats:
-    """Judge a pair `x = x_tilde + r`, `y`, however it was found, by two products with K.
-
-    The residual is how far the two proxes move the pair, relative to the pair,
-
-        || (r - prox_{tau G}(r - tau K^T y), y - prox_{sigma F*}(y + sigma K x)) || / || (x, y) ||
-
-    in `primal_dual_norm`. It is 0 exactly at the solutions, whatever was iterated or averaged.
-    """
-    tau, sigma, _ = sizes
-    F, G, x = problem.F, problem.G, x_tilde + r
-    K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
-    z_D, z_P = y + sigma * K_x, r - tau * KT_y
-
-    moved = primal_dual_norm(r - G.prox(z_P, tau), y - F.prox_conjugate(z_D, sigma), tau, sigma)
-    size = primal_dual_norm(x, y, tau, sigma)
-    residual = jnp.where(size > 0, moved / jnp.where(size > 0, size, 1.0), moved)
-
-    gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
-    margin_F = jnp.min(F.margin(z_D / sigma, 1 / sigma), axis=-1)
-    margin_G = jnp.min(G.margin(z_P, tau), axis=-1)
-
-    status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS_USED_UP)
-    status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
-    stats = SolverStats(
-        iterations=jnp.broadcast_to(iterations, residual.shape).astype(jnp.int32),
-        residual=residual,
-        gap=gap,
-        margin=jnp.minimum(margin_F, margin_G),
-        status=status.astype(jnp.int32),
-        products=jnp.broadcast_to(2 * iterations + 2, residual.shape).astype(jnp.int32),
-    )
-    return jax.lax.stop_gradient(stats)
-
-
-# ------------------------------------------------------------------------------------- solver
 
 
 class ChambollePock(eqx.Module):
@@ -313,13 +145,18 @@ class ChambollePock(eqx.Module):
         )
 
     def check_step_sizes(self, problem: LowerLevel) -> None:
-        """Raise a `ValueError` if concrete steps given by hand are too long for the problem."""
-        if self.tau is None or self.sigma is None or not is_concrete(self.tau * self.sigma):
+        """Raise a `ValueError` if concrete steps given by hand are too long for the problem.
+
+        (Where something is traced they are let pass: what comes of it shows in the status.)
+        """
+        if self.tau is None or self.sigma is None:
             return
-        if not all(is_concrete(leaf) for leaf in jax.tree.leaves(problem.K)):
+        if not all(map(is_concrete, jax.tree.leaves((self.tau, self.sigma, problem.K)))):
             return
-        norm = float(_compiled_norm(problem.K))
-        product = float(self.tau * self.sigma) * norm**2
+        # What a jitted caller closes over can be looked at, but JAX would trace the norm of it.
+        with jax.ensure_compile_time_eval():
+            norm = float(_compiled_norm(problem.K))
+        product = float(self.tau) * float(self.sigma) * norm**2
         # The norm is an upper bound (its margin), so 1 itself may come out a little above 1.
         slack = 1e-4 if matrix_of(problem.K) is not None else _LANCZOS_SLACK
         if product > 1 + slack:
@@ -350,7 +187,7 @@ class ChambollePock(eqx.Module):
         """
         count = self.iterations - keep
         if self.tolerance is None:
-            state = _run(problem, x_tilde, sizes, state, count)
+            state = run(problem, x_tilde, sizes, state, count)
             return state, jnp.full(x_tilde.shape[:-1], count, jnp.int32)
         tolerance = jax.lax.stop_gradient(self.tolerance)
         return _run_to_tolerance(problem, x_tilde, sizes, state, count, tolerance)
@@ -414,24 +251,6 @@ class ChambollePock(eqx.Module):
 @eqx.filter_jit
 def _compiled_norm(K):
     return operator_norm(K)
-
-
-def _run(problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, count: int) -> State:
-    def body(state: State, _):
-        return step(problem, x_tilde, sizes, state)[0], None
-
-    return jax.lax.scan(body, state, None, length=count)[0]
-
-
-def record(
-    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, count: int
-) -> tuple[State, ProxArguments]:
-    """`count` iterations with their history, the prox arguments `(count, ..., m or n)`."""
-
-    def body(state: State, _):
-        return step(problem, x_tilde, sizes, state)
-
-    return jax.lax.scan(body, state, None, length=count)
 
 
 def _run_to_tolerance(

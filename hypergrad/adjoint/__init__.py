@@ -1,0 +1,33 @@
+"""The backward side: the delta recursion, its limit, and the gradients that they give."""
+
+from hypergrad.adjoint.delta_solves import AbstractAdjointSolve as AbstractAdjointSolve
+from hypergrad.adjoint.delta_solves import AbstractLinearSolve as AbstractLinearSolve
+from hypergrad.adjoint.delta_solves import AdjointProblem as AdjointProblem
+from hypergrad.adjoint.delta_solves import LastIterates as LastIterates
+from hypergrad.adjoint.delta_solves import LeastSquares as LeastSquares
+from hypergrad.adjoint.delta_solves import LinearSolve as LinearSolve
+from hypergrad.adjoint.delta_solves import Steps as Steps
+from hypergrad.adjoint.delta_solves import Tolerance as Tolerance
+from hypergrad.adjoint.limit_system import LimitSystem as LimitSystem
+from hypergrad.adjoint.limit_system import limit_gradients as limit_gradients
+from hypergrad.adjoint.limit_system import limit_pushforward as limit_pushforward
+from hypergrad.adjoint.linear_solves import Unknowns as Unknowns
+from hypergrad.adjoint.linear_solves import solve_both_ways as solve_both_ways
+from hypergrad.adjoint.linear_solves import solve_least_squares as solve_least_squares
+from hypergrad.adjoint.linear_solves import squared_norm as squared_norm
+from hypergrad.adjoint.recursion import AdjointState as AdjointState
+from hypergrad.adjoint.recursion import DeltaSums as DeltaSums
+from hypergrad.adjoint.recursion import adjoint_step as adjoint_step
+from hypergrad.adjoint.recursion import first_layer as first_layer
+from hypergrad.adjoint.recursion import nothing_like as nothing_like
+from hypergrad.adjoint.recursion import relative_size as relative_size
+from hypergrad.adjoint.recursion import start_adjoint as start_adjoint
+from hypergrad.adjoint.recursion import sum_deltas as sum_deltas
+from hypergrad.adjoint.results import AdjointStats as AdjointStats
+from hypergrad.adjoint.results import Cotangent as Cotangent
+from hypergrad.adjoint.results import Gradients as Gradients
+from hypergrad.adjoint.results import Tangents as Tangents
+from hypergrad.adjoint.results import problem_gradient as problem_gradient
+from hypergrad.adjoint.results import zero_gradient as zero_gradient
+from hypergrad.adjoint.unrolled import Recorded as Recorded
+from hypergrad.adjoint.unrolled import backpropagate as backpropagate

@@ -1,0 +1,144 @@
+"""The limit of the delta recursion: its linear system, and derivatives from its solution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypergrad.adjoint.linear_solves import Unknowns
+from hypergrad.adjoint.recursion import DeltaSums, relative_size
+from hypergrad.adjoint.results import Cotangent, Tangents, problem_gradient
+from hypergrad.chambolle_pock import ProxArguments, StepSizes
+from hypergrad.lower_level import LowerLevel
+from hypergrad.operators import apply, apply_transpose, bilinear_gradient
+
+__all__ = ["LimitSystem", "limit_gradients", "limit_pushforward"]
+
+
+class LimitSystem(eqx.Module):
+    """The linear system that the sums of the deltas solve in the limit, whatever theta:
+
+        (I - D_P) Delta_P - sigma D_P K^T Delta_D = D_P g
+        tau D_D K Delta_P + (I - D_D) Delta_D     = D_D g_y
+
+    with `D_P = prox'_{tau G}(z_P)`, `D_D = prox'_{sigma F*}(z_D)`. A Krylov method sees it in the
+    balanced unknowns `sqrt(tau) Delta_P`, `sqrt(sigma) Delta_D`, where tau and sigma only occur as
+    `sqrt(tau sigma) K`, of norm at most 1. The kernel splits into a primal and a dual part, so the
+    solution of minimum norm is the same in both.
+    """
+
+    problem: LowerLevel
+    sizes: StepSizes
+    z: ProxArguments
+
+    @classmethod
+    def at_last(cls, problem: LowerLevel, sizes: StepSizes, history: ProxArguments) -> LimitSystem:
+        """The system at the last of some iterates."""
+        return cls(problem, sizes, ProxArguments(history.z_D[-1], history.z_P[-1]))
+
+    def D_P(self, u: Array) -> Array:
+        """`prox'_{tau G}(z_P) u`; the Jacobian of a prox is symmetric."""
+        tau = self.sizes.tau
+        return jax.vjp(lambda z: self.problem.G.prox(z, tau), self.z.z_P)[1](u)[0]
+
+    def D_D(self, u: Array) -> Array:
+        """`prox'_{sigma F*}(z_D) u`."""
+        sigma = self.sizes.sigma
+        return jax.vjp(lambda z: self.problem.F.prox_conjugate(z, sigma), self.z.z_D)[1](u)[0]
+
+    def _roots(self) -> tuple[Array, Array]:
+        return jnp.sqrt(self.sizes.tau), jnp.sqrt(self.sizes.sigma)
+
+    def balanced(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The left-hand side, in balanced unknowns."""
+        (root_tau, root_sigma), (p, d) = self._roots(), unknowns
+        scale = root_tau * root_sigma
+        K_p, KT_d = apply(self.problem.K, p), apply_transpose(self.problem.K, d)
+        return p - self.D_P(p + scale * KT_d), d - self.D_D(d - scale * K_p)
+
+    def balanced_transpose(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The transpose of the left-hand side: the derivative of the optimality conditions."""
+        (root_tau, root_sigma), (p, d) = self._roots(), unknowns
+        D_P_p, D_D_d, scale = self.D_P(p), self.D_D(d), root_tau * root_sigma
+        K_D_P_p, KT_D_D_d = apply(self.problem.K, D_P_p), apply_transpose(self.problem.K, D_D_d)
+        return p - D_P_p + scale * KT_D_D_d, d - D_D_d - scale * K_D_P_p
+
+    def balanced_right_hand_side(self, g: Cotangent) -> tuple[Array, Array]:
+        """The right-hand side, in balanced unknowns."""
+        root_tau, root_sigma = self._roots()
+        return root_tau * self.D_P(g.x), root_sigma * self.D_D(g.y)
+
+    def sums(self, unknowns: tuple[Array, Array], g: Cotangent) -> DeltaSums:
+        """From balanced unknowns to `Delta` and `U` (`U_P = Delta_P + sigma K^T Delta_D + g`)."""
+        root_tau, root_sigma = self._roots()
+        Delta_P, Delta_D = unknowns[0] / root_tau, unknowns[1] / root_sigma
+        K_Delta_P = apply(self.problem.K, Delta_P)
+        KT_Delta_D = apply_transpose(self.problem.K, Delta_D)
+        U_P, U_D = self._brackets(Delta_P, Delta_D, K_Delta_P, KT_Delta_D, g)
+        return DeltaSums(Delta_P, Delta_D, U_P, U_D, K_Delta_P, KT_Delta_D)
+
+    def _brackets(
+        self, Delta_P: Array, Delta_D: Array, K_Delta_P: Array, KT_Delta_D: Array, g: Cotangent
+    ) -> tuple[Array, Array]:
+        tau, sigma, _ = self.sizes
+        return Delta_P + sigma * KT_Delta_D + g.x, Delta_D - tau * K_Delta_P + g.y
+
+    def residual(self, sums: DeltaSums, g: Cotangent) -> Float[Array, "*batch"]:
+        """Relative residual: how far `Delta` is from `D U(Delta)`, without a product with K."""
+        Delta_P, Delta_D, _, _, K_Delta_P, KT_Delta_D = sums
+        U_P, U_D = self._brackets(Delta_P, Delta_D, K_Delta_P, KT_Delta_D, g)
+        return relative_size(Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D), g, self.sizes)
+
+
+def limit_gradients(
+    system: LimitSystem, x: Float[Array, "*batch n"], y: Float[Array, "*batch m"], sums: DeltaSums
+) -> tuple[LowerLevel, Float[Array, "*batch n"]]:
+    """The limit formula: gradients in the problem, and in x_tilde (without `g` itself).
+
+    grad_K = sigma Delta_D x^T - tau y Delta_P^T
+    grad_p = <U_D, d/dp prox_{sigma F*}(z_D)> + <U_P, d/dp prox_{tau G}(z_P)>
+    """
+    problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
+    dK = bilinear_gradient(problem.K, (sigma * sums.Delta_D, x), (-tau * y, sums.Delta_P))
+    _, pull_F = eqx.filter_vjp(lambda F: F.prox_conjugate(z.z_D, sigma), problem.F)
+    _, pull_G = eqx.filter_vjp(lambda G: G.prox(z.z_P, tau), problem.G)
+    dF, dG = pull_F(sums.U_D)[0], pull_G(sums.U_P)[0]
+    return problem_gradient(problem, dK, dF, dG), sigma * sums.KT_Delta_D
+
+
+def _derivative(function: Callable[..., Array], at: tuple, along: tuple) -> Array:
+    return eqx.filter_jvp(function, at, along)[1]
+
+
+def limit_pushforward(
+    system: LimitSystem,
+    x: Float[Array, "*batch n"],
+    y: Float[Array, "*batch m"],
+    tangents: Tangents,
+    solve: Callable[[Unknowns], Unknowns],
+) -> Cotangent:
+    """How `x` and `y` move with the arguments: the optimality conditions, differentiated.
+
+        (I - D_P) z_P' + tau K^T D_D z_D'   = prox_P' - tau (K'^T y + K^T prox_D')
+        (I - D_D) z_D' - sigma K D_P z_P'   = prox_D' + sigma (K' x + K (x_tilde' + prox_P'))
+
+    with `prox_P'`, `prox_D'` the derivatives of the proxes in the parameters of G and F; then
+    `r' = D_P z_P' + prox_P'` and `y' = D_D z_D' + prox_D'`. The left-hand side is the transpose of
+    the limit system. Linear in the tangents, and JAX can transpose it.
+
+    `solve` takes a (balanced) right-hand side to the unknowns.
+    """
+    problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
+    d, root_tau, root_sigma = tangents.problem, jnp.sqrt(tau), jnp.sqrt(sigma)
+    prox_P = _derivative(lambda G: G.prox(z.z_P, tau), (problem.G,), (d.G,))
+    prox_D = _derivative(lambda F: F.prox_conjugate(z.z_D, sigma), (problem.F,), (d.F,))
+    dx = tangents.x_tilde + prox_P
+    K_x = _derivative(apply, (problem.K, x), (d.K, dx))
+    KT_y = _derivative(apply_transpose, (problem.K, y), (d.K, prox_D))
+    right = (prox_P - tau * KT_y) / root_tau, (prox_D + sigma * K_x) / root_sigma
+    a, b = solve(right)
+    return Cotangent(dx + system.D_P(root_tau * a), prox_D + system.D_D(root_sigma * b))

@@ -1,0 +1,108 @@
+"""Linear systems in a pair of unknowns, one system a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+__all__ = ["Unknowns", "solve_both_ways", "solve_least_squares", "squared_norm"]
+
+Unknowns = tuple[Array, Array]
+
+
+def solve_least_squares(
+    product: Callable[[Unknowns], Unknowns],
+    transpose_product: Callable[[Unknowns], Unknowns],
+    right: Unknowns,
+    *,
+    rtol: float,
+    most: int,
+) -> tuple[Unknowns, Array, Array]:
+    """The least-squares solution of minimum norm of a linear system a sample, by CGLS.
+
+    Conjugate gradients on `A^T A p = A^T b` from zero, in the form that never squares A: the
+    iterates stay in the range of `A^T`, which is where the solution of minimum norm lies, so a
+    singular system needs no care. All samples of a batch at once, each frozen when it has arrived.
+
+    **Returns**: the unknowns, the steps taken and whether it arrived, one entry a sample.
+
+    **Cost**: 4 products with K a step, for the whole batch.
+
+    **Source**: Hestenes & Stiefel 1952; Björck, Numerical Methods for Least Squares, §7.4.
+    """
+
+    def unfinished(carry):
+        *_, running, steps = carry
+        return jnp.any(running) & jnp.all(steps < most)
+
+    def body(carry):
+        x, r, p, gamma, running, steps = carry
+        q = product(p)
+        length = jnp.where(running, gamma / _positive(squared_norm(q)), 0.0)
+        x, r = _axpy(length, p, x), _axpy(-length, q, r)
+        s = transpose_product(r)
+        gamma_next = squared_norm(s)
+        p = jax.tree.map(
+            lambda new, old: jnp.where(running[..., None], new, old),
+            _axpy(gamma_next / _positive(gamma), p, s),
+            p,
+        )
+        small = (squared_norm(r) <= rtol**2 * squared_norm(right)) | (
+            gamma_next <= rtol**2 * squared_norm(r)
+        )
+        steps = jnp.where(running, steps + 1, steps)
+        return x, r, p, jnp.where(running, gamma_next, gamma), running & ~small, steps
+
+    s = transpose_product(right)
+    gamma = squared_norm(s)
+    zero = jax.tree.map(jnp.zeros_like, right)
+    carry = (zero, right, s, gamma, gamma > 0, jnp.zeros(gamma.shape, jnp.int32))
+    x, _, _, _, running, steps = jax.lax.while_loop(unfinished, body, carry)
+    return x, steps, ~running
+
+
+def squared_norm(pair: tuple[Array, Array]) -> Array:
+    """The squared Euclidean norm of a pair of unknowns, a sample."""
+    return jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1)
+
+
+def _positive(value: Array) -> Array:
+    """The value where it is positive, else 1: for a denominator whose numerator is 0 there."""
+    return jnp.where(value > 0, value, 1.0)
+
+
+def _axpy(length: Array, p: Any, x: Any) -> Any:
+    """`x + length p`, sample by sample."""
+    return jax.tree.map(lambda a, b: b + length[..., None] * a, p, x)
+
+
+def solve_both_ways(
+    product: Callable[[Unknowns], Unknowns],
+    right: Unknowns,
+    forwards: Callable[[Unknowns], Unknowns],
+    backwards: Callable[[Unknowns], Unknowns],
+) -> Unknowns:
+    """A solve that JAX can transpose: `backwards` solves the transposed system.
+
+    As one vector a sample, since JAX cannot transpose a solve of which one half is not asked for.
+    """
+
+    def on_vectors(function: Callable[[Unknowns], Unknowns]) -> Callable[[Array], Array]:
+        size = right[0].shape[-1]
+
+        def on_vector(v: Array) -> Array:
+            return jnp.concatenate(function((v[..., :size], v[..., size:])), axis=-1)
+
+        return on_vector
+
+    solved = jax.lax.custom_linear_solve(
+        on_vectors(product),
+        jnp.concatenate(right, axis=-1),
+        lambda _, b: on_vectors(forwards)(b),
+        lambda _, b: on_vectors(backwards)(b),
+    )
+    return solved[..., : right[0].shape[-1]], solved[..., right[0].shape[-1] :]

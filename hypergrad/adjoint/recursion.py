@@ -1,0 +1,194 @@
+"""The delta recursion: one layer, and sums over layers.
+
+Written as the posters write it, for l = L, …, 1 from zero, with `g` the gradient of the loss at the
+output and `alpha_l` the weight of iterate l in the output:
+
+    u_P[l] = delta_P[l+1] + sigma K^T delta_bar_D[l+1] + alpha_l g
+                                              delta_P[l] = prox'_{tau G}(z_P[l]) u_P[l]
+    u_D[l] = delta_D[l+1] - tau K delta_P[l] + alpha_l g_y
+                                              delta_D[l] = prox'_{sigma F*}(z_D[l]) u_D[l]
+    delta_bar_D[l] = delta_D[l] + theta (delta_D[l] - delta_D[l+1])
+
+This is a Chambolle-Pock iteration again, for the linearised problem: the primal and the dual step
+have changed places, `prox'` stands where the prox stood, and `-tau delta_P`, `sigma delta_D` play
+`x` and `y`. `delta[l]` is the derivative of the loss in `z[l]`; `u[l]` that in `prox(z[l])`, which
+is where a parameter of F or G gets its gradient (a weight acts just where `prox'` is 0).
+
+One deviation in the writing: the product that an iteration makes is `K^T delta_D`, and that of
+`delta_bar_D` is extrapolated from it, since the gradients in x_tilde, sigma and theta need the
+former too and `K^T` is linear.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypergrad.adjoint.results import Cotangent
+from hypergrad.chambolle_pock import AdjointPair, ProxArguments, StepSizes, primal_dual_norm
+from hypergrad.lower_level import LowerLevel
+from hypergrad.operators import apply, apply_transpose
+
+__all__ = [
+    "AdjointState",
+    "DeltaSums",
+    "StepTerms",
+    "adjoint_step",
+    "first_layer",
+    "nothing_like",
+    "relative_size",
+    "start_adjoint",
+    "sum_deltas",
+]
+
+
+class AdjointState(eqx.Module):
+    """`delta_P[l]`, `delta_D[l]`, `K^T delta_D[l]` and `K^T delta_bar_D[l]`."""
+
+    delta_P: Float[Array, "*batch n"]
+    delta_D: Float[Array, "*batch m"]
+    KT_delta_D: Float[Array, "*batch n"]
+    KT_delta_bar_D: Float[Array, "*batch n"]
+
+
+class StepTerms(NamedTuple):
+    """What one adjoint iteration has computed on its way and the gradients want."""
+
+    u_P: Array
+    u_D: Array
+    K_delta_P: Array
+    dF: Any  # <u_D, d/dp prox_{sigma F*}(z_D)>, in the structure of F
+    dG: Any  # <u_P, d/dp prox_{tau G}(z_P)>, in the structure of G
+    dsigma: Array  # the part of d/dsigma that acts through the prox
+    dtau: Array
+
+
+def start_adjoint(
+    problem: LowerLevel, g: Cotangent, earlier: AdjointPair | None = None
+) -> AdjointState:
+    """`delta[L+1] = 0`; or the sums of an earlier backward solve, to be carried on (1 product)."""
+    if earlier is not None:
+        KT_Delta_D = apply_transpose(problem.K, earlier.Delta_D)
+        return AdjointState(earlier.Delta_P, earlier.Delta_D, KT_Delta_D, KT_Delta_D)
+    zero_P, zero_D = jnp.zeros_like(g.x), jnp.zeros_like(g.y)
+    return AdjointState(zero_P, zero_D, zero_P, zero_P)
+
+
+def _prox_G(G, z_P, tau):
+    return G.prox(z_P, tau)
+
+
+def _prox_conjugate_F(F, z_D, sigma):
+    return F.prox_conjugate(z_D, sigma)
+
+
+def adjoint_step(
+    problem: LowerLevel, sizes: StepSizes, z: ProxArguments, later: AdjointState, g: Cotangent
+) -> tuple[AdjointState, StepTerms]:
+    """`delta[l]` from `delta[l+1]`, at the cost of two products with K."""
+    K, (tau, sigma, theta) = problem.K, sizes
+    _, pull_G = eqx.filter_vjp(_prox_G, problem.G, z.z_P, tau)
+    _, pull_F = eqx.filter_vjp(_prox_conjugate_F, problem.F, z.z_D, sigma)
+
+    u_P = later.delta_P + sigma * later.KT_delta_bar_D + g.x
+    dG, delta_P, dtau = pull_G(u_P)
+    K_delta_P = apply(K, delta_P)
+    u_D = later.delta_D - tau * K_delta_P + g.y
+    dF, delta_D, dsigma = pull_F(u_D)
+    KT_delta_D = apply_transpose(K, delta_D)
+    KT_delta_bar_D = KT_delta_D + theta * (KT_delta_D - later.KT_delta_D)
+
+    state = AdjointState(delta_P, delta_D, KT_delta_D, KT_delta_bar_D)
+    return state, StepTerms(u_P, u_D, K_delta_P, dF, dG, dsigma, dtau)
+
+
+def relative_size(primal: Array, dual: Array, g: Cotangent, sizes: StepSizes) -> Array:
+    """Size of a pair of deltas relative to that of `g`, a sample; 0 where `g` is 0.
+
+    Cotangents live in the dual space, so that tau and sigma multiply where they divide elsewhere.
+    """
+    tau, sigma, _ = sizes
+    size = primal_dual_norm(g.x, g.y, 1 / tau, 1 / sigma)
+    ratio = primal_dual_norm(primal, dual, 1 / tau, 1 / sigma) / jnp.where(size == 0, 1.0, size)
+    return jnp.where(size == 0, 0.0, ratio)  # a size that is NaN stays to be seen
+
+
+# ----------------------------------------------------------------------------- sums over the layers
+
+
+class DeltaSums(NamedTuple):
+    """Sums over the layers: of delta, of u, and of the two products that come with them."""
+
+    Delta_P: Float[Array, "*batch n"]
+    Delta_D: Float[Array, "*batch m"]
+    U_P: Float[Array, "*batch n"]
+    U_D: Float[Array, "*batch m"]
+    K_Delta_P: Float[Array, "*batch m"]
+    KT_Delta_D: Float[Array, "*batch n"]
+
+    @classmethod
+    def of(cls, state: AdjointState, terms: StepTerms) -> DeltaSums:
+        """One layer alone."""
+        return cls(
+            state.delta_P, state.delta_D, terms.u_P, terms.u_D, terms.K_delta_P, state.KT_delta_D
+        )
+
+    def plus(self, state: AdjointState, terms: StepTerms) -> DeltaSums:
+        """The sums with one more layer."""
+        return jax.tree.map(jnp.add, self, DeltaSums.of(state, terms))
+
+    @property
+    def pair(self) -> AdjointPair:
+        """The sums of delta alone."""
+        return AdjointPair(self.Delta_P, self.Delta_D)
+
+
+def nothing_like(g: Cotangent) -> Cotangent:
+    """`g = 0`: what enters every layer but the last."""
+    return Cotangent(*jax.tree.map(jnp.zeros_like, tuple(g)))
+
+
+def first_layer(
+    problem: LowerLevel,
+    sizes: StepSizes,
+    z: ProxArguments,
+    g: Cotangent,
+    earlier: AdjointPair | None,
+) -> tuple[AdjointState, DeltaSums]:
+    """The layer that `g` enters: its delta, and the sums so far.
+
+    With the sums of an earlier solve to start from, the sums are those plus the delta: one step of
+    the adjoint iteration from there, and the delta is what it moved. From then on the recursion is
+    the same.
+    """
+    start = start_adjoint(problem, g, earlier)
+    state, terms = adjoint_step(problem, sizes, z, start, g)
+    return jax.tree.map(jnp.subtract, state, start), DeltaSums.of(state, terms)
+
+
+def sum_deltas(
+    problem: LowerLevel,
+    sizes: StepSizes,
+    history: ProxArguments,
+    g: Cotangent,
+    steps: int,
+    earlier: AdjointPair | None = None,
+) -> DeltaSums:
+    """Sums of the deltas over the last `steps` layers; a history of length 1 is held frozen."""
+    frozen, nothing = history.z_D.shape[0] == 1, nothing_like(g)
+
+    def body(carry, l):
+        later, sums = carry
+        z = jax.tree.map(lambda h: h[0] if frozen else h[l - 1], history)
+        state, terms = adjoint_step(problem, sizes, z, later, nothing)
+        return (state, sums.plus(state, terms)), None
+
+    last = ProxArguments(history.z_D[-1], history.z_P[-1])
+    carry = first_layer(problem, sizes, last, g, earlier)
+    if steps == 1:
+        return carry[1]
+    return jax.lax.scan(body, carry, jnp.arange(steps - 1, 0, -1))[0][1]

@@ -1,0 +1,10 @@
+"""The two entry points: `solve`, an ordinary differentiable function, and `hypergradient`."""
+
+from hypergrad.bilevel.arguments import Data as Data
+from hypergrad.bilevel.differentiable import solve as solve
+from hypergrad.bilevel.hypergradients import hypergradient as hypergradient
+from hypergrad.bilevel.losses import Loss as Loss
+from hypergrad.bilevel.losses import OnSamples as OnSamples
+from hypergrad.bilevel.losses import half_mean_squared_error as half_mean_squared_error
+from hypergrad.bilevel.result import Chosen as Chosen
+from hypergrad.bilevel.result import Hypergradient as Hypergradient

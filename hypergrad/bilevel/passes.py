@@ -1,0 +1,68 @@
+"""One forward and one backward solve, compiled as one program."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from hypergrad.adjoint import Cotangent
+from hypergrad.bilevel.arguments import flatten_batch, restore_batch
+from hypergrad.bilevel.losses import Loss, half_mean_squared_error, of_rows
+from hypergrad.bilevel.result import Hypergradient
+from hypergrad.chambolle_pock import ChambollePock, State
+from hypergrad.error_bound import ErrorBound, ReturnedPair, bound_error
+from hypergrad.lower_level import LowerLevel
+from hypergrad.strategies._base import AbstractStrategy
+
+__all__ = ["compute_hypergradient"]
+
+
+@eqx.filter_jit
+def compute_hypergradient(
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss,
+    init: State | None,
+    *,
+    error_bound: bool = False,
+) -> Hypergradient:
+    """The hypergradient, and the bound on its error where it is wanted."""
+    batch = x_tilde.shape[:-1]
+    rows, init = flatten_batch((x_tilde, init), batch)
+    solution, residuals = strategy.forward(problem, rows, solver, init)
+
+    row_loss = of_rows(loss, x_true)
+    value, g = jax.value_and_grad(row_loss)(solution.x)
+    no_y = jnp.zeros_like(solution.y)
+    gradients = strategy.pullback(residuals, Cotangent(g, no_y))
+    grad, grad_x_tilde, grad_solver, stats, pair = gradients
+
+    bound = None
+    if error_bound:
+
+        def pullback(chosen: Array) -> LowerLevel:
+            return strategy.pullback(
+                residuals, Cotangent(jnp.where(chosen[:, None], g, 0.0), no_y)
+            ).problem
+
+        # The default loss is a mean of squares: its second derivative is 1 / batch.
+        smoothness = 1 / len(rows) if loss is half_mean_squared_error else None
+        sizes = solver.step_sizes(problem)
+        returned = ReturnedPair(problem, rows, sizes, solution.x, solution.y)
+        bound = bound_error(returned, grad, pullback, jax.grad(row_loss), smoothness=smoothness)
+        certified = restore_batch(bound.certified, batch)
+        bound = ErrorBound(bound.total, bound.grad, certified, bound.on_certified)
+
+    forward = solution.state
+    state = State(forward.r, forward.r_bar, forward.y, pair)
+    solution, grad_x_tilde, stats, state = restore_batch(
+        (solution, grad_x_tilde, stats, state), batch
+    )
+    return Hypergradient(
+        value, grad, grad_x_tilde, grad_solver, solution, stats, state, error_bound=bound
+    )

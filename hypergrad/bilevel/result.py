@@ -1,0 +1,77 @@
+"""One hypergradient and everything about it."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hypergrad._checks import is_concrete
+from hypergrad.adjoint import AdjointStats
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
+from hypergrad.error_bound import ErrorBound
+from hypergrad.lower_level import LowerLevel
+from hypergrad.status import Status
+
+__all__ = ["Chosen", "Hypergradient"]
+
+
+class Chosen(eqx.Module):
+    """What `hypergradient(..., target_error=...)` chose, and whether it was enough.
+
+    `iterations` and `steps` `(...)`: those of the forward and the adjoint solve, a sample, over all
+    `rounds`; `tolerance` and `rtol`, where the last round stopped the two; `status`: CONVERGED (the
+    target was reached), ITERATIONS_USED_UP or, at the end of the precision, NOT_CERTIFIED.
+    """
+
+    iterations: Int[Array, "*batch"]
+    steps: Int[Array, "*batch"]
+    tolerance: Float[Array, ""]
+    rtol: Float[Array, ""]
+    rounds: int = eqx.field(static=True)
+    status: Status = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        reached = "target reached" if self.status.is_good else "target not reached"
+        return (
+            f"Chosen({reached}, {self.status.label}; at most {int(jnp.max(self.iterations))} "
+            f"iterations and {int(jnp.max(self.steps))} adjoint steps in {self.rounds} rounds; "
+            f"tolerance={float(self.tolerance):.1e}, rtol={float(self.rtol):.1e})"
+        )
+
+
+class Hypergradient(eqx.Module):
+    """Everything about one hypergradient.
+
+    `value`, the loss; `grad`, its gradient in the structure of the problem (`h.grad.K`,
+    `h.grad.F.weight`); `grad_x_tilde (..., n)`; `grad_solver`, in the structure of the solver
+    (`tau`, `sigma`, `theta`; zero for strategies whose limit does not depend on them); `solution`,
+    with its `stats`; `adjoint`, how the backward solve went; `state`, where the
+    forward and (where the strategy has one) the adjoint solve ended: `init` of a next call;
+    `error_bound`, where it was asked for, and `chosen`, where a target error was.
+    """
+
+    value: Float[Array, ""]
+    grad: LowerLevel
+    grad_x_tilde: Float[Array, "*batch n"]
+    grad_solver: ChambollePock
+    solution: Solution
+    adjoint: AdjointStats
+    state: State
+    error_bound: ErrorBound | None = None
+    chosen: Chosen | None = None
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.value):
+            return "Hypergradient(<traced>)"
+        lines = [
+            f"value={float(self.value):.6g}",
+            f"  forward={self.solution.stats}",
+            f"  adjoint={self.adjoint}",
+        ]
+        if self.error_bound is not None:
+            lines.append(f"  error_bound={self.error_bound}")
+        if self.chosen is not None:
+            lines.append(f"  chosen={self.chosen}")
+        inside = ",\n".join(lines)
+        return f"Hypergradient({inside})"

@@ -1,0 +1,116 @@
+"""Rounds of both solves, until the bound on the error is small enough."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from hypergrad._checks import is_concrete
+from hypergrad.bilevel.losses import Loss
+from hypergrad.bilevel.passes import compute_hypergradient
+from hypergrad.bilevel.result import Chosen, Hypergradient
+from hypergrad.chambolle_pock import AdjointPair, ChambollePock, State
+from hypergrad.lower_level import LowerLevel
+from hypergrad.status import Status
+from hypergrad.strategies._base import AbstractStrategy
+
+__all__ = ["check_target", "to_target_error"]
+
+# How far both tolerances come down from one round to the next: as far as the bound says that it
+# takes, with a little to spare, but no further than a linear extrapolation can be trusted.
+_LEAST_TIGHTENING, _MOST_TIGHTENING, _SPARE = 0.1, 1e-3, 0.3
+
+
+def check_target(target_error: float, strategy: AbstractStrategy, x_tilde: Array) -> None:
+    """Refuse a target that cannot be driven to."""
+    if not 0 < target_error < 1:
+        raise ValueError(f"target_error must lie between 0 and 1; got {target_error}: try 1e-6")
+    if not is_concrete(x_tilde):
+        raise ValueError(
+            "target_error must be used outside jit, since the bound decides how to go on; got "
+            "traced data: call hypergradient itself, its rounds are compiled"
+        )
+    if strategy.with_tolerance(jnp.asarray(target_error, x_tilde.dtype)) is None:
+        raise ValueError(
+            f"target_error must have a strategy with a tolerance; got {strategy.label}: pass "
+            "hg.LimitFormula(hg.Tolerance())"
+        )
+
+
+def _size(tree: Any) -> float:
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    return float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in leaves)))
+
+
+def to_target_error(
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss,
+    init: State | None,
+    *,
+    target_error: float,
+) -> Hypergradient:
+    """Rounds of both solves, each to a tighter tolerance, until the bound is small enough."""
+    batch, dtype = x_tilde.shape[:-1], x_tilde.dtype
+    finest = 64 * float(jnp.finfo(dtype).eps)  # below it a residual may never fall
+    tolerance = rtol = max(target_error**0.5, finest)
+    iterations = steps = jnp.zeros(batch, jnp.int32)
+    state, rounds = _with_adjoint(solver.start(problem, x_tilde, init), init), 0
+    while True:
+        levels = jnp.asarray(tolerance, dtype), jnp.asarray(rtol, dtype)
+        stopping, driven = _stopped_at(solver, strategy, *levels)
+        h = compute_hypergradient(
+            problem, x_tilde, x_true, stopping, driven, loss, state, error_bound=True
+        )
+        assert h.error_bound is not None
+        rounds, state = rounds + 1, h.state
+        iterations, steps = iterations + h.solution.stats.iterations, steps + h.adjoint.steps
+        bound, target = float(h.error_bound.total), target_error * _size(h.grad)
+        status = _how_it_stands(
+            bound <= target, min(tolerance, rtol) <= finest, iterations, solver.iterations
+        )
+        if status is not None:
+            chosen = Chosen(iterations, steps, *levels, rounds, status)
+            return eqx.tree_at(lambda h: h.chosen, h, chosen, is_leaf=lambda leaf: leaf is None)
+        if not np.isfinite(bound):  # the forward solve is not near enough, whatever the adjoint
+            tolerance = max(_LEAST_TIGHTENING * tolerance, finest)
+            continue
+        tightening = max(_MOST_TIGHTENING, min(_LEAST_TIGHTENING, _SPARE * target / bound))
+        tolerance, rtol = max(tightening * tolerance, finest), max(tightening * rtol, finest)
+
+
+def _stopped_at(
+    solver: ChambollePock, strategy: AbstractStrategy, tolerance: Array, rtol: Array
+) -> tuple[ChambollePock, AbstractStrategy]:
+    """The two with their tolerances, as arrays: other numbers are not another program."""
+    solver = eqx.tree_at(
+        lambda s: s.tolerance, solver, tolerance, is_leaf=lambda leaf: leaf is None
+    )
+    driven = strategy.with_tolerance(rtol)
+    assert driven is not None  # it was checked
+    return solver, driven
+
+
+def _how_it_stands(reached: bool, precise: bool, iterations: Array, most: int) -> Status | None:
+    """Why the rounds end here; None if they do not."""
+    if reached:
+        return Status.CONVERGED
+    if int(jnp.max(iterations)) >= most:
+        return Status.ITERATIONS_USED_UP
+    return Status.NOT_CERTIFIED if precise else None
+
+
+def _with_adjoint(start: State, init: State | None) -> State:
+    """A start with an adjoint part, 0 where there is none: then all rounds are one program."""
+    if init is not None and init.adjoint is not None:
+        return State(start.r, start.r_bar, start.y, init.adjoint)
+    nothing = AdjointPair(jnp.zeros_like(start.r), jnp.zeros_like(start.y))
+    return State(start.r, start.r_bar, start.y, nothing)

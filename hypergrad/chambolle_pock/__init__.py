@@ -1,0 +1,15 @@
+"""The core: the Chambolle-Pock method that every strategy runs."""
+
+from hypergrad.chambolle_pock.certificate import SolverStats as SolverStats
+from hypergrad.chambolle_pock.certificate import certify as certify
+from hypergrad.chambolle_pock.certificate import default_tolerance as default_tolerance
+from hypergrad.chambolle_pock.certificate import primal_dual_norm as primal_dual_norm
+from hypergrad.chambolle_pock.iteration import AdjointPair as AdjointPair
+from hypergrad.chambolle_pock.iteration import ProxArguments as ProxArguments
+from hypergrad.chambolle_pock.iteration import State as State
+from hypergrad.chambolle_pock.iteration import StepSizes as StepSizes
+from hypergrad.chambolle_pock.iteration import record as record
+from hypergrad.chambolle_pock.iteration import step as step
+from hypergrad.chambolle_pock.solver import ChambollePock as ChambollePock
+from hypergrad.chambolle_pock.solver import Solution as Solution
+from hypergrad.chambolle_pock.solver import Trace as Trace

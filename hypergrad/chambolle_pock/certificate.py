@@ -1,0 +1,102 @@
+"""How good a primal-dual pair is, however it was found."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hypergrad._checks import is_concrete
+from hypergrad.chambolle_pock.iteration import StepSizes
+from hypergrad.lower_level import LowerLevel
+from hypergrad.operators import apply, apply_transpose
+from hypergrad.status import Status
+
+__all__ = ["SolverStats", "certify", "default_tolerance", "primal_dual_norm"]
+
+
+class SolverStats(eqx.Module):
+    """How the forward solve went, one entry a sample.
+
+    `iterations`; `residual`, the relative optimality residual (see `certify`); `gap`, primal minus
+    dual objective (absolute; NaN where a conjugate is not known); `margin`, the relative distance
+    to the nearest kink (infinite where nothing can kink); `status`, a `Status`; `products` with K
+    or its transpose, those of the certificate included; `rank` of K between what is free on the
+    primal and on the dual side, where the strategy finds it out (`Exact`).
+    """
+
+    iterations: Int[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    gap: Float[Array, "*batch"]
+    margin: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
+    products: Int[Array, "*batch"]
+    rank: Int[Array, "*batch"] | None = None
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.residual):
+            return "SolverStats(<traced>)"
+        return (
+            f"SolverStats({Status.summary(self.status)}; worst of {self.residual.size}: "
+            f"{int(jnp.max(self.iterations))} iterations, "
+            f"residual {float(jnp.max(self.residual)):.1e}, gap {float(jnp.max(self.gap)):.1e}, "
+            f"margin {float(jnp.min(self.margin)):.1e})"
+        )
+
+
+def default_tolerance(dtype: jnp.dtype) -> float:
+    """`eps^(3/4)`: a relative residual below it counts as converged (2e-12 and 6e-6)."""
+    return float(jnp.finfo(dtype).eps) ** 0.75
+
+
+def primal_dual_norm(primal: Array, dual: Array, tau: Array, sigma: Array) -> Array:
+    """`sqrt(||primal||^2 / tau + ||dual||^2 / sigma)` a sample: the norm of every residual.
+
+    It is the metric (up to its coupling term) in which the iteration contracts, and the one in
+    which primal and dual quantities have the same units.
+    """
+    return jnp.sqrt(jnp.sum(primal**2, axis=-1) / tau + jnp.sum(dual**2, axis=-1) / sigma)
+
+
+def certify(
+    problem: LowerLevel,
+    x_tilde: Array,
+    sizes: StepSizes,
+    r: Array,
+    y: Array,
+    iterations: Array,
+    tolerance: Array | float,
+) -> SolverStats:
+    """Judge a pair `x = x_tilde + r`, `y`, however it was found, by two products with K.
+
+    The residual is how far the two proxes move the pair, relative to the pair,
+
+        || (r - prox_{tau G}(r - tau K^T y), y - prox_{sigma F*}(y + sigma K x)) || / || (x, y) ||
+
+    in `primal_dual_norm`. It is 0 exactly at the solutions, whatever was iterated or averaged.
+    """
+    tau, sigma, _ = sizes
+    F, G, x = problem.F, problem.G, x_tilde + r
+    K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
+    z_D, z_P = y + sigma * K_x, r - tau * KT_y
+
+    moved = primal_dual_norm(r - G.prox(z_P, tau), y - F.prox_conjugate(z_D, sigma), tau, sigma)
+    size = primal_dual_norm(x, y, tau, sigma)
+    residual = jnp.where(size > 0, moved / jnp.where(size > 0, size, 1.0), moved)
+
+    gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
+    margin_F = jnp.min(F.margin(z_D / sigma, 1 / sigma), axis=-1)
+    margin_G = jnp.min(G.margin(z_P, tau), axis=-1)
+
+    status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS_USED_UP)
+    status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
+    stats = SolverStats(
+        iterations=jnp.broadcast_to(iterations, residual.shape).astype(jnp.int32),
+        residual=residual,
+        gap=gap,
+        margin=jnp.minimum(margin_F, margin_G),
+        status=status.astype(jnp.int32),
+        products=jnp.broadcast_to(2 * iterations + 2, residual.shape).astype(jnp.int32),
+    )
+    return jax.lax.stop_gradient(stats)

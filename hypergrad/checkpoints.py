@@ -1,0 +1,74 @@
+"""A training run on disk, so that it can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.records import write_npz
+
+__all__ = ["Checkpoints", "fingerprint_of"]
+
+_CHECKPOINTS_KEPT = 2
+
+
+class Checkpoints:
+    """Numbered files in a folder, the last two kept: the arrays, the records, a fingerprint."""
+
+    def __init__(self, folder: str | Path, fingerprint: str):
+        self.folder, self.fingerprint = Path(folder), fingerprint
+
+    def save(self, epoch: int, state: Any, records: list[dict[str, Any]]) -> None:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        arrays = {f"leaf{i:04d}": leaf for i, leaf in enumerate(leaves)}
+        about = json.dumps({"fingerprint": self.fingerprint, "records": records})
+        write_npz(self.folder / f"checkpoint-{epoch:06d}.npz", {**arrays, "about": np.array(about)})
+        for old in self._files()[_CHECKPOINTS_KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoint-*.npz"), reverse=True)
+
+    def load(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
+        """The newest checkpoint that can be read, or None; a damaged one is passed over."""
+        for path in self._files():
+            try:
+                leaves, fingerprint, records = self._read(path, len(jax.tree.leaves(like)))
+            except Exception as error:  # whatever a damaged archive makes its reader raise
+                print(f"checkpoint {path} is damaged ({error}): the one before it is used")
+                continue
+            if fingerprint != self.fingerprint:
+                raise ValueError(
+                    f"checkpoint {path} must come from the same run; got one of other data or "
+                    "settings: name another folder, or remove this one"
+                )
+            template = jax.tree.leaves(like)
+            arrays = [jnp.asarray(a, t.dtype) for a, t in zip(leaves, template, strict=True)]
+            return jax.tree.unflatten(jax.tree.structure(like), arrays), records
+        return None
+
+    @staticmethod
+    def _read(path: Path, count: int) -> tuple[list[np.ndarray], str, list[dict[str, Any]]]:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            # A checkpoint of another run may hold another number of leaves: that is not damage.
+            ours = len(stored.files) == count + 1
+            leaves = [stored[f"leaf{i:04d}"] for i in range(count)] if ours else []
+            return leaves, about["fingerprint"] if ours else "another", about["records"]
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """A hash of what makes a run what it is; arrays by their bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for leaf in jax.tree.leaves(part):
+            is_array = isinstance(leaf, (np.ndarray, jax.Array))
+            digest.update(np.asarray(leaf).tobytes() if is_array else repr(leaf).encode())
+        digest.update(str(jax.tree.structure(part)).encode())
+    return digest.hexdigest()

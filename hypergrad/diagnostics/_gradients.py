@@ -1,0 +1,69 @@
+"""Gradients in K that are never written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypergrad.adjoint import Cotangent
+from hypergrad.bilevel.arguments import flatten_batch
+from hypergrad.bilevel.losses import Loss, of_rows
+from hypergrad.chambolle_pock import AdjointPair, Solution, StepSizes
+from hypergrad.operators import Operator, bilinear_gradient, matrix_of
+
+__all__ = ["Factors", "check_learnable", "flat", "form_norm", "layer_factors", "loss_gradient"]
+
+Factors = tuple[tuple[Array, Array], ...]
+
+
+def layer_factors(
+    sizes: StepSizes, delta: AdjointPair, x: Float[Array, "*batch n"], y: Float[Array, "*batch m"]
+) -> Factors:
+    """`sigma delta_D x^T - tau y delta_P^T` as the pairs whose outer products it is the sum of."""
+    delta_P, delta_D = delta
+    return (sizes.sigma * delta_D, x), (-sizes.tau * y, delta_P)
+
+
+def flat(tree: Any) -> Array:
+    """Every float of a pytree in one vector (nothing at all counts as a zero)."""
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(1)
+
+
+def check_learnable(K: Operator) -> None:
+    """Refuse an operator whose gradient has no entries: its errors would all be 0."""
+    if not jax.tree.leaves(eqx.filter(K, eqx.is_inexact_array)):
+        raise ValueError(
+            f"K must have a parameter for its gradient to be looked at; got a {type(K).__name__} "
+            "without any: use a matrix or an operator with array fields"
+        )
+
+
+def form_norm(K: Operator, factors: Factors) -> Float[Array, "*batch"]:
+    """The Frobenius norm of `sum left right^T`, the gradient in a matrix K, a sample.
+
+    With `left = Q R` (thin) and `right = Q' R'` it is `||R R'^T||`, of the size of the number of
+    pairs: unlike the Gram matrices this loses no digits where the pairs cancel. Of another
+    operator, the norm of the gradient in its parameters, one sample after the other.
+    """
+    if matrix_of(K) is not None:
+        left, right = (jnp.stack(side, axis=-1) for side in zip(*factors, strict=True))
+        triangles = (jnp.linalg.qr(side, mode="r") for side in (left, right))
+        R_left, R_right = triangles
+        return jnp.linalg.norm(R_left @ jnp.swapaxes(R_right, -1, -2), axis=(-2, -1))
+    batch = factors[0][0].shape[:-1]
+    norms = jax.lax.map(
+        lambda pairs: jnp.linalg.norm(flat(bilinear_gradient(K, *pairs))),
+        flatten_batch(factors, batch),
+    )
+    return norms.reshape(batch)
+
+
+def loss_gradient(loss: Loss, solution: Solution, x_true: Array) -> Cotangent:
+    """`g`, with nothing for y."""
+    g = jax.grad(of_rows(loss, x_true))(solution.x)
+    return Cotangent(g, jnp.zeros_like(solution.y))

@@ -1,0 +1,244 @@
+"""How the error of a strategy spreads over the samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from hypergrad._checks import check_count, is_concrete
+from hypergrad.adjoint import AdjointStats, Cotangent
+from hypergrad.bilevel.arguments import (
+    Data,
+    flatten_batch,
+    prepare_hypergradient,
+    prepare_solve,
+    restore_batch,
+)
+from hypergrad.bilevel.losses import Loss, half_mean_squared_error
+from hypergrad.chambolle_pock import ChambollePock, SolverStats
+from hypergrad.diagnostics._gradients import (
+    Factors,
+    check_learnable,
+    flat,
+    form_norm,
+    layer_factors,
+    loss_gradient,
+)
+from hypergrad.lower_level import LowerLevel
+from hypergrad.operators import Operator, bilinear_gradient, matrix_of
+from hypergrad.records import markdown_table
+from hypergrad.status import Status
+from hypergrad.strategies._base import AbstractStrategy
+from hypergrad.strategies.limit import LimitFormula
+
+__all__ = ["SampleErrors", "are_certified", "per_sample_errors"]
+
+# Nearer to a kink than this (relative to its size where it has one), rounding may have chosen the
+# side.
+_LEAST_MARGIN = 1e-6
+
+
+def are_certified(stats: SolverStats, adjoint: AdjointStats) -> Bool[Array, "*batch"]:
+    """Samples on which both solves converged, away from every kink: where a gradient is trusted.
+
+    **Caveat**: where active rows of K are dependent, the dual solution and with it the gradient
+    depend on the start and the step sizes, by a few per cent; that is not detected here.
+    """
+    converged = (stats.status == Status.CONVERGED) & (adjoint.status == Status.CONVERGED)
+    # A margin that is not known (NaN) is no objection.
+    return converged & ~(stats.margin < _LEAST_MARGIN)
+
+
+class SampleErrors(eqx.Module):
+    """The gradient of each sample in K held against that of a reference.
+
+    `cosine`, `relative_error` and `certified`, `(...)`: the last says where the reference can be
+    trusted. A cosine is NaN where one of the two gradients is 0.
+
+    Printing it gives quantiles over the certified samples.
+    """
+
+    cosine: Float[Array, "*batch"]
+    relative_error: Float[Array, "*batch"]
+    certified: Bool[Array, "*batch"]
+
+    def quantiles(
+        self, levels: tuple[float, ...] = (0.0, 0.1, 0.5, 0.9, 1.0)
+    ) -> dict[str, list[Any]]:
+        """Quantiles over the certified samples; None where there are none.
+
+        The errors are sorted upwards and the cosines downwards, so that the worst is last in both.
+        """
+
+        def upwards(values: Array) -> list[float] | list[None]:
+            kept = np.asarray(values)[np.asarray(self.certified)]
+            kept = np.sort(kept[~np.isnan(kept)])
+            if not kept.size:
+                return [None] * len(levels)
+            # One of the values, nothing in between: an infinite error has no neighbours.
+            return kept[np.ceil(np.array(levels) * (kept.size - 1)).astype(int)].tolist()
+
+        cosine = [None if c is None else -c for c in upwards(-self.cosine)]
+        return {"cosine": cosine, "relative_error": upwards(self.relative_error)}
+
+    def table(self) -> str:
+        """The quantiles as a Markdown table."""
+        columns = {"name": "samples", "cosine": "cosine", "relative_error": "relative error"}
+        names = ("best", "10 %", "median", "90 %", "worst")
+        rows = zip(names, *self.quantiles().values(), strict=True)
+        return markdown_table([dict(zip(columns, row, strict=True)) for row in rows], columns)
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.cosine):
+            return "SampleErrors(<traced>)"
+        share = 100 * float(np.mean(np.asarray(self.certified)))
+        return (
+            f"SampleErrors of {self.cosine.size} samples, {share:.3g} % certified\n{self.table()}"
+        )
+
+
+def per_sample_errors(
+    problem: LowerLevel,
+    x_tilde: Data,
+    x_true: Data,
+    *,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    reference: AbstractStrategy | None = None,
+    reference_solver: ChambollePock | None = None,
+    loss: Loss = half_mean_squared_error,
+    piece: int = 16,
+) -> SampleErrors:
+    """Cosine and relative error of the gradient in K, of each sample by itself.
+
+    What a batch's gradient hides: a few samples may be wrong altogether, and errors of many may
+    cancel. The gradient of sample i is the part of the batch's gradient that goes through it.
+
+    **Arguments**: as for `hypergradient`; `reference`, by default `LimitFormula()`, and
+    `reference_solver`, by default the `solver`: give one that converges. `piece`, how many samples
+    at a time have their gradient written out, where that is needed.
+
+    **Returns**: a `SampleErrors`; printed, a table of quantiles.
+
+    **Errors**: as for `hypergradient`; a `ValueError` for an operator without parameters.
+
+    **Cost**: both hypergradients once. Where both strategies give `Delta` (the limit formula does)
+    and K is a matrix, the rest is algebra with matrices of rank 4 that are not written out:
+    `8 (m + n)` numbers a sample. Otherwise each sample of a strategy that does not is solved and
+    pulled back once more by itself (`jax.lax.map` over pieces), without the gain of a batch, and
+    `2 piece m n` numbers are held.
+
+    **Caveat**: the reference counts as the truth where it is `certified`, and only there.
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> x_true = jnp.array([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]])
+    >>> errors = hg.per_sample_errors(problem, x_true + 0.1, x_true, strategy=hg.Truncation(k=1),
+    ...                               solver=hg.ChambollePock(iterations=300))
+    >>> errors.cosine.shape, bool(jnp.all(errors.relative_error > 0.1))
+    ((2,), True)
+    """
+    check_count("piece", piece)
+    check_learnable(problem.K)
+    reference = LimitFormula() if reference is None else reference
+    reference_solver = solver if reference_solver is None else reference_solver
+    _, _, reference_solver, _ = prepare_solve(problem, x_tilde, reference_solver, reference, None)
+    problem, x_tilde, x_true, solver, _ = prepare_hypergradient(
+        problem, x_tilde, x_true, solver, strategy, None
+    )
+    ways = (strategy, solver), (reference, reference_solver)
+    return _per_sample_errors(problem, x_tilde, x_true, ways, loss, piece)
+
+
+@eqx.filter_jit
+def _per_sample_errors(
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    ways: tuple[tuple[AbstractStrategy, ChambollePock], ...],
+    loss: Loss,
+    piece: int,
+) -> SampleErrors:
+    batch = x_tilde.shape[:-1]
+    rows = flatten_batch(x_tilde, batch)
+    ours, exact = (_SampleGradients.of(problem, rows, x_true, *way, loss) for way in ways)
+    if matrix_of(problem.K) is not None and ours.factors and exact.factors:
+        products = _compare_factors(problem.K, ours.factors, exact.factors)
+    else:
+        products = jax.lax.map(
+            lambda i: _compare_vectors(ours.written_out(problem, i), exact.written_out(problem, i)),
+            jnp.arange(len(rows)),
+            batch_size=min(piece, len(rows)),
+        )
+    inner, norm, exact_norm, difference = products
+    # 0 where nothing is missing, infinite where there is nothing to compare with.
+    error = jnp.where(difference == 0, 0.0, difference / exact_norm)
+    certified = are_certified(exact.stats, exact.adjoint)
+    return restore_batch(SampleErrors(inner / (norm * exact_norm), error, certified), batch)
+
+
+class _SampleGradients(eqx.Module):
+    """What one strategy needs to say what the gradient in K of each sample is.
+
+    `factors`, where it gives `Delta`, say it at once; `stats` and `adjoint` describe its solves.
+    """
+
+    strategy: AbstractStrategy
+    solver: ChambollePock
+    x_tilde: Float[Array, "batch n"]
+    g: Float[Array, "batch n"]
+    factors: Factors | None
+    stats: SolverStats
+    adjoint: AdjointStats
+
+    @classmethod
+    def of(
+        cls,
+        problem: LowerLevel,
+        rows: Array,
+        x_true: Array,
+        strategy: AbstractStrategy,
+        solver: ChambollePock,
+        loss: Loss,
+    ) -> _SampleGradients:
+        """One hypergradient of the whole batch."""
+        solution, residuals = strategy.forward(problem, rows, solver, None)
+        g = loss_gradient(loss, solution, x_true)
+        gradients = strategy.pullback(residuals, g)
+        factors = None
+        if gradients.adjoint is not None:
+            sizes = solver.step_sizes(problem)
+            factors = layer_factors(sizes, gradients.adjoint, solution.x, solution.y)
+        return cls(strategy, solver, rows, g.x, factors, solution.stats, gradients.stats)
+
+    def written_out(self, problem: LowerLevel, i: Array) -> Array:
+        """The gradient of sample i in K, as one vector."""
+        if self.factors is not None:
+            pairs = jax.tree.map(lambda side: side[i], self.factors)
+            return flat(bilinear_gradient(problem.K, *pairs))
+        x_tilde, g = self.x_tilde[i][None], self.g[i][None]
+        solution, residuals = self.strategy.forward(problem, x_tilde, self.solver, None)
+        cotangent = Cotangent(g, jnp.zeros_like(solution.y))
+        return flat(self.strategy.pullback(residuals, cotangent).problem.K)
+
+
+def _compare_vectors(ours: Array, exact: Array) -> tuple[Array, ...]:
+    """Inner product, the two norms and that of the difference, of one sample."""
+    norms = (jnp.linalg.norm(v) for v in (ours, exact, ours - exact))
+    return ours @ exact, *norms
+
+
+def _compare_factors(K: Operator, ours: Factors, exact: Factors) -> tuple[Array, ...]:
+    """The same of a batch, from the factors alone."""
+    inner = sum(
+        jnp.sum(left * other_left, axis=-1) * jnp.sum(right * other_right, axis=-1)
+        for left, right in ours
+        for other_left, other_right in exact
+    )
+    difference = *ours, *((-left, right) for left, right in exact)
+    return jnp.asarray(inner), *(form_norm(K, f) for f in (ours, exact, difference))

@@ -1,0 +1,177 @@
+"""How many steps of the delta recursion an accuracy takes."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hypergrad._checks import check_count, is_concrete
+from hypergrad.adjoint import (
+    AdjointProblem,
+    Cotangent,
+    LeastSquares,
+    adjoint_step,
+    nothing_like,
+    start_adjoint,
+)
+from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, prepare_truth, restore_batch
+from hypergrad.bilevel.losses import Loss, half_mean_squared_error
+from hypergrad.chambolle_pock import AdjointPair, ChambollePock, State
+from hypergrad.diagnostics._gradients import (
+    check_learnable,
+    form_norm,
+    layer_factors,
+    loss_gradient,
+)
+from hypergrad.diagnostics.contraction import (
+    KRYLOV_DIMENSION,
+    Contraction,
+    End,
+    contraction_at,
+    run_to_end,
+)
+from hypergrad.lower_level import LowerLevel
+from hypergrad.status import Status
+
+__all__ = ["StepsNeeded", "steps_needed"]
+
+
+class StepsNeeded(eqx.Module):
+    """How many steps of the adjoint recursion an accuracy takes, one entry a sample.
+
+    `predicted` from the contraction factor (infinite where it is not below 1); `measured`
+    (infinite where the error was not reached, NaN where the limit could not be solved for);
+    `contraction`, with the statistics of the forward solve.
+    """
+
+    predicted: Float[Array, "*batch"]
+    measured: Float[Array, "*batch"]
+    contraction: Contraction
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.measured):
+            return "StepsNeeded(<traced>)"
+        predicted, measured = np.asarray(self.predicted), np.asarray(self.measured)
+        return (
+            f"StepsNeeded(median {np.median(measured):g} (predicted {np.median(predicted):g}), "
+            f"most {np.max(measured):g} (predicted {np.max(predicted):g}) of {measured.size};\n"
+            f"  forward={self.contraction.stats})"
+        )
+
+
+def steps_needed(
+    problem: LowerLevel,
+    x_tilde: Data,
+    x_true: Data,
+    *,
+    solver: ChambollePock,
+    error: float,
+    loss: Loss = half_mean_squared_error,
+    init: State | None = None,
+    most: int = 10_000,
+    dimension: int = KRYLOV_DIMENSION,
+) -> StepsNeeded:
+    """The k of `LimitFormula(Steps(k))` that a relative error of the gradient in K takes, a sample.
+
+        measured  = min { k : || grad_K[k] - grad_K[limit] || <= error || grad_K[limit] || }
+        predicted = log(error) / log(rho)
+
+    with the gradients of one sample at the last state, `grad_K = sigma Delta_D x^T - tau y
+    Delta_P^T`: `Delta` after k steps of the recursion, and from the limit system (CGLS). It is
+    measured in the gradient and not in `Delta`, whose two parts have different units. The
+    prediction takes the constant in front of `rho^k` for 1, and the slowest mode for excited.
+
+    **Arguments**: as for `hypergradient`; `error`, between 0 and 1; `most`, the steps after which
+    measuring is given up; `dimension` as for `contraction_factor`.
+
+    **Returns**: a `StepsNeeded`.
+
+    **Errors**: as for `hypergradient`; a `ValueError` for an operator without parameters.
+
+    **Cost**: the forward solve, that of `contraction_factor`, CGLS, and for each step 2 products
+    with K and the norm of a matrix of rank 2 a sample, until the last sample is there.
+
+    **Caveat**: the error is that of the adjoint alone. Of an unconverged lower level the limit
+    itself is wrong: see `contraction.stats`. An error near the machine precision is never reached.
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> x_true = jnp.array([0.0, 0.0, 1.0, 1.0])
+    >>> k = hg.steps_needed(problem, x_true + 0.1, x_true, error=1e-2,
+    ...                     solver=hg.ChambollePock(iterations=200))
+    >>> bool(1 < k.measured < 50)
+    True
+    """
+    if not 0 < error < 1:
+        raise ValueError(f"error must lie between 0 and 1; got {error}: try 1e-3")
+    check_count("most", most)
+    check_count("dimension", dimension)
+    check_learnable(problem.K)
+    problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
+    x_true = prepare_truth(x_true, x_tilde)
+    target = jnp.asarray(error, x_tilde.dtype)
+    return _steps_needed(problem, x_tilde, x_true, solver, target, loss, init, most, dimension)
+
+
+@eqx.filter_jit
+def _steps_needed(
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
+    error: Array,
+    loss: Loss,
+    init: State | None,
+    most: int,
+    dimension: int,
+) -> StepsNeeded:
+    batch = x_tilde.shape[:-1]
+    rows, init = flatten_batch((x_tilde, init), batch)
+    end = run_to_end(problem, rows, solver, init)
+    contraction = contraction_at(problem, rows, end, dimension)
+    g = loss_gradient(loss, end.solution, x_true)
+
+    sums, stats = LeastSquares()(AdjointProblem(problem, end.sizes, end.history, g))
+    measured = _measure_steps(problem, end, g, sums.pair, error, most)
+    measured = jnp.where(stats.status == Status.CONVERGED, measured, jnp.nan)
+    steps = jnp.maximum(1.0, jnp.ceil(jnp.log(error) / jnp.log(contraction.factor)))
+    predicted = jnp.where(contraction.factor < 1, steps, jnp.inf)
+    return restore_batch(StepsNeeded(predicted, measured, contraction), batch)
+
+
+def _measure_steps(
+    problem: LowerLevel, end: End, g: Cotangent, limit: AdjointPair, error: Array, most: int
+) -> Float[Array, " batch"]:
+    """The first k at which the gradient of k steps is as near to the limit as it should be."""
+    sizes, solution, nothing = end.sizes, end.solution, nothing_like(g)
+    z = jax.tree.map(lambda h: h[0], end.history)
+
+    def size(delta: AdjointPair) -> Array:
+        return form_norm(problem.K, layer_factors(sizes, delta, solution.x, solution.y))
+
+    target = error * size(limit)
+
+    def is_far(missing: AdjointPair) -> Array:
+        return size(missing) > target
+
+    def one_more(carry):
+        later, missing, far, needed, done = carry
+        state, _ = adjoint_step(problem, sizes, z, later, nothing)
+        missing = AdjointPair(missing.Delta_P - state.delta_P, missing.Delta_D - state.delta_D)
+        needed = jnp.where(far, done + 1, needed)
+        return state, missing, far & is_far(missing), needed, done + 1
+
+    def unfinished(carry):
+        *_, far, _, done = carry
+        return jnp.any(far) & (done < most)
+
+    state, _ = adjoint_step(problem, sizes, z, start_adjoint(problem, g), g)
+    missing = AdjointPair(limit.Delta_P - state.delta_P, limit.Delta_D - state.delta_D)
+    one = jnp.ones((), jnp.int32)
+    far = is_far(missing)
+    carry = (state, missing, far, jnp.broadcast_to(one, far.shape), one)
+    *_, far, needed, _ = jax.lax.while_loop(unfinished, one_more, carry)
+    return jnp.where(far, jnp.inf, needed.astype(g.x.dtype))

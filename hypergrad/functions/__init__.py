@@ -1,0 +1,24 @@
+"""The convex functions F and G of the lower level: value, prox, and the prox of the conjugate.
+
+Conventions, for every function `f` here and every function that a user adds:
+
+- `f` acts on the last axis; leading axes are a batch.
+- `f.prox(z, t) = argmin_v t f(v) + ||v - z||^2 / 2`.
+- Moreau: `prox_{s f*}(z) = z - s prox_{f/s}(z/s)`. So the two derivatives add up to the identity.
+- At a kink a projection (a clip is one) has derivative 0, the derivative of its *outside*;
+  everything else follows by Moreau, so that soft thresholding has derivative 1 at its kink.
+  (`jnp.clip` gives 0.5 there, which belongs to neither side.)
+"""
+
+from hypergrad.functions._base import AbstractFunction as AbstractFunction
+from hypergrad.functions.indicators import Box as Box
+from hypergrad.functions.indicators import BoxQuadratic as BoxQuadratic
+from hypergrad.functions.indicators import L2Ball as L2Ball
+from hypergrad.functions.indicators import NonNegative as NonNegative
+from hypergrad.functions.norms import L1 as L1
+from hypergrad.functions.norms import ElasticNet as ElasticNet
+from hypergrad.functions.norms import GroupL1 as GroupL1
+from hypergrad.functions.norms import Huber as Huber
+from hypergrad.functions.smooth import Quadratic as Quadratic
+from hypergrad.functions.smooth import Zero as Zero
+from hypergrad.functions.sums import SeparableSum as SeparableSum

@@ -1,0 +1,79 @@
+"""What the functions are built of: projections, norms, and checks of their parameters."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from hypergrad.functions._base import Values, Vector
+
+# A dual variable that a prox put on its bound may lie beyond it by rounding. The conjugate of a
+# norm is an indicator; without this slack (in units of the machine precision) the primal-dual gap
+# would be infinite at every solution.
+_FEASIBILITY_SLACK = 64.0
+
+
+def clip(z: Vector, bound: Array) -> Vector:
+    """Projection onto `|z| <= bound`, with derivative 0 in z (and ±1 in the bound) at the bound."""
+    return jnp.where(jnp.abs(z) < bound, z, jnp.sign(z) * bound)
+
+
+def shrink_to_ball(z: Array, radius: Array, axis: int) -> Array:
+    """Projection onto `||z|| <= radius` along an axis, differentiable at 0 and at radius 0.
+
+    `z / max(1, ||z|| / radius)` has a NaN derivative at 0: the norm is not differentiable there.
+    So the norm is only taken where it is used, outside the ball.
+    """
+    squared = jnp.sum(z**2, axis=axis, keepdims=True)
+    outside = squared >= radius**2
+    size = jnp.sqrt(jnp.where(outside & (squared > 0), squared, 1.0))
+    return jnp.where(outside, z * radius / size, z)
+
+
+def norm(v: Array, axis: int) -> Array:
+    """Euclidean norm along an axis, with derivative 0 at 0."""
+    squared = jnp.sum(v**2, axis=axis)
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def relative_distance(distance: Array, size: Array | float) -> Array:
+    """Distance over size; infinite where the size is 0 (then there is no kink to speak of)."""
+    return jnp.where(size > 0, jnp.abs(distance) / jnp.where(size > 0, size, 1.0), jnp.inf)
+
+
+def side(z: Array, kink: Array | float) -> Array:
+    """-1, 0, 1: below `-kink`, between, above `kink`."""
+    return jnp.where(jnp.abs(z) < kink, 0.0, jnp.sign(z)).astype(jnp.int32)
+
+
+def indicator_of(violation: Array, size: Array) -> Values:
+    """0 where no entry of the violation exceeds rounding (relative to `size`), else infinity."""
+    slack = _FEASIBILITY_SLACK * jnp.finfo(violation.dtype).eps * size
+    return jnp.where(jnp.all(violation <= slack, axis=-1), 0.0, jnp.inf).astype(violation.dtype)
+
+
+def median(value: Array) -> Array:
+    """One number for a parameter of one entry a coordinate."""
+    return value if value.ndim == 0 else jnp.median(value)
+
+
+def check_length(owner: object, name: str, size: int) -> None:
+    """A parameter is a number or has one entry a coordinate."""
+    shape = np.shape(getattr(owner, name))
+    if shape not in ((), (size,)):
+        raise ValueError(
+            f"{type(owner).__name__}.{name} must be a number or have shape ({size},); got shape "
+            f"{shape}: give one entry for each of the {size} coordinates"
+        )
+
+
+def check_one_number(owner: object, name: str) -> None:
+    """A parameter is one number."""
+    shape = np.shape(getattr(owner, name))
+    if shape != ():
+        raise ValueError(
+            f"{type(owner).__name__}.{name} must be one number; got shape {shape}: use a "
+            "SeparableSum for several"
+        )

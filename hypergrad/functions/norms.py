@@ -1,0 +1,220 @@
+"""Norms and their relatives: in groups, smoothed, with a square added."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, Int
+
+from hypergrad._checks import as_inexact, check_positive
+from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
+from hypergrad.functions._blocks import (
+    check_length,
+    check_one_number,
+    clip,
+    indicator_of,
+    median,
+    norm,
+    relative_distance,
+    shrink_to_ball,
+    side,
+)
+
+__all__ = ["L1", "ElasticNet", "GroupL1", "Huber"]
+
+
+class L1(AbstractFunction):
+    """`f(v) = sum_i weight_i |v_i|`; its prox is soft thresholding, that of `f*` a clip.
+
+    `weight` is a number or has one entry a row of K (`(m,)`).
+    """
+
+    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    positive: ClassVar[tuple[str, ...]] = ("weight",)
+    homogeneous: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_positive(self, "weight", zero_allowed=True)
+
+    def __call__(self, v: Vector) -> Values:
+        return jnp.sum(self.weight * jnp.abs(v), axis=-1)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return z - clip(z, step * self.weight)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return clip(z, self.weight)
+
+    def conjugate(self, y: Vector) -> Values:
+        return indicator_of(jnp.abs(y) - self.weight, self.weight)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        kink = step * self.weight
+        return relative_distance(jnp.abs(z) - kink, kink)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return side(z, step * self.weight)
+
+    def check_size(self, size: int) -> None:
+        check_length(self, "weight", size)
+
+    @property
+    def dual_scale(self) -> Array | None:
+        return median(self.weight)
+
+
+class GroupL1(AbstractFunction):
+    """`f(v) = weight * sum_groups ||v_group||_2`; with 2-D differences, isotropic total variation.
+
+    `v` is reshaped to `shape` and the norm is taken along `axis`: with `shape=(2, n), axis=0` a
+    group is what the two halves of `v` hold at the same place. The prox Jacobian is not diagonal.
+    """
+
+    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    axis: int = eqx.field(static=True, default=0)
+    positive: ClassVar[tuple[str, ...]] = ("weight",)
+    homogeneous: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_positive(self, "weight", zero_allowed=True)
+        check_one_number(self, "weight")
+        if not -len(self.shape) <= self.axis < len(self.shape):
+            raise ValueError(f"GroupL1.axis must be an axis of shape {self.shape}; got {self.axis}")
+
+    def _groups(self, v: Array) -> Array:
+        return v.reshape(*v.shape[:-1], *self.shape)
+
+    @property
+    def _group_axis(self) -> int:
+        """The axis counted from the back, so that it holds under any batch."""
+        return self.axis if self.axis < 0 else self.axis - len(self.shape)
+
+    def _group_norms(self, v: Array) -> Array:
+        norms = norm(self._groups(v), self._group_axis)
+        return norms.reshape(*v.shape[:-1], -1)
+
+    def __call__(self, v: Vector) -> Values:
+        return self.weight * jnp.sum(self._group_norms(v), axis=-1)
+
+    def _project(self, z: Array, radius: Array) -> Array:
+        return shrink_to_ball(self._groups(z), radius, self._group_axis).reshape(z.shape)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return z - self._project(z, step * self.weight)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return self._project(z, self.weight)
+
+    def conjugate(self, y: Vector) -> Values:
+        return indicator_of(self._group_norms(y) - self.weight, self.weight)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        kink = step * self.weight
+        return relative_distance(self._group_norms(z) - kink, kink)
+
+    def check_size(self, size: int) -> None:
+        if math.prod(self.shape) != size:
+            raise ValueError(
+                f"GroupL1.shape must hold {size} coordinates; got {self.shape}, which holds "
+                f"{math.prod(self.shape)}"
+            )
+
+    @property
+    def dual_scale(self) -> Array | None:
+        return self.weight
+
+
+class Huber(AbstractFunction):
+    """`f(v) = weight * sum_i h(v_i)`: the smooth L1.
+
+    `h(v) = v^2 / (2 smoothing)` where `|v| <= smoothing`, else `|v| - smoothing / 2`.
+    """
+
+    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    smoothing: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    positive: ClassVar[tuple[str, ...]] = ("weight", "smoothing")
+    separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_positive(self, "weight")
+        check_positive(self, "smoothing")
+
+    def __call__(self, v: Vector) -> Values:
+        size = jnp.abs(v)
+        # The square of v and not of its size, which has no second derivative at 0.
+        near, far = v**2 / (2 * self.smoothing), size - self.smoothing / 2
+        return jnp.sum(self.weight * jnp.where(size <= self.smoothing, near, far), axis=-1)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        bound = step * self.weight
+        return z - clip(z * bound / (bound + self.smoothing), bound)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return clip(z * self.weight / (self.weight + step * self.smoothing), self.weight)
+
+    def conjugate(self, y: Vector) -> Values:
+        quadratic = jnp.sum(self.smoothing / (2 * self.weight) * y**2, axis=-1)
+        return quadratic + indicator_of(jnp.abs(y) - self.weight, self.weight)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        bound = step * self.weight
+        return relative_distance(jnp.abs(z) - (bound + self.smoothing), bound)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return side(z, step * self.weight + self.smoothing)
+
+    def check_size(self, size: int) -> None:
+        check_length(self, "weight", size)
+        check_length(self, "smoothing", size)
+
+    @property
+    def dual_scale(self) -> Array | None:
+        return median(self.weight)
+
+
+class ElasticNet(AbstractFunction):
+    """`f(v) = weight * ||v||_1 + (ridge / 2) ||v||^2`."""
+
+    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    ridge: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    positive: ClassVar[tuple[str, ...]] = ("weight", "ridge")
+    separable: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_positive(self, "weight", zero_allowed=True)
+        check_positive(self, "ridge")
+
+    def __call__(self, v: Vector) -> Values:
+        return jnp.sum(self.weight * jnp.abs(v) + self.ridge / 2 * v**2, axis=-1)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return (z - clip(z, step * self.weight)) / (1 + step * self.ridge)
+
+    def conjugate(self, y: Vector) -> Values:
+        excess = y - clip(y, self.weight)
+        return jnp.sum(excess**2 / (2 * self.ridge), axis=-1)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        kink = step * self.weight
+        return relative_distance(jnp.abs(z) - kink, kink)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return side(z, step * self.weight)
+
+    def check_size(self, size: int) -> None:
+        check_length(self, "weight", size)
+        check_length(self, "ridge", size)
+
+    @property
+    def dual_scale(self) -> Array | None:
+        return median(self.weight)
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        return jnp.min(self.ridge)

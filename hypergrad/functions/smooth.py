@@ -1,0 +1,81 @@
+"""Functions without a kink."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, Int
+
+from hypergrad._checks import as_inexact, check_finite, check_positive
+from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
+from hypergrad.functions._blocks import check_length, indicator_of
+
+__all__ = ["Quadratic", "Zero"]
+
+
+class Quadratic(AbstractFunction):
+    """`f(v) = (weight / 2) ||v - center||^2`."""
+
+    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    center: Float[Array, "..."] = eqx.field(converter=as_inexact, default=0.0)
+    positive: ClassVar[tuple[str, ...]] = ("weight",)
+    separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_positive(self, "weight")
+        check_finite("Quadratic.center", self.center)
+
+    def __call__(self, v: Vector) -> Values:
+        return jnp.sum(self.weight / 2 * (v - self.center) ** 2, axis=-1)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return (z + step * self.weight * self.center) / (1 + step * self.weight)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return (z - step * self.center) * self.weight / (self.weight + step)
+
+    def conjugate(self, y: Vector) -> Values:
+        return jnp.sum(y**2 / (2 * self.weight) + y * self.center, axis=-1)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return jnp.zeros(z.shape, jnp.int32)
+
+    def check_size(self, size: int) -> None:
+        check_length(self, "weight", size)
+        check_length(self, "center", size)
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        return jnp.min(self.weight)
+
+
+class Zero(AbstractFunction):
+    """`f(v) = 0`; its conjugate is the indicator of the origin."""
+
+    homogeneous: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+
+    def __call__(self, v: Vector) -> Values:
+        return jnp.zeros(v.shape[:-1], v.dtype)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return z
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return jnp.zeros_like(z)
+
+    def conjugate(self, y: Vector) -> Values:
+        return indicator_of(jnp.abs(y), jnp.ones((), y.dtype))
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return jnp.zeros(z.shape, jnp.int32)

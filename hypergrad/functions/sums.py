@@ -1,0 +1,103 @@
+"""Sums of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Inexact, Int
+
+from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
+
+__all__ = ["SeparableSum"]
+
+
+class SeparableSum(AbstractFunction):
+    """`f(v) = sum_j parts_j(v_j)`, where `v` is cut into consecutive pieces of the given sizes.
+
+    A constraint on `x` itself is a row block of `K` (the identity, say) with a part of its own.
+    """
+
+    parts: tuple[AbstractFunction, ...] = eqx.field(converter=tuple)
+    sizes: tuple[int, ...] = eqx.field(static=True, converter=lambda sizes: tuple(map(int, sizes)))
+
+    @property
+    def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all parts are (a constant of the class elsewhere, here of the parts)."""
+        return all(part.separable for part in self.parts)
+
+    @property
+    def smooth(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all parts are."""
+        return all(part.smooth for part in self.parts)
+
+    def __check_init__(self):
+        if len(self.parts) != len(self.sizes) or not self.parts:
+            raise ValueError(
+                "SeparableSum must have one size for each part and at least one part; got "
+                f"{len(self.parts)} parts and {len(self.sizes)} sizes"
+            )
+        for part, size in zip(self.parts, self.sizes, strict=True):
+            part.check_size(size)
+
+    def _split(self, v: Array) -> Iterator[tuple[AbstractFunction, Array]]:
+        """The parts, each with its piece of `v`."""
+        pieces = jnp.split(v, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
+        return zip(self.parts, pieces, strict=True)
+
+    def _sum(self, values: Iterable[Values], v: Vector) -> Values:
+        return sum(values, jnp.zeros(v.shape[:-1], v.dtype))
+
+    def __call__(self, v: Vector) -> Values:
+        return self._sum((f(piece) for f, piece in self._split(v)), v)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return jnp.concatenate([f.prox(piece, step) for f, piece in self._split(z)], axis=-1)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return jnp.concatenate(
+            [f.prox_conjugate(piece, step) for f, piece in self._split(z)], axis=-1
+        )
+
+    def conjugate(self, y: Vector) -> Values:
+        return self._sum((f.conjugate(piece) for f, piece in self._split(y)), y)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        return jnp.concatenate([f.margin(piece, step) for f, piece in self._split(z)], axis=-1)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        pieces = [f.piece(part, step) for f, part in self._split(z)]
+        known = [piece for piece in pieces if piece is not None]
+        return jnp.concatenate(known, axis=-1) if len(known) == len(pieces) else None
+
+    def check_size(self, size: int) -> None:
+        if sum(self.sizes) != size:
+            raise ValueError(
+                f"SeparableSum.sizes must add up to {size}; got {self.sizes}, which add up to "
+                f"{sum(self.sizes)}"
+            )
+
+    def _median_scale(self, name: str) -> Array | None:
+        """The median over all coordinates whose scale is known."""
+        known = [
+            jnp.full(size, scale)
+            for part, size in zip(self.parts, self.sizes, strict=True)
+            if (scale := getattr(part, name)) is not None
+        ]
+        return jnp.median(jnp.concatenate(known)) if known else None
+
+    @property
+    def dual_scale(self) -> Array | None:
+        return self._median_scale("dual_scale")
+
+    @property
+    def primal_scale(self) -> Array | None:
+        return self._median_scale("primal_scale")
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        moduli = [part.strong_convexity for part in self.parts]
+        known = [modulus for modulus in moduli if modulus is not None]
+        return jnp.min(jnp.stack(known)) if len(known) == len(moduli) else None

@@ -1,0 +1,26 @@
+"""Semismooth Newton for the lower level, to machine precision: what `Exact` stands on.
+
+The optimality conditions as one equation in the arguments of the two proxes (a normal map), with
+`r = prox_{tau G}(z_P)` and `y = prox_{sigma F*}(z_D)`:
+
+    z_P - r + tau K^T y = 0
+    z_D - y - sigma K (x_tilde + r) = 0
+
+Its Jacobian at `D_P = prox'_{tau G}(z_P)`, `D_D = prox'_{sigma F*}(z_D)`, in the balanced unknowns
+`z_P / sqrt(tau)`, `z_D / sqrt(sigma)` and with `s = sqrt(tau sigma)`, gives the Newton step; the
+limit system of the adjoint, written in `U` (then `Delta = D U`), is the same with -s. One
+factorisation serves both:
+
+    (I - D_P) a + s K^T D_D b = f_P
+    (I - D_D) b - s K D_P a   = f_D
+
+The search for the solution follows a path: see `hypergrad.newton.path`.
+"""
+
+from hypergrad.newton.active_sets import ActiveSystem as ActiveSystem
+from hypergrad.newton.active_sets import active_system as active_system
+from hypergrad.newton.active_sets import norm as norm
+from hypergrad.newton.normal_map import NormalMap as NormalMap
+from hypergrad.newton.path import LEAST_MARGIN as LEAST_MARGIN
+from hypergrad.newton.path import ExactPair as ExactPair
+from hypergrad.newton.path import solve_exactly as solve_exactly

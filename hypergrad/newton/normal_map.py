@@ -1,0 +1,67 @@
+"""The optimality conditions of the lower level as one equation: a normal map."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypergrad.chambolle_pock import ProxArguments, StepSizes
+from hypergrad.lower_level import LowerLevel
+from hypergrad.newton.active_sets import norm
+from hypergrad.newton.smoothing import prox, prox_conjugate, smoothed
+from hypergrad.operators import apply, apply_transpose
+
+__all__ = ["NormalMap"]
+
+
+class NormalMap(eqx.Module):
+    """The normal map of a batch, with smoothing `t` a sample."""
+
+    problem: LowerLevel
+    x_tilde: Float[Array, "batch n"]
+    sizes: StepSizes
+
+    def pair(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
+        """`r`, `y`."""
+        r = smoothed(prox, self.problem.G, z.z_P, self.sizes.tau, t)
+        return r, smoothed(prox_conjugate, self.problem.F, z.z_D, self.sizes.sigma, t)
+
+    def arguments(self, r: Array, y: Array) -> ProxArguments:
+        """The arguments that a solution `r`, `y` would have."""
+        K, (tau, sigma, _) = self.problem.K, self.sizes
+        z_D = y + sigma * apply(K, self.x_tilde + r)
+        return ProxArguments(z_D, r - tau * apply_transpose(K, y))
+
+    def balanced(self, z: ProxArguments) -> tuple[Array, Array]:
+        """Balanced unknowns, primal first."""
+        tau, sigma, _ = self.sizes
+        return z.z_P / jnp.sqrt(tau), z.z_D / jnp.sqrt(sigma)
+
+    def moved(self, z: ProxArguments, length: Array, by: tuple[Array, Array]) -> ProxArguments:
+        """`z` moved along a balanced direction."""
+        tau, sigma, _ = self.sizes
+        length = length[..., None]
+        return ProxArguments(
+            z.z_D + length * jnp.sqrt(sigma) * by[1], z.z_P + length * jnp.sqrt(tau) * by[0]
+        )
+
+    def __call__(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
+        """How far `z` is from where its pair would put it, balanced."""
+        r, y = self.pair(z, t)
+        wanted = self.arguments(r, y)
+        return self.balanced(ProxArguments(z.z_D - wanted.z_D, z.z_P - wanted.z_P))
+
+    def relative(self, z: ProxArguments, t: Array) -> Array:
+        """The size of the map relative to that of the pair `(x, y)`."""
+        r, y = self.pair(z, t)
+        size = norm(self.balanced(ProxArguments(y, self.x_tilde + r)))
+        value = norm(self(z, t))
+        return jnp.where(size > 0, value / jnp.where(size > 0, size, 1.0), value)
+
+    def margin(self, z: ProxArguments) -> Array:
+        """The relative distance to the nearest kink (unknown: infinite)."""
+        tau, sigma, _ = self.sizes
+        in_F = jnp.min(self.problem.F.margin(z.z_D / sigma, 1 / sigma), axis=-1)
+        in_G = jnp.min(self.problem.G.margin(z.z_P, tau), axis=-1)
+        return jnp.nan_to_num(jnp.minimum(in_F, in_G), nan=jnp.inf, posinf=jnp.inf)

@@ -1,0 +1,101 @@
+"""What is learned, and in what: the leaves of a problem as free variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from hypergrad.functions import AbstractFunction
+from hypergrad.lower_level import LowerLevel
+from hypergrad.operators import operator_norm
+
+__all__ = ["K_is_a_gauge", "Variables", "rescale_K"]
+
+
+def _trainable_mask(problem: LowerLevel, trainable: Callable[[LowerLevel], Any]) -> Any:
+    """True for the selected float leaves, False elsewhere."""
+    nothing = jax.tree.map(lambda _: False, problem)
+    chosen = eqx.tree_at(
+        trainable, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
+    )
+    mask = jax.tree.map(lambda yes, leaf: yes and eqx.is_inexact_array(leaf), chosen, problem)
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(
+            "trainable must select at least one float leaf of the problem; got none: "
+            "try lambda p: p.K"
+        )
+    return mask
+
+
+def _child(node: Any, key: Any) -> Any:
+    """One step along a key path."""
+    match key:
+        case jax.tree_util.SequenceKey(idx=index):
+            return node[index]
+        case jax.tree_util.DictKey(key=name):
+            return node[name]
+        case jax.tree_util.GetAttrKey(name=name):
+            return getattr(node, name)
+    return None  # inside a pytree of another kind, where nothing declares itself positive
+
+
+def _positive_mask(problem: LowerLevel) -> Any:
+    """True for the leaves that their function declares positive."""
+
+    def is_positive(path, _) -> bool:
+        *way, last = path
+        node: Any = problem
+        for key in way:
+            node = _child(node, key)
+        return isinstance(node, AbstractFunction) and getattr(last, "name", None) in node.positive
+
+    return jax.tree_util.tree_map_with_path(is_positive, problem)
+
+
+class Variables:
+    """Between the problem and the free variables that the optimiser sees (None where fixed)."""
+
+    def __init__(self, problem: LowerLevel, trainable: Callable[[LowerLevel], Any]):
+        self.mask = _trainable_mask(problem, trainable)
+        self.in_log = eqx.filter(_positive_mask(problem), self.mask)
+        for log, leaf in self._flagged(problem):
+            if log and not np.all(np.asarray(leaf) > 0):
+                raise ValueError(
+                    "a positive leaf is learned in the log, so it must start above 0; got "
+                    f"{np.min(leaf):g}"
+                )
+
+    def _flagged(self, problem: LowerLevel) -> Iterator[tuple[bool, Array]]:
+        leaves = jax.tree.leaves(eqx.filter(problem, self.mask))
+        return zip(jax.tree.leaves(self.in_log), leaves, strict=True)
+
+    def free(self, problem: LowerLevel) -> Any:
+        """The learned leaves, positive ones as their logarithm."""
+        learned = eqx.filter(problem, self.mask)
+        return jax.tree.map(lambda log, p: jnp.log(p) if log else p, self.in_log, learned)
+
+    def problem(self, free: Any, problem: LowerLevel) -> LowerLevel:
+        """The problem with its learned leaves set from the free variables."""
+        learned = jax.tree.map(lambda log, v: jnp.exp(v) if log else v, self.in_log, free)
+        return eqx.combine(learned, problem)
+
+    def gradient(self, gradient: LowerLevel, problem: LowerLevel) -> Any:
+        """The gradient in the free variables: `d/d log p = p d/dp`."""
+        gradient, learned = eqx.filter((gradient, problem), (self.mask, self.mask))
+        return jax.tree.map(lambda log, g, p: g * p if log else g, self.in_log, gradient, learned)
+
+
+def rescale_K(problem: LowerLevel) -> LowerLevel:
+    """K at norm 1: its scale is a gauge there, and would drift."""
+    return eqx.tree_at(lambda p: p.K, problem, problem.K / operator_norm(problem.K))
+
+
+def K_is_a_gauge(problem: LowerLevel, variables: Variables) -> bool:
+    """Whether K is a matrix that is learned although its scale changes nothing."""
+    return problem.scale_of_K_is_free and variables.mask.K is True
