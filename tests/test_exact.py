@@ -9,6 +9,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import pytest
 from helpers import (
@@ -102,6 +103,76 @@ def test_every_shape_of_K_is_certified(m, n, G):
         assert np.asarray(h.solution.stats.rank).tolist() == expected
     assert relative_error(np.abs(K @ x.T).T * free_D, 0 * y) in (0.0, np.inf)
     assert np.max(np.abs((K @ x.T).T[free_D])) <= 1e-12
+
+
+# --------------------------------------------------------------------------------------- scales
+
+
+@pytest.mark.parametrize(("weight", "mu"), [(1e6, 1.0), (1e10, 1.0), (0.1, 1e-8)])
+def test_curvature_is_no_kernel_however_the_solver_is_scaled(weight, mu):
+    """G is strongly convex and K of full row rank: x is unique, and `K x = 0` for a large weight.
+
+    Then x is the projection of `x_tilde` onto the kernel of K; its gradient is known.
+    """
+    rng = np.random.default_rng(0)
+    K, (x_tilde, x_true) = rng.standard_normal((3, 5)) / 3, rng.standard_normal((2, 2, 5))
+    h = _exact(hg.LowerLevel(K, hg.L1(weight), hg.Quadratic(mu)), x_tilde, x_true)
+    assert set(_statuses(h)) == {Status.CONVERGED}
+    assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
+    if weight > 1:
+        pinv = np.linalg.pinv(K)
+        x = x_tilde - x_tilde @ (pinv @ K).T
+        assert relative_error(h.solution.x, x) <= 1e-12
+        g = (x - x_true) / 2
+        # d(-K^+ K x_tilde): the projector moves by -(P dK^T K^+T + K^+ dK P), with P onto ker K.
+        P = np.eye(5) - pinv @ K
+        expected = -pinv.T @ (np.outer(g[0], P @ x_tilde[0]) + np.outer(g[1], P @ x_tilde[1]))
+        expected -= (pinv.T @ np.outer(x_tilde[0], P @ g[0])) + pinv.T @ np.outer(
+            x_tilde[1], P @ g[1]
+        )
+        assert relative_error(h.grad.K, expected) <= 1e-11
+
+
+@pytest.mark.parametrize("step_ratio", [1.0, 100.0])
+@pytest.mark.parametrize("weight", [1.0, 50.0, 1000.0])
+def test_single_precision_pixels_are_certified(weight, step_ratio):
+    """Grey values up to 255 in float32, where a short step once looked like a kernel."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (4, 16)).astype(np.float32)
+    ramp = 10 * np.cumsum(np.ones((4, 16), np.float32), axis=1)
+
+    def gradient(dtype):
+        K = operators.differences(16).astype(dtype)
+        problem = hg.LowerLevel(K, hg.L1(dtype(weight)), hg.Quadratic(dtype(1.0)))
+        solver = hg.ChambollePock(step_ratio=step_ratio)
+        return _exact(problem, pixels.astype(dtype), ramp.astype(dtype), solver=solver)
+
+    h, double = gradient(np.float32), gradient(np.float64)
+    assert h.grad.K.dtype == jnp.float32
+    # Whole numbers meet: with weight 50 one sample sits on a kink, in either precision.
+    assert _statuses(h) == _statuses(double)
+    assert (Status.NONDIFFERENTIABLE in _statuses(h)) == (weight == 50.0)
+    assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
+    if weight != 50.0:
+        assert relative_error(h.grad.K, double.grad.K) <= 1e-5
+
+
+@pytest.mark.parametrize("strategy", [hg.Exact(), hg.Truncation(1), hg.LimitFormula()])
+def test_what_overflows_is_not_said_to_be_converged(strategy):
+    problem = hg.LowerLevel(np.eye(5), hg.L1(0.1), hg.Quadratic(1.0))
+    x_tilde, x_true = np.full((1, 5), 1e160), np.zeros((1, 5))
+    h = hg.hypergradient(problem, x_tilde, x_true, strategy=strategy)
+    assert set(_statuses(h)) == {Status.NON_FINITE}
+
+
+def test_a_solution_that_is_held_at_0_is_differentiable():
+    """More active rows than columns: the dual is not unique, but x = 0 whatever moves a little."""
+    rng = np.random.default_rng(1)
+    K, (x_tilde, x_true) = rng.standard_normal((8, 5)) / 3, rng.standard_normal((2, 2, 5))
+    h = _exact(hg.LowerLevel(K, hg.L1(100.0), hg.Quadratic(1.0)), x_tilde, x_true)
+    assert set(_statuses(h)) == {Status.CONVERGED}
+    assert np.max(np.abs(h.solution.x)) <= 1e-13
+    assert np.linalg.norm(h.grad.K) <= 1e-13
 
 
 # ------------------------------------------------------------------------------ natural patches
@@ -406,3 +477,35 @@ def test_forward_mode_elsewhere_is_one_clear_error(strategy):
     with pytest.raises(TypeError, match="forward-mode") as error:
         jax.jvp(solved, (x_tilde,), (x_tilde,))
     assert len(str(error.value).splitlines()) == 1
+
+
+# ----------------------------------------------------------------------------- second derivatives
+
+
+TWICE = [hg.Exact(), hg.LimitFormula(), hg.LimitFormula(lx.LU())]
+
+
+@pytest.mark.parametrize("strategy", TWICE, ids=lambda s: s.label)
+@pytest.mark.parametrize("name", ["L1+Quadratic", "Huber+Quadratic", "GroupL1+Quadratic"])
+def test_second_derivatives_are_central_differences_of_the_first(name, strategy):
+    """Along a direction in K and the weight, in both orders of the modes."""
+    limit = LIMITS[name]
+    problem, (x_tilde, x_true) = limit.problem(), limit.data()
+    rng = np.random.default_rng(5)
+    direction = jnp.asarray(rng.standard_normal(problem.K.shape))
+
+    def loss(v: Array) -> Array:
+        moved = eqx.tree_at(
+            lambda p: (p.K, p.F.weight),
+            problem,
+            (problem.K + v[0] * direction, problem.F.weight * jnp.exp(v[1])),
+        )
+        x = hg.solve(moved, x_tilde, solver=limit.solver(4000), strategy=strategy).x
+        return hg.half_mean_squared_error(x, jnp.asarray(x_true))
+
+    gradient, zero, h = jax.jit(jax.grad(loss)), jnp.zeros(2), 1e-5
+    expected = np.stack(
+        [(gradient(zero + h * e) - gradient(zero - h * e)) / (2 * h) for e in jnp.eye(2)]
+    )
+    for hessian in (jax.jacfwd(jax.grad(loss)), jax.jacrev(jax.jacfwd(loss))):
+        assert relative_error(hessian(zero), expected) <= 1e-6

@@ -26,6 +26,7 @@ from hypergrad.adjoint.recursion import sum_deltas as sum_deltas
 from hypergrad.adjoint.results import AdjointStats as AdjointStats
 from hypergrad.adjoint.results import Cotangent as Cotangent
 from hypergrad.adjoint.results import Gradients as Gradients
+from hypergrad.adjoint.results import SolvedPair as SolvedPair
 from hypergrad.adjoint.results import Tangents as Tangents
 from hypergrad.adjoint.results import problem_gradient as problem_gradient
 from hypergrad.adjoint.results import zero_gradient as zero_gradient

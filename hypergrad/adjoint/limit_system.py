@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from hypergrad.adjoint.linear_solves import Unknowns
 from hypergrad.adjoint.recursion import DeltaSums, relative_size
-from hypergrad.adjoint.results import Cotangent, Tangents, problem_gradient
+from hypergrad.adjoint.results import Cotangent, SolvedPair, Tangents, problem_gradient
 from hypergrad.chambolle_pock import ProxArguments, StepSizes
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose, bilinear_gradient
@@ -39,6 +39,15 @@ class LimitSystem(eqx.Module):
     def at_last(cls, problem: LowerLevel, sizes: StepSizes, history: ProxArguments) -> LimitSystem:
         """The system at the last of some iterates."""
         return cls(problem, sizes, ProxArguments(history.z_D[-1], history.z_P[-1]))
+
+    def varied_with(self, solved: SolvedPair) -> LimitSystem:
+        """The same numbers as a function of the solved pair, for derivatives of higher order."""
+        problem, x_tilde, x, y = solved
+        tau, sigma, _ = self.sizes
+        z_D = y + sigma * apply(problem.K, x)
+        z_P = x - x_tilde - tau * apply_transpose(problem.K, y)
+        z = ProxArguments(_moving(self.z.z_D, z_D), _moving(self.z.z_P, z_P))
+        return LimitSystem(problem, self.sizes, z)
 
     def D_P(self, u: Array) -> Array:
         """`prox'_{tau G}(z_P) u`; the Jacobian of a prox is symmetric."""
@@ -94,6 +103,11 @@ class LimitSystem(eqx.Module):
         return relative_size(Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D), g, self.sizes)
 
 
+def _moving(value: Array, like: Array) -> Array:
+    """`value`, with the derivatives of `like`."""
+    return value + (like - jax.lax.stop_gradient(like))
+
+
 def limit_gradients(
     system: LimitSystem, x: Float[Array, "*batch n"], y: Float[Array, "*batch m"], sums: DeltaSums
 ) -> tuple[LowerLevel, Float[Array, "*batch n"]]:
@@ -116,10 +130,9 @@ def _derivative(function: Callable[..., Array], at: tuple, along: tuple) -> Arra
 
 def limit_pushforward(
     system: LimitSystem,
-    x: Float[Array, "*batch n"],
-    y: Float[Array, "*batch m"],
+    solved: SolvedPair,
     tangents: Tangents,
-    solve: Callable[[Unknowns], Unknowns],
+    solve: Callable[[LimitSystem, Unknowns], Unknowns],
 ) -> Cotangent:
     """How `x` and `y` move with the arguments: the optimality conditions, differentiated.
 
@@ -128,11 +141,14 @@ def limit_pushforward(
 
     with `prox_P'`, `prox_D'` the derivatives of the proxes in the parameters of G and F; then
     `r' = D_P z_P' + prox_P'` and `y' = D_D z_D' + prox_D'`. The left-hand side is the transpose of
-    the limit system. Linear in the tangents, and JAX can transpose it.
+    the limit system. Linear in the tangents, and JAX can transpose it; and it can be differentiated
+    again in the solved pair.
 
-    `solve` takes a (balanced) right-hand side to the unknowns.
+    `solve` takes a system and a (balanced) right-hand side to the unknowns.
     """
-    problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
+    system = system.varied_with(solved)
+    problem, _, x, y = solved
+    (tau, sigma, _), z = system.sizes, system.z
     d, root_tau, root_sigma = tangents.problem, jnp.sqrt(tau), jnp.sqrt(sigma)
     prox_P = _derivative(lambda G: G.prox(z.z_P, tau), (problem.G,), (d.G,))
     prox_D = _derivative(lambda F: F.prox_conjugate(z.z_D, sigma), (problem.F,), (d.F,))
@@ -140,5 +156,5 @@ def limit_pushforward(
     K_x = _derivative(apply, (problem.K, x), (d.K, dx))
     KT_y = _derivative(apply_transpose, (problem.K, y), (d.K, prox_D))
     right = (prox_P - tau * KT_y) / root_tau, (prox_D + sigma * K_x) / root_sigma
-    a, b = solve(right)
+    a, b = solve(system, right)
     return Cotangent(dx + system.D_P(root_tau * a), prox_D + system.D_D(root_sigma * b))

@@ -29,7 +29,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad.adjoint.results import Cotangent
-from hypergrad.chambolle_pock import AdjointPair, ProxArguments, StepSizes, primal_dual_norm
+from hypergrad.chambolle_pock import (
+    AdjointPair,
+    ProxArguments,
+    StepSizes,
+    primal_dual_norm,
+    relative_to,
+)
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
 
@@ -113,8 +119,8 @@ def relative_size(primal: Array, dual: Array, g: Cotangent, sizes: StepSizes) ->
     """
     tau, sigma, _ = sizes
     size = primal_dual_norm(g.x, g.y, 1 / tau, 1 / sigma)
-    ratio = primal_dual_norm(primal, dual, 1 / tau, 1 / sigma) / jnp.where(size == 0, 1.0, size)
-    return jnp.where(size == 0, 0.0, ratio)  # a size that is NaN stays to be seen
+    ratio = relative_to(primal_dual_norm(primal, dual, 1 / tau, 1 / sigma), size)
+    return jnp.where(size == 0, 0.0, ratio)
 
 
 # ----------------------------------------------------------------------------- sums over the layers

@@ -18,6 +18,7 @@ __all__ = [
     "AdjointStats",
     "Cotangent",
     "Gradients",
+    "SolvedPair",
     "Tangents",
     "problem_gradient",
     "zero_gradient",
@@ -36,6 +37,18 @@ class Tangents(NamedTuple):
 
     problem: LowerLevel
     x_tilde: Float[Array, "*batch n"]
+
+
+class SolvedPair(NamedTuple):
+    """The arguments of a solve and the pair found there, all of which may still be varied.
+
+    A derivative is taken there; for one of higher order, `x` and `y` move with the arguments.
+    """
+
+    problem: LowerLevel
+    x_tilde: Float[Array, "*batch n"]
+    x: Float[Array, "*batch n"]
+    y: Float[Array, "*batch m"]
 
 
 class AdjointStats(eqx.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hypergrad.adjoint import Cotangent, Tangents
+from hypergrad.adjoint import Cotangent, SolvedPair, Tangents
 from hypergrad.bilevel.arguments import Data, flatten_batch, prepare_solve, restore_batch
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
@@ -113,7 +113,10 @@ def _push_forward(primals, tangents):
         return tangent
 
     given = jax.tree.map(materialise, tangents[0], arguments, is_leaf=lambda t: t is None)
-    return solved, tuple(strategy.pushforward(residuals, Tangents(*given)))
+    # By itself, so that x and y are differentiated in the next derivative.
+    solved = _with_derivatives(arguments, strategy, residuals, solved)
+    pair = SolvedPair(*arguments, *solved)
+    return solved, tuple(strategy.pushforward(residuals, pair, Tangents(*given)))
 
 
 @eqx.filter_custom_vjp

@@ -13,7 +13,7 @@ from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
 from hypergrad.status import Status
 
-__all__ = ["SolverStats", "certify", "default_tolerance", "primal_dual_norm"]
+__all__ = ["SolverStats", "certify", "default_tolerance", "primal_dual_norm", "relative_to"]
 
 
 class SolverStats(eqx.Module):
@@ -59,6 +59,12 @@ def primal_dual_norm(primal: Array, dual: Array, tau: Array, sigma: Array) -> Ar
     return jnp.sqrt(jnp.sum(primal**2, axis=-1) / tau + jnp.sum(dual**2, axis=-1) / sigma)
 
 
+def relative_to(value: Array, size: Array) -> Array:
+    """`value / size`; the value itself where the size is 0, NaN where it has overflowed."""
+    relative = jnp.where(size > 0, value / jnp.where(size > 0, size, 1.0), value)
+    return jnp.where(jnp.isfinite(size), relative, jnp.nan)
+
+
 def certify(
     problem: LowerLevel,
     x_tilde: Array,
@@ -83,7 +89,7 @@ def certify(
 
     moved = primal_dual_norm(r - G.prox(z_P, tau), y - F.prox_conjugate(z_D, sigma), tau, sigma)
     size = primal_dual_norm(x, y, tau, sigma)
-    residual = jnp.where(size > 0, moved / jnp.where(size > 0, size, 1.0), moved)
+    residual = relative_to(moved, size)
 
     gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
     margin_F = jnp.min(F.margin(z_D / sigma, 1 / sigma), axis=-1)

@@ -85,15 +85,22 @@ def bound_error(
         return eqx.filter(pullback(held), eqx.is_inexact_array)
 
     ours = jax.lax.cond(everything, lambda: grad, on_certified)
-    distances = jax.tree.map(lambda a, b: jnp.linalg.norm(jnp.ravel(a - b)), ours, reference)
+    distances = jax.tree.map(_distance, ours, reference)
     bounds = jax.tree.map(lambda a, b: _known(a + b), distances, errors)
-    total = _known(_root_sum_of_squares(distances) + _root_sum_of_squares(errors))
+    total = _root_sum_of_squares(distances) + _root_sum_of_squares(errors)
+    total = _known(total * (1 + 32 * float(jnp.finfo(total.dtype).eps)))
     return ErrorBound(
         total=jnp.where(everything, total, jnp.inf),
         grad=jax.tree.map(lambda bound: jnp.where(everything, bound, jnp.inf), bounds),
         certified=certified,
         on_certified=jnp.where(jnp.any(held), total, jnp.inf),
     )
+
+
+def _distance(a: Array, b: Array) -> Array:
+    """`||a - b||`, rounded upwards: one rounding an entry, and those of their sum."""
+    rounding = (a.size + 4) * float(jnp.finfo(a.dtype).eps)
+    return (1 + rounding) * jnp.linalg.norm(jnp.ravel(a - b))
 
 
 def _known(bound: Array) -> Array:

@@ -20,7 +20,8 @@ The search for the solution follows a path: see `hypergrad.newton.path`.
 from hypergrad.newton.active_sets import ActiveSystem as ActiveSystem
 from hypergrad.newton.active_sets import active_system as active_system
 from hypergrad.newton.active_sets import norm as norm
+from hypergrad.newton.active_sets import shrink_of as shrink_of
 from hypergrad.newton.normal_map import NormalMap as NormalMap
-from hypergrad.newton.path import LEAST_MARGIN as LEAST_MARGIN
 from hypergrad.newton.path import ExactPair as ExactPair
+from hypergrad.newton.path import least_margin as least_margin
 from hypergrad.newton.path import solve_exactly as solve_exactly

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad.chambolle_pock import ProxArguments, StepSizes
+from hypergrad.chambolle_pock import ProxArguments, StepSizes, relative_to
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.active_sets import norm
 from hypergrad.newton.smoothing import prox, prox_conjugate, smoothed
@@ -56,8 +56,7 @@ class NormalMap(eqx.Module):
         """The size of the map relative to that of the pair `(x, y)`."""
         r, y = self.pair(z, t)
         size = norm(self.balanced(ProxArguments(y, self.x_tilde + r)))
-        value = norm(self(z, t))
-        return jnp.where(size > 0, value / jnp.where(size > 0, size, 1.0), value)
+        return relative_to(norm(self(z, t)), size)
 
     def margin(self, z: ProxArguments) -> Array:
         """The relative distance to the nearest kink (unknown: infinite)."""

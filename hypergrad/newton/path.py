@@ -23,19 +23,23 @@ from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.smoothing import prox, prox_conjugate, smoothed
 from hypergrad.operators import apply, apply_transpose, dense_matrix
 
-__all__ = ["LEAST_MARGIN", "ExactPair", "solve_exactly"]
+__all__ = ["ExactPair", "least_margin", "solve_exactly"]
 
 _FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 10.0
 # Where a coordinate sits on its kink, only a path that has come so far tells which of the optimal
 # dual variables has minimum norm.
 _STRICT_SMOOTHING = 1e-4
-LEAST_MARGIN = 1e-9
 _LENGTHS = 10  # step lengths 1, 1/2, …; each costs two products with K
 _MEMORY = 4  # the line search may rise above the last few residuals: pieces are crossed sooner
 _SUFFICIENT_DECREASE = 0.1
 _POLISHING = 3  # Newton steps at t = 0; one is enough where the proxes are piecewise affine
 _FIRST_BURST, _BURST = 200, 50  # Chambolle-Pock iterations: at the start, and out of a dead end
 _SHORT = 0.25  # a step length that counts as a dead end
+
+
+def least_margin(dtype: jnp.dtype) -> float:
+    """A relative distance to a kink that is told from 0: 1e-9, and 1e-4 in single precision."""
+    return float(jnp.finfo(dtype).eps) ** 0.575
 
 
 class ExactPair(NamedTuple):
@@ -105,7 +109,8 @@ def _jump(
     shortest = normal_map.moved(best.z, none - 1, kernel)
     residual = normal_map.relative(shortest, none)
     feasible = residual <= tolerance
-    sure = (normal_map.margin(shortest) > LEAST_MARGIN) | strict
+    off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
+    sure = off_kinks | strict
     z = _where(feasible, shortest, best.z)
     return _Found(z, jnp.where(feasible, residual, best.residual), feasible & sure)
 

@@ -11,7 +11,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, Tangents
+from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, SolvedPair, Tangents
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
 
@@ -51,11 +51,12 @@ class AbstractStrategy(eqx.Module):
         """Whether `solve` with this strategy can be differentiated in forward mode, too."""
         return False
 
-    def pushforward(self, residuals: Any, tangents: Tangents) -> Cotangent:
+    def pushforward(self, residuals: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
         """How the returned `x` and `y` move with the problem and `x_tilde`.
 
         Linear in the tangents, written so that JAX can transpose it: where there is one, `solve` is
-        differentiated by it in either mode.
+        differentiated by it in either mode. What it takes from `solved` and not from the residuals
+        can be differentiated again.
         """
         raise NotImplementedError(f"{self.label} has no pushforward")
 

@@ -14,6 +14,7 @@ from hypergrad.adjoint import (
     Cotangent,
     Gradients,
     LimitSystem,
+    SolvedPair,
     Tangents,
     Unknowns,
     limit_gradients,
@@ -30,7 +31,7 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
 )
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton import LEAST_MARGIN, ActiveSystem, ExactPair, solve_exactly
+from hypergrad.newton import ActiveSystem, ExactPair, least_margin, shrink_of, solve_exactly
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -38,6 +39,9 @@ __all__ = ["Exact"]
 
 # Refinements of the one adjoint solve: cheap beside the factorisation.
 _REFINEMENTS = 12
+# Of `tau mu`: what rounding is divided by. It has to be far above what a singular system is shrunk
+# by (1e-7 and 3e-3), too, to be told from a kernel.
+_LEAST_CURVATURE, _ABOVE_SHRINK = 1e-2, 30.0
 
 
 class _Solved(eqx.Module):
@@ -67,11 +71,12 @@ class Exact(AbstractStrategy):
 
     **Returns**, with every sample its certificate, `solution.stats`: residual, gap, margin, the
     rank of K between what is free on either side, and a status: CONVERGED (unique and, away from
-    kinks, differentiable), NONDIFFERENTIABLE (a coordinate on its kink, or dependent active rows:
-    the gradient is that of the minimum-norm dual, one of several), NOT_UNIQUE (more than one
-    minimiser; the one of minimum `||r||` is returned), NOT_CERTIFIED (the residual stayed above
-    `eps^(3/4)`). `adjoint.status`: CONVERGED, MINIMUM_NORM where the system was singular but
-    consistent, INCONSISTENT where the minimiser moves freely along something that the loss sees.
+    kinks, differentiable; or x = 0 and held there), NONDIFFERENTIABLE (a coordinate on its kink, or
+    dependent active rows: the gradient is that of the minimum-norm dual, one of several),
+    NOT_UNIQUE (more than one minimiser; the one of minimum `||r||` is returned), NOT_CERTIFIED (the
+    residual stayed above `eps^(3/4)`). `adjoint.status`: CONVERGED, MINIMUM_NORM where the system
+    was singular but consistent, INCONSISTENT where the minimiser moves freely along something that
+    the loss sees.
 
     **Cost**: 200 Chambolle-Pock iterations and a few Newton steps, each `m n^2 + n^3 / 3` a sample
     and about as long as 30 iterations at (128, 64); tens of steps where active rows are dependent.
@@ -102,7 +107,7 @@ class Exact(AbstractStrategy):
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
-        sizes = solver.step_sizes(problem)
+        sizes = _seeing_curvature(problem, solver.step_sizes(problem))
         start = solver.start(problem, x_tilde, init)
         found = solve_exactly(problem, x_tilde, sizes, start, most=self.most)
         r = problem.G.prox(found.z.z_P, sizes.tau)
@@ -132,10 +137,9 @@ class Exact(AbstractStrategy):
     def has_pushforward(self) -> bool:
         return True
 
-    def pushforward(self, residuals: Any, tangents: Tangents) -> Cotangent:
-        solved: _Solved = residuals
-        system = LimitSystem(solved.problem, solved.sizes, solved.z)
-        active = solved.active
+    def pushforward(self, residuals: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
+        found: _Solved = residuals
+        active = found.active
 
         def forwards(right: Unknowns) -> Unknowns:
             return active.without_kernel(active.solve(right, refinements=_REFINEMENTS))
@@ -143,10 +147,27 @@ class Exact(AbstractStrategy):
         def backwards(right: Unknowns) -> Unknowns:
             return _solve_limit_system(active, right)
 
-        def solve(right: Unknowns) -> Unknowns:
+        def solve(system: LimitSystem, right: Unknowns) -> Unknowns:
             return solve_both_ways(system.balanced_transpose, right, forwards, backwards)
 
-        return limit_pushforward(system, solved.x, solved.y, tangents, solve)
+        system = LimitSystem(found.problem, found.sizes, found.z)
+        return limit_pushforward(system, solved, tangents, solve)
+
+
+def _seeing_curvature(problem: LowerLevel, sizes: StepSizes) -> StepSizes:
+    """Step sizes, of the same product, for which the curvature of G is no rounding.
+
+    On the primal side the system has eigenvalues of about `tau mu`, with `mu` the strong convexity
+    of G. Where the solver's tau is so short that they look like a kernel, a longer one is taken:
+    the solution does not depend on it.
+    """
+    mu = problem.G.strong_convexity
+    if mu is None:
+        return sizes
+    least = max(_LEAST_CURVATURE, _ABOVE_SHRINK * shrink_of(problem.dtype))
+    seen = sizes.tau * mu
+    longer = jnp.where(seen > 0, jnp.maximum(1.0, least / jnp.where(seen > 0, seen, 1.0)), 1.0)
+    return StepSizes(sizes.tau * longer, sizes.sigma / longer, sizes.theta)
 
 
 def _solve_limit_system(active: ActiveSystem, right: Unknowns) -> Unknowns:
@@ -159,15 +180,20 @@ def _certified(
     """The pair with its certificate."""
     tolerance = default_tolerance(r.dtype)
     stats = certify(problem, x_tilde, sizes, r, y, found.iterations, tolerance)
-    on_kink = stats.margin <= LEAST_MARGIN
-    status = jnp.where(found.unique_D & ~on_kink, Status.CONVERGED, Status.NONDIFFERENTIABLE)
+    on_kink = stats.margin <= least_margin(r.dtype)
+    rank, x = found.system.rank(), x_tilde + r
+    # Active rows that leave no freedom keep x at 0 whatever moves: then their dependence is nothing
+    # to the gradient, which is that of a constant.
+    is_0 = jnp.linalg.norm(x, axis=-1) <= tolerance * jnp.linalg.norm(x_tilde, axis=-1)
+    differentiable = (found.unique_D | (is_0 & (rank == problem.n))) & ~on_kink
+    status = jnp.where(differentiable, Status.CONVERGED, Status.NONDIFFERENTIABLE)
     status = jnp.where(found.unique_P, status, Status.NOT_UNIQUE)
     status = jnp.where(stats.residual <= tolerance, status, Status.NOT_CERTIFIED)
     status = jnp.where(jnp.isfinite(stats.residual), status, Status.NON_FINITE)
     stats = eqx.tree_at(
         lambda s: (s.status, s.products, s.rank),
         stats,
-        (status.astype(jnp.int32), stats.products + found.products, found.system.rank()),
+        (status.astype(jnp.int32), stats.products + found.products, rank),
         is_leaf=lambda leaf: leaf is None,
     )
-    return Solution(x_tilde + r, y, stats, State(r, r, y))
+    return Solution(x, y, stats, State(r, r, y))

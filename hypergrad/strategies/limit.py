@@ -19,6 +19,7 @@ from hypergrad.adjoint import (
     LeastSquares,
     LimitSystem,
     LinearSolve,
+    SolvedPair,
     Steps,
     Tangents,
     Tolerance,
@@ -123,17 +124,17 @@ class LimitFormula(AbstractStrategy):
     def has_pushforward(self) -> bool:
         return isinstance(self.adjoint, AbstractLinearSolve)
 
-    def pushforward(self, residuals: Any, tangents: Tangents) -> Cotangent:
-        problem, _, sizes, history, x, y, _ = residuals
-        system, adjoint = LimitSystem.at_last(problem, sizes, history), self.adjoint
+    def pushforward(self, residuals: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
+        problem, _, sizes, history, *_ = residuals
+        held, adjoint = LimitSystem.at_last(problem, sizes, history), self.adjoint
         assert isinstance(adjoint, AbstractLinearSolve)
 
-        def solve(right: Unknowns) -> Unknowns:
+        def solve(system: LimitSystem, right: Unknowns) -> Unknowns:
             return solve_both_ways(
                 system.balanced_transpose,
                 right,
-                lambda right: adjoint.solve(system, right, transposed=True)[0],
-                lambda right: adjoint.solve(system, right, transposed=False)[0],
+                lambda right: adjoint.solve(held, right, transposed=True)[0],
+                lambda right: adjoint.solve(held, right, transposed=False)[0],
             )
 
-        return limit_pushforward(system, x, y, tangents, solve)
+        return limit_pushforward(held, solved, tangents, solve)
