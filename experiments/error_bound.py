@@ -1,10 +1,10 @@
 """Whether the error bound holds, and how loose it is, on random problems.
 
 Every draw is a problem of its own (K, weights, data, number of iterations, step ratio; one K in ten
-with a repeated row) with a few samples. Its hypergradient and the bound are held against `Exact`,
-and for smooth F and G against a dense solve in NumPy as well. Draws of one kind are one vmapped
-call. The number of iterations is not compiled in: all but the last few are run ahead, and a
-strategy that unrolls sees the last few alone.
+with a repeated row, one with a nearly repeated one) with a few samples. Its hypergradient and the
+bound are held against `Exact`, and for smooth F and G against a dense solve in NumPy as well. Draws
+of one kind are one vmapped call. The number of iterations is not compiled in: all but the last few
+are run ahead, and a strategy that unrolls sees the last few alone.
 
     python experiments/error_bound.py [--quick] [--out results/error_bound]
 
@@ -144,8 +144,10 @@ def draw(count: int, shape: tuple[int, int], config: Config, number: int) -> Par
 
     K = rng.standard_normal((count, m, n)) / (np.sqrt(m) + np.sqrt(n))
     K = K * log_uniform(0.3, 3, count, 1, 1)
-    repeated = rng.uniform(size=count) < 0.1
+    kind_of_row = rng.uniform(size=count)
+    repeated, nearly = kind_of_row < 0.1, kind_of_row > 0.9
     K[repeated, -1] = K[repeated, 0]
+    K[nearly, -1] = K[nearly, 0] + 1e-7 * K[nearly, -1]
     x_true = rng.standard_normal((count, config.samples, n))
     noise = log_uniform(0.03, 1, count, 1, 1) * rng.standard_normal(x_true.shape)
     low, high = config.iterations
