@@ -106,7 +106,8 @@ def draw_why(folder: Path) -> Figure:
     return figure
 
 
+EXPERIMENT = "backprop_steps"
 FIGURES = {"fig04a_backprop_steps": draw_curves, "fig04b_why_one_step": draw_why}
 
 if __name__ == "__main__":
-    main("backprop_steps", FIGURES)
+    main(EXPERIMENT, FIGURES)

@@ -1,0 +1,38 @@
+"""Every figure from the stored records.
+
+    python paper_figs/all.py [--records experiments/records] [--out paper_figs/drawn]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+
+from _common import DRAWN, STORED
+
+from hypergrad.plotting import save_figure
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=Path, default=STORED)
+    parser.add_argument("--out", type=Path, default=DRAWN)
+    options = parser.parse_args()
+    started, failed = time.perf_counter(), 0
+    for path in sorted(Path(__file__).parent.glob("fig[0-9]*.py")):
+        module = importlib.import_module(path.stem)
+        for name, draw in module.FIGURES.items():
+            try:
+                print(*save_figure(draw(options.records / module.EXPERIMENT), options.out / name))
+            except ValueError as error:  # no records: the other figures are drawn all the same
+                print(f"{name}: {error}", file=sys.stderr)
+                failed += 1
+    print(f"{time.perf_counter() - started:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
