@@ -39,7 +39,7 @@ class Config:
     seeds: int = 5
     deepest_seeds: int = 3
     """Seeds at the largest L, which takes as long as all others together."""
-    learning: Learning = Learning(epochs=10)
+    learning: Learning = Learning(epochs=12)
     descent_rates: tuple[float, ...] = (1.0, 3.0, 10.0)
     """Of plain gradient descent, tried on a photograph of its own."""
     trial_epochs: int = 3

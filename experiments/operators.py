@@ -91,11 +91,11 @@ class Config:
     recipes: tuple[str, ...] = tuple(recipe.name for recipe in RECIPES)
     seeds: int = 5
     samples: int = 16384
-    held_out: int = 2048
-    epochs: int = 12
+    held_out: int = 1024
+    epochs: int = 10
     batch_size: int = 256
     L: int = 100
-    rate: float = 2e-3
+    rate: float = 1e-3
     """Of Adam for K; it falls like a cosine."""
     weights_rate: float = 10.0
     """Of the logarithms of the weights, in units of `rate`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from _common import Record, main, read, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,6 +42,13 @@ def _seeds(records: Sequence[Record]) -> str:
     return text if fewer == most else f"{text}, {fewer} at L = {deepest}"
 
 
+def _fit_to_curves(panels: Sequence[Axes], levels: Iterable[float] = ()) -> None:
+    """Logarithmic limits by means and levels: an interval of few seeds may reach to 0."""
+    drawn = [np.asarray(line.get_ydata(), float) for panel in panels for line in panel.get_lines()]
+    values = np.concatenate([*drawn, np.array(list(levels))])
+    panels[0].set_ylim(0.85 * values.min(), 1.2 * values.max())
+
+
 def draw_epochs(folder: Path) -> Figure:
     """Loss over epochs: a column for each L, training above, held-out below; Adam."""
     records = read(folder)
@@ -63,6 +71,7 @@ def draw_epochs(folder: Path) -> Figure:
                 panel.set_title(f"L = {L} ({seeds} seed{'s' * (seeds > 1)})", fontsize=9)
     grid[0, 0].set_yscale("log")
     grid[0, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _fit_to_curves(list(grid.flat))
     legend_below(figure, grid[0, 0])
     return figure
 
@@ -115,6 +124,7 @@ def draw_depths(folder: Path) -> Figure:
         name: mean_interval([r["held_out_converged"] for r in select(records, baseline=name)]).mean
         for name in ("dct", "differences", "identity")
     }
+    _fit_to_curves(panels, levels.values())
     draw_levels(panels[-1], levels)
     legend_below(figure, panels[1])
     return figure
