@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from matplotlib.figure import Figure
 
 from hypergrad.plotting import (
     label_panels,
+    legend_below,
     new_figure,
     plot_operator,
     plot_photograph,
     style_of,
     tidy,
 )
-from hypergrad.statistics import Interval, mean_interval, paired_interval
+from hypergrad.statistics import mean_interval, paired_interval
 
 SIDE = 8
 NAMES = {"dct": "DCT, best weight", "differences": "total variation, best weight"}
@@ -37,39 +39,46 @@ def _recipes(records: Sequence[Record]) -> list[str]:
 
 
 def draw_gains(folder: Path) -> Figure:
-    """Held-out PSNR of every recipe, and its gain over the DCT, seed by seed."""
+    """Held-out PSNR of every recipe, where it starts and where it ends, and gains over the DCT."""
     records = read(folder)
-    baselines = {name: _by_seed(select(records, kind="baseline", baseline=name)) for name in NAMES}
-    values = {NAMES[name]: baselines[name] for name in reversed(NAMES)}
-    for recipe in reversed(_recipes(records)):
+    dct = _by_seed(select(records, kind="baseline", baseline="dct"))
+    ends = {
+        name: _by_seed(select(records, kind="baseline", baseline=key))
+        for key, name in NAMES.items()
+    }
+    starts: dict[str, list[float]] = {}
+    for recipe in _recipes(records):
         mine = select(records, recipe=recipe, kind="learned")
-        values[f"{recipe} (m = {mine[0]['m']})"] = _by_seed(mine)
-    names = list(values)
-    order = [*names[2:], *names[:2]]
-    figure = new_figure(8.6, 0.7 + 0.32 * len(order))
+        name = f"{recipe} (m = {mine[0]['m']})"
+        starts[name], ends[name] = _by_seed(mine, "held_out_start"), _by_seed(mine)
+    names = list(ends)[::-1]
+    figure = new_figure(9.0, 1.3 + 0.32 * len(names))
     panels = list(figure.subplots(1, 2, sharey=True))
-    levels = [
-        [mean_interval(values[name]) for name in order],
-        [paired_interval(values[name], baselines["dct"]) for name in order],
-    ]
-    for panel, intervals in zip(panels, levels, strict=True):
-        _draw_points(panel, order, intervals)
-        level = intervals[order.index(NAMES["differences"])].mean
+    for panel, judge in zip(
+        panels, (mean_interval, lambda values: paired_interval(values, dct)), strict=True
+    ):
+        fixed = [name for name in names if name not in starts]
+        for group, values, label, style, fill in (
+            (fixed, ends, "not learned", style_of("untrained"), "full"),
+            (starts, starts, "where learning starts, best weight", style_of("full"), "none"),
+            (starts, ends, "learned", style_of("full"), "full"),
+        ):
+            intervals = [judge(values[name]) for name in group]
+            panel.errorbar(
+                [interval.mean for interval in intervals],
+                [names.index(name) + 0.12 * (fill == "none") for name in group],
+                xerr=np.nan_to_num([interval.half for interval in intervals]),
+                color=style.color, marker=style.marker, fillstyle=fill, label=label,
+                linestyle="none", markersize=5, capsize=3, elinewidth=1.2,
+            )  # fmt: skip
+        level = judge(ends[NAMES["differences"]]).mean
         panel.axvline(level, color="0.45", linestyle=(0, (4, 2)), linewidth=1)
-    panels[0].set_yticks(range(len(order)), order)
-    seeds = len(baselines["dct"])
-    tidy(panels[0], f"held-out PSNR, converged (dB; {seeds} seeds)")
+    panels[0].set_yticks(range(len(names)), names)
+    tidy(panels[0], f"held-out PSNR, converged (dB; {len(dct)} seed{'s' * (len(dct) > 1)})")
     tidy(panels[1], "gain over the DCT on the same patches (dB)")
     label_panels(panels, ("", ""))
+    legend_below(figure, panels[0])
     return figure
-
-
-def _draw_points(panel, names: Sequence[str], intervals: Sequence[Interval]) -> None:
-    for i, (name, interval) in enumerate(zip(names, intervals, strict=True)):
-        style = style_of("untrained" if name in NAMES.values() else "full")
-        half = None if math.isnan(interval.half) else interval.half
-        look = {"color": style.color, "marker": style.marker, "markersize": 5, "capsize": 3}
-        panel.errorbar(interval.mean, i, xerr=half, linestyle="none", **look)
 
 
 def _best(records: Sequence[Record]) -> str:
@@ -91,8 +100,6 @@ def _draw_operator(folder: Path, recipe: str) -> Figure:
 
 def _file_name(recipe: str) -> str:
     """The words that a cell's files begin with."""
-    import re
-
     return re.sub(r"[^A-Za-z0-9.]+", "-", recipe)
 
 
@@ -104,6 +111,13 @@ def draw_alone(folder: Path) -> Figure:
 def draw_best(folder: Path) -> Figure:
     """The K of the best recipe."""
     return _draw_operator(folder, _best(read(folder)))
+
+
+def draw_from_random(folder: Path) -> Figure:
+    """The K that had to find most of its rows: from random ones, where there is such a recipe."""
+    recipes = _recipes(read(folder))
+    random = [name for name in recipes if "random" in name]
+    return _draw_operator(folder, random[0] if random else recipes[-1])
 
 
 def draw_photograph(folder: Path) -> Figure:
@@ -132,7 +146,8 @@ FIGURES = {
     "fig09a_operators_gains": draw_gains,
     "fig09b_operators_alone": draw_alone,
     "fig09c_operators_best": draw_best,
-    "fig09d_photograph": draw_photograph,
+    "fig09d_operators_random": draw_from_random,
+    "fig09e_photograph": draw_photograph,
 }
 
 if __name__ == "__main__":
