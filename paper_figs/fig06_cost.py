@@ -28,7 +28,6 @@ AXES = {
     "batch": "samples at a time",
     "side": "n, entries of a sample (m = 2 n)",
 }
-# Column, its name, and the row of it that is no strategy.
 ROWS = {
     "over_floor": "time / time of the\n2 L matrix products",
     "megabytes": "memory of the compiled\nprogram (MB)",
@@ -67,19 +66,11 @@ def draw(folder: Path) -> Figure:
             names = [str(v * v if axis == "side" else v) for v in values]
             panel.set_xticks(values, names)
             panel.xaxis.set_minor_locator(NullLocator())
-    where = {"side": "n", "batch": "batch"}
-    titles = []
-    for axis in AXES:
-        rest = [
-            f"{where.get(key, key)} = {value**2 if key == 'side' else value}"
-            for key, value in base.items()
-            if key != axis
-        ]
-        titles.append(", ".join(rest))
+    given = {key: f"n = {v**2}" if key == "side" else f"{key} = {v}" for key, v in base.items()}
+    titles = [", ".join(text for key, text in given.items() if key != axis) for axis in AXES]
     label_panels(list(grid[0]), titles)
     for panel in grid[0]:
-        panel.title.set_fontsize(8)
-        panel._left_title.set_fontsize(7.5)
+        panel.set_title(panel.get_title(loc="left"), loc="left", fontsize=7.5)
     legend_below(figure, grid[1, 0])
     return figure
 

@@ -13,7 +13,6 @@ from hypergrad.plotting import (
     label_panels,
     legend_below,
     new_figure,
-    style_of,
     styles_of,
     tidy,
 )
@@ -24,11 +23,13 @@ LEAST = 1e-15
 
 
 def draw(folder: Path) -> Figure:
-    """Relative error against time: a panel for each K, a curve over L for each strategy."""
+    """Relative error against time: a panel for each K, a curve over L for each strategy.
+
+    The reference itself is a point: its time, at the error of a second run of it (rounding).
+    """
     records = read(folder)
     names = list(dict.fromkeys(r["K"] for r in records))
-    labels = [s for s in dict.fromkeys(r["strategy"] for r in records) if s != "exact"]
-    styles = styles_of(labels)
+    styles = styles_of(r["strategy"] for r in records)
     figure = new_figure(10.0, 5.2)
     panels = list(figure.subplots(1, len(names), sharey=True))
     titles = []
@@ -37,28 +38,19 @@ def draw(folder: Path) -> Figure:
         for i, (label, style) in enumerate(styles.items()):
             run = sorted(
                 (r for r in select(mine, strategy=label) if _error(r) is not None),
-                key=lambda r: r["L"],
+                key=lambda r: r["L"] or 0,  # the reference has no L
             )
             errors = [Interval(max(_error(r) or 0.0, LEAST), np.nan, 1) for r in run]
             times = [r["milliseconds"] for r in run]
             place = (i, len(styles))
             draw_curve(panel, times, errors, label=label, style=style, width=1.2, place=place)
-        style = style_of("exact")
-        for r in select(mine, strategy="exact"):
-            look = {"color": style.color, "linestyle": style.linestyle, "linewidth": 1.2}
-            panel.axvline(r["milliseconds"], label="exact (the reference)", **look)
         panel.set_xscale("log")
         panel.set_yscale("log")
-        tidy(panel, "time of a hypergradient (ms)")
         share = 100 * mine[0]["differentiable"]
         titles.append(f"{name} (on the {share:.3g} % differentiable samples)")
-    panels[0].set_ylabel("relative error of the gradient in K", fontsize=9)
-    depths = sorted({r["L"] for r in records if r["L"]})
-    for panel in panels:
-        panel.set_xlabel(
-            f"time of a hypergradient (ms); L = {', '.join(map(str, depths))} along a curve",
-            fontsize=9,
-        )
+    depths = ", ".join(str(L) for L in sorted({r["L"] for r in records if r["L"]}))
+    for panel, ylabel in zip(panels, ("relative error of the gradient in K", ""), strict=True):
+        tidy(panel, f"time of a hypergradient (ms); L = {depths} along a curve", ylabel)
     label_panels(panels, titles)
     legend_below(figure, panels[0])
     return figure
