@@ -93,9 +93,10 @@ def judge(problem: hg.LowerLevel, images: Images, L: int) -> dict[str, float]:
     iterating = {"solver": solver(L, images), "piece": PIECE}
     last, _ = solve_in_pieces(problem, x_tilde, strategy=hg.Truncation(1), **iterating)
     average, _ = solve_in_pieces(problem, x_tilde, strategy=hg.ErgodicUnrolling(), **iterating)
-    converged, share = _solve(problem, images, x_tilde)
+    converged, share = solve_converged(problem, images, x_tilde)
     some = images.train.take(slice(0, len(images.held_out)))
-    a = baselines.best_shrinkage(some.x_tilde, _solve(problem, images, some.x_tilde).x, some.x_true)
+    restored = solve_converged(problem, images, some.x_tilde).x
+    a = baselines.best_shrinkage(some.x_tilde, restored, some.x_true)
     return {
         "held_out_at_L": baselines.mean_loss(last, x_true),
         "held_out_averaged": baselines.mean_loss(average, x_true),
@@ -106,12 +107,29 @@ def judge(problem: hg.LowerLevel, images: Images, L: int) -> dict[str, float]:
     }
 
 
-def _solve(problem: hg.LowerLevel, images: Images, x_tilde: np.ndarray) -> baselines.Converged:
+def solve_converged(
+    problem: hg.LowerLevel, images: Images, x_tilde: np.ndarray
+) -> baselines.Converged:
+    """The lower level until its residual is small, in the units of the noise."""
     # Rounding of float32 leaves residuals of 1e-6.
     tolerance = 1e-6 if problem.dtype == jnp.float64 else 1e-4
     return baselines.solve_to_tolerance(
         problem, x_tilde, primal_scale=images.noise, tolerance=tolerance, piece=PIECE
     )
+
+
+def tune(K: Any, images: Images, weights: tuple[float, ...], rows: Any = 1.0) -> hg.LowerLevel:
+    """K at the weight of F, times `rows`, that is best for as many training samples as held out."""
+    some = images.train.take(slice(0, len(images.held_out)))
+    candidates = (
+        hg.LowerLevel(jnp.asarray(K, some.x_tilde.dtype), hg.L1(w * rows), hg.Quadratic(1.0))
+        for w in weights
+    )
+
+    def restore(problem: hg.LowerLevel, x_tilde: Any) -> np.ndarray:
+        return solve_converged(problem, images, np.asarray(x_tilde)).x
+
+    return baselines.best_of(candidates, some.x_tilde, some.x_true, restore)
 
 
 def judge_baselines(images: Images, weights: tuple[float, ...]) -> dict[str, dict[str, float]]:
@@ -120,25 +138,16 @@ def judge_baselines(images: Images, weights: tuple[float, ...]) -> dict[str, dic
     some = images.train.take(slice(0, len(images.held_out)))
     dtype = x_tilde.dtype
 
-    def best(K: Any, rows: Any = 1.0) -> hg.LowerLevel:
-        candidates = (
-            hg.LowerLevel(jnp.asarray(K, dtype), hg.L1(w * rows), hg.Quadratic(1.0))
-            for w in weights
-        )
-        return baselines.best_of(
-            candidates, some.x_tilde, some.x_true, lambda p, x: _solve(p, images, np.asarray(x)).x
-        )
-
     dct = operators.dct2(SHAPE, constant=False)
     row_weights = baselines.reciprocal_row_weights(dct, some.x_true).astype(dtype)
     tuned: Mapping[str, hg.LowerLevel] = {
-        "dct": best(dct),
-        "dct, row weights": best(dct, row_weights),
-        "differences": best(operators.differences2(SHAPE)),
+        "dct": tune(dct, images, weights),
+        "dct, row weights": tune(dct, images, weights, row_weights),
+        "differences": tune(operators.differences2(SHAPE), images, weights),
     }
     losses = {"identity": {"held_out_converged": baselines.mean_loss(x_tilde, x_true)}}
     for name, problem in tuned.items():
-        x, share = _solve(problem, images, x_tilde)
+        x, share = solve_converged(problem, images, x_tilde)
         losses[name] = {
             "held_out_converged": baselines.mean_loss(x, x_true),
             "share_converged": share,

@@ -1,0 +1,224 @@
+"""The first poster's figure: does unrolling averages yield lower losses when L is increased?
+
+    python experiments/ergodic_depth.py [--quick] [--out results/ergodic_depth]
+
+K is learned by full unrolling of the last iterate and of three averages, at several L and over
+seeds: by Adam at the rates that `learning_rates.py` found, and, for the last iterate and the
+uniform average, once by plain gradient descent as on the poster. An average is biased towards what
+was observed, which acts like shrinkage: so every K, the untrained one first, is judged as it is
+returned, at L, averaged, converged, and converged but shrunk by a fitted factor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from _images import Learning, judge, judge_baselines
+from learning_rates import AVERAGES, stored_rate
+
+import hypergrad as hg
+from hypergrad.records import markdown_table
+from hypergrad.statistics import group, mean_interval
+from hypergrad.sweep import Cell, Record, Result, Workspace, main
+
+# Tried for the baselines.
+WEIGHTS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.25)
+DESCENDING = ("full", "ergodic:uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """K learned by averages and by the last iterate, at several L, over seeds."""
+
+    depths: tuple[int, ...] = (10, 20, 50, 100, 200, 400)
+    seeds: int = 5
+    deepest_seeds: int = 3
+    """Seeds at the largest L, which takes as long as all others together."""
+    learning: Learning = Learning(epochs=12)
+    descent_rates: tuple[float, ...] = (1.0, 3.0, 10.0)
+    """Of plain gradient descent, tried on a photograph of its own."""
+    trial_epochs: int = 3
+    """For which each of them is tried."""
+    trial_seed: int = 100
+
+    def quick(self) -> Config:
+        """Two depths, two seeds, one at the largest."""
+        return dataclasses.replace(
+            self,
+            depths=(10, 20),
+            seeds=2,
+            deepest_seeds=1,
+            learning=self.learning.quick(),
+            descent_rates=(1.0, 3.0),
+            trial_epochs=1,
+        )
+
+    def seeds_at(self, L: int) -> int:
+        return self.deepest_seeds if max(self.depths) == L else self.seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One cell: what is done with which seed, strategy and L (None: of no matter)."""
+
+    run: Literal["baselines", "untrained", "adam", "descent"]
+    seed: int
+    strategy: str | None = None
+    L: int = 0
+
+
+def cells(config: Config) -> list[Cell]:
+    """What is not learned; Adam with every strategy, L and seed; descent with one seed."""
+    made = [
+        _cell(config, compare_with_baselines, Case("baselines", s), 30) for s in range(config.seeds)
+    ]
+    tried = len(config.descent_rates) * config.trial_epochs / config.learning.epochs
+    for L in config.depths:
+        for seed in range(config.seeds_at(L)):
+            made.append(_cell(config, judge_untrained, Case("untrained", seed, None, L), 15))
+            for strategy in AVERAGES:
+                made.append(_cell(config, learn, Case("adam", seed, strategy, L), 15 + L))
+        for strategy in DESCENDING:
+            case = Case("descent", 0, strategy, L)
+            made.append(_cell(config, descend, case, 15 + (1 + tried) * L))
+    return made
+
+
+def _cell(config: Config, compute: Callable[..., Result], case: Case, cost: float) -> Cell:
+    return Cell(dataclasses.asdict(case), functools.partial(compute, config, case), cost)
+
+
+# ------------------------------------------------------------------------------ not learned
+
+
+def compare_with_baselines(config: Config, case: Case, workspace: Workspace) -> Result:
+    """Baselines on the data of one seed; they know no L."""
+    del workspace
+    rows = judge_baselines(config.learning.draw(case.seed), WEIGHTS)
+    return Result([{"kind": "baseline", "baseline": name, **row} for name, row in rows.items()])
+
+
+def judge_untrained(config: Config, case: Case, workspace: Workspace) -> Result:
+    """The K that learning starts from, judged as the learned ones are."""
+    del workspace
+    images, start = config.learning.draw(case.seed), config.learning.start(case.seed)
+    return Result([{"kind": "untrained", **judge(start, images, case.L)}])
+
+
+# ---------------------------------------------------------------------------------- learned
+
+
+def learn(config: Config, case: Case, workspace: Workspace) -> Result:
+    """Adam at the stored rate."""
+    assert case.strategy is not None
+    return _learn(config, case, stored_rate(case.strategy, case.L), workspace)
+
+
+def descend(config: Config, case: Case, workspace: Workspace) -> Result:
+    """Plain gradient descent at the rate of the least loss on the photograph to choose on."""
+    learning = dataclasses.replace(config.learning, epochs=config.trial_epochs)
+    images = learning.draw(config.trial_seed, choose=True)
+    losses = {}
+    for rate in config.descent_rates:
+        history = learning.learn(
+            images,
+            L=case.L,
+            strategy=hg.parse_strategy(str(case.strategy)),
+            rate=rate,
+            seed=config.trial_seed,
+            workspace=_inside(workspace, f"rate-{rate:g}"),
+            descent=True,
+        )
+        loss = float(history.column("validation_loss")[-1])
+        losses[rate] = loss if np.isfinite(loss) else np.inf
+    tried = {f"loss_at_rate_{rate:g}": loss for rate, loss in losses.items()}
+    best = min(losses, key=lambda rate: losses[rate])
+    result = _learn(config, case, best, _inside(workspace, "chosen"), descent=True)
+    return Result([{"kind": "rates", "rate": best, **tried}, *result.records], result.arrays)
+
+
+def _inside(workspace: Workspace, name: str) -> Workspace:
+    return dataclasses.replace(workspace, checkpoints=workspace.checkpoints / name)
+
+
+def _learn(
+    config: Config, case: Case, rate: float, workspace: Workspace, *, descent: bool = False
+) -> Result:
+    images = config.learning.draw(case.seed)
+    history = config.learning.learn(
+        images,
+        L=case.L,
+        strategy=hg.parse_strategy(str(case.strategy)),
+        rate=rate,
+        seed=case.seed,
+        workspace=workspace,
+        descent=descent,
+    )
+    last = history.records[-1]
+    end = {
+        "kind": "learned",
+        "rate": rate,
+        "seconds": last["seconds"],
+        # By what the strategy returns: the last iterate at L, or its average.
+        "held_out_returned": last["validation_loss"],
+        **judge(history.problem, images, case.L),
+    }
+    columns = ("epoch", "train_loss", "validation_loss")
+    curve = [{"kind": "epoch"} | {name: r[name] for name in columns} for r in history.records]
+    return Result([*curve, end])
+
+
+# ----------------------------------------------------------------------------------- report
+
+
+HEADINGS = {
+    "strategy": "strategy",
+    "L": "L",
+    "rate": "rate",
+    "held_out_returned": "as returned",
+    "held_out_at_L": "last iterate at L",
+    "held_out_averaged": "uniform average over L",
+    "held_out_converged": "converged",
+    "held_out_shrunk": "converged, shrunk",
+    "shrinkage": "shrunk by",
+    "share_converged": "share converged",
+    "seeds": "seeds",
+}
+
+
+def report(config: Config, records: Sequence[Record]) -> str:
+    """Held-out losses (means and 95 % intervals over seeds), by run, strategy and L."""
+    parts = []
+    for run in ("untrained", "adam", "descent"):
+        mine = [r for r in records if r["run"] == run and r["kind"] in ("untrained", "learned")]
+        rows = [
+            _row(list(same)) for same in group(mine, lambda r: (r["strategy"], r["L"])).values()
+        ]
+        parts.append(f"# {run.capitalize()}\n\nHeld-out loss\n\n{markdown_table(rows, HEADINGS)}\n")
+    found = group((r for r in records if r["run"] == "baselines"), "baseline")
+    rows = [
+        {"baseline": name, "loss": mean_interval([r["held_out_converged"] for r in same])}
+        for name, same in found.items()
+    ]
+    table = markdown_table(rows, {"baseline": "baseline", "loss": "held-out loss, converged"})
+    seeds = f"{config.seeds} seeds, {config.deepest_seeds} at L = {max(config.depths)}."
+    return "\n".join([*parts, f"# Baselines\n\n{table}\n\n{seeds}\n"])
+
+
+def _row(same: Sequence[Record]) -> dict[str, Any]:
+    first = same[0]
+    row: dict[str, Any] = {key: first.get(key) for key in ("strategy", "L", "rate")}
+    for column in HEADINGS:
+        if first.get(column) is not None and column not in row:
+            row[column] = mean_interval([r[column] for r in same])
+    return row | {"seeds": len(same)}
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    main("ergodic_depth", Config, cells, report)

@@ -1,0 +1,143 @@
+"""First poster: do averages yield lower losses at large L? Records of `ergodic_depth.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from _common import Record, main, read, select
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from hypergrad.plotting import (
+    draw_curve,
+    draw_levels,
+    label_panels,
+    legend_below,
+    new_figure,
+    style_of,
+    styles_of,
+    tidy,
+)
+from hypergrad.statistics import mean_interval
+
+LOSS = "½‖x − x†‖² per sample"
+
+
+def _depths(records: Sequence[Record]) -> list[int]:
+    return sorted({r["L"] for r in records if r["L"]})
+
+
+def _strategies(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(r["strategy"] for r in records))
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    """How many seeds there are; at the largest L there may be fewer."""
+    counts = {L: len({r["seed"] for r in select(records, L=L)}) for L in _depths(records)}
+    most, (deepest, fewer) = max(counts.values()), max(counts.items())
+    text = f"{most} seed{'s' * (most > 1)}"
+    return text if fewer == most else f"{text}, {fewer} at L = {deepest}"
+
+
+def _fit_to_curves(panels: Sequence[Axes], levels: Iterable[float] = ()) -> None:
+    """Logarithmic limits by means and levels: an interval of few seeds may reach to 0."""
+    drawn = [np.asarray(line.get_ydata(), float) for panel in panels for line in panel.get_lines()]
+    values = np.concatenate([*drawn, np.array(list(levels))])
+    panels[0].set_ylim(0.85 * values.min(), 1.2 * values.max())
+
+
+def draw_epochs(folder: Path) -> Figure:
+    """Loss over epochs: a column for each L, training above, held-out below; Adam."""
+    records = read(folder)
+    epochs = select(records, run="adam", kind="epoch")
+    depths, styles = _depths(epochs), styles_of(_strategies(epochs))
+    figure = new_figure(10.0, 4.6)
+    grid = figure.subplots(2, len(depths), sharex=True, sharey=True, squeeze=False)
+    for line, (column, name) in zip(
+        grid, {"train_loss": "training", "validation_loss": "held-out"}.items(), strict=True
+    ):
+        for panel, L in zip(line, depths, strict=True):
+            mine = select(epochs, L=L)
+            _draw_epochs(panel, mine, column, styles)
+            bottom = column == "validation_loss"
+            tidy(
+                panel, "epoch" if bottom else "", f"{name} loss,\n{LOSS}" if depths[0] == L else ""
+            )
+            if not bottom:
+                seeds = len({r["seed"] for r in mine})
+                panel.set_title(f"L = {L} ({seeds} seed{'s' * (seeds > 1)})", fontsize=9)
+    grid[0, 0].set_yscale("log")
+    grid[0, 0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _fit_to_curves(list(grid.flat))
+    legend_below(figure, grid[0, 0])
+    return figure
+
+
+def _draw_epochs(panel: Axes, records: Sequence[Record], column: str, styles: dict) -> None:
+    for i, (label, style) in enumerate(styles.items()):
+        run = select(records, strategy=label)
+        at = sorted({r["epoch"] for r in run})
+        losses = [mean_interval([r[column] for r in select(run, epoch=e)]) for e in at]
+        draw_curve(panel, at, losses, label=label, style=style, place=(i, len(styles)))
+
+
+def draw_depths(folder: Path) -> Figure:
+    """Held-out loss at the end over L: descent and Adam as returned, Adam converged."""
+    records = read(folder)
+    untrained = select(records, kind="untrained")
+    panels_of = {
+        "descent, as returned": ("descent", "held_out_returned"),
+        "Adam, as returned": ("adam", "held_out_returned"),
+        "Adam, converged": ("adam", "held_out_converged"),
+        "Adam, conv. and shrunk": ("adam", "held_out_shrunk"),
+    }
+    figure = new_figure(10.0, 3.9)
+    panels = list(figure.subplots(1, 4, sharey=True))
+    strategies = _strategies(select(records, run="adam", kind="learned"))
+    styles = styles_of(strategies)
+    for panel, (run, column) in zip(panels, panels_of.values(), strict=True):
+        learned = select(records, run=run, kind="learned")
+        for i, (label, style) in enumerate(styles.items()):
+            _draw_depths(panel, select(learned, strategy=label), column, label, style, (i, 4))
+        # What is not learned is judged in the same way: a last iterate, or the uniform average.
+        returned = column == "held_out_returned"
+        own = "held_out_at_L" if returned else column
+        _draw_depths(panel, untrained, own, "untrained", style_of("untrained"), (0, 1))
+        if returned:
+            name, style = "untrained, ergodic:uniform", style_of("shrinkage")
+            _draw_depths(panel, untrained, "held_out_averaged", name, style, (0, 1))
+        panel.set_xscale("log")
+        depths = _depths(learned)
+        panel.set_xticks(depths, [str(L) for L in depths])
+        panel.minorticks_off()
+        tidy(
+            panel,
+            f"L, iterations\n({_seeds(learned)})",
+            f"held-out loss, {LOSS}" if panel is panels[0] else "",
+        )
+    panels[0].set_yscale("log")
+    label_panels(panels, panels_of)
+    levels = {
+        name: mean_interval([r["held_out_converged"] for r in select(records, baseline=name)]).mean
+        for name in ("dct", "differences", "identity")
+    }
+    _fit_to_curves(panels, levels.values())
+    draw_levels(panels[-1], levels)
+    legend_below(figure, panels[1])
+    return figure
+
+
+def _draw_depths(panel, records, column, label, style, place) -> None:
+    depths = _depths(records)
+    values = [mean_interval([r[column] for r in select(records, L=L)]) for L in depths]
+    if depths:
+        draw_curve(panel, depths, values, label=label, style=style, place=place)
+
+
+FIGURES = {"fig03a_ergodic_epochs": draw_epochs, "fig03b_ergodic_depth": draw_depths}
+
+if __name__ == "__main__":
+    main("ergodic_depth", FIGURES)
