@@ -5,6 +5,7 @@
     out/cells/<name>.json    key, records and checksum of a finished cell
     out/cells/<name>.npz     its arrays, if it has any
     out/checkpoints/<name>/  of a cell at work; removed when the cell is finished
+    out/files/<name>/        what else a cell leaves for a person to look at or listen to
     out/records.jsonl        all records in the order of the cells, once the last one is finished
 
 Started again after an interruption, a sweep takes finished cells from the disk and the one that was
@@ -49,10 +50,14 @@ _INTERRUPTED = 130
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-    """What a cell gets: the folder of its checkpoints, and a bar to show its steps in."""
+    """What a cell gets: the folder of its checkpoints, and a bar to show its steps in.
+
+    And a folder for files that stay with the run: they are neither records nor stored.
+    """
 
     checkpoints: Path
     bar: Progress
+    files: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,10 +223,10 @@ def _compute_missing(cells: Sequence[Cell], finished: _Finished, out: Path, prog
     with progress_bar(disable=not progress) as bar:
         task = bar.add_task("all cells (per mille)", total=1000, completed=done, loss="")
         for cell in missing:
-            checkpoints = out / "checkpoints" / cell.name
+            checkpoints, files = (out / part / cell.name for part in ("checkpoints", "files"))
             bar.update(task, loss=cell.name[:40])
             shown = set(bar.task_ids)
-            finished.write(cell, cell.compute(Workspace(checkpoints, bar)))
+            finished.write(cell, cell.compute(Workspace(checkpoints, bar, files)))
             shutil.rmtree(checkpoints, ignore_errors=True)
             for step in set(bar.task_ids) - shown:
                 bar.remove_task(step)
@@ -273,6 +278,11 @@ class _Options(Generic[C]):
     """Also write the finished records in compact form to this folder."""
 
 
+def _without_places(settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings as they are recorded: of a path its last part, since the rest is one machine's."""
+    return {name: value.name if isinstance(value, Path) else value for name, value in settings}
+
+
 def main(
     name: str,
     settings: type[C],
@@ -287,7 +297,7 @@ def main(
     options = tyro.cli(_Options[settings], prog=f"experiments/{name}.py")
     config = options.config.quick() if options.quick else options.config
     out = options.out or Path("results") / (f"{name}-quick" if options.quick else name)
-    run = {"experiment": name, **dataclasses.asdict(config)}
+    run = {"experiment": name, **dataclasses.asdict(config, dict_factory=_without_places)}
     try:
         records = run_sweep(cells(config), out, config=run, shard=Shard.parse(options.shard))
     except ValueError as error:
