@@ -297,19 +297,19 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "theta above 1": (
         lambda: hg.ChambollePock(theta=1.5),
-        r"theta must lie between 0 and 1; got 1.5",
+        r"theta must lie in [0, 1]; got 1.5",
     ),
     "theta below 0": (
         lambda: hg.ChambollePock(theta=-0.5),
-        r"theta must lie between 0 and 1; got -0.5",
+        r"theta must lie in [0, 1]; got -0.5",
     ),
     "theta NaN": (
         lambda: hg.ChambollePock(theta=NAN),
-        r"theta must lie between 0 and 1; got nan",
+        r"theta must lie in [0, 1]; got nan",
     ),
     "one theta a sample": (
         lambda: hg.ChambollePock(theta=jnp.ones(2)),
-        r"theta must lie between 0 and 1; got [1. 1.]",
+        r"theta must lie in [0, 1]; got [1. 1.]",
     ),
     "steps that are too long": (
         lambda: solve(tau=1.0, sigma=1.0),  # the norm of the differences of 4 is 2 cos(pi / 8)
@@ -359,7 +359,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a tolerance of 0 for the adjoint": (
         lambda: hg.Tolerance(0.0),
-        r"rtol must lie between 0 and 1; got 0.0",
+        r"rtol must lie in (0, 1); got 0.0",
     ),
     "an adjoint that is none": (
         lambda: hg.LimitFormula("steps"),
@@ -395,7 +395,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a geometric rate of 1": (
         lambda: hg.Geometric(1.0),
-        r"Geometric.rate must lie between 0 and 1; got 1.0",
+        r"Geometric.rate must lie in (0, 1); got 1.0",
     ),
 }
 
@@ -473,12 +473,12 @@ BAD_NAMES = {
     "limit:steps=0": r"k must be a whole number of at least 1; got 0",
     "limit:steps=1.5": r"k must be a whole number of at least 1; got 1\.5",
     "limit:last=-1": r"k must be a whole number of at least 1; got -1",
-    "limit:tolerance=2": r"rtol must lie between 0 and 1; got 2",
+    "limit:tolerance=2": r"rtol must lie in \(0, 1\); got 2",
     "limit:cgls=3": r"option 'cgls=3' in 'limit:cgls=3' is not understood",
     "limit:steps=1,last=2": r"each option once; got adjoint twice",
     "limit:adjoint=3": r"adjoint must be a way to get Delta; got 3",
     "ergodic:tail=2": r"Tail\.fraction must lie in \(0, 1\]; got 2",
-    "ergodic:geometric=1": r"Geometric\.rate must lie between 0 and 1; got 1",
+    "ergodic:geometric=1": r"Geometric\.rate must lie in \(0, 1\); got 1",
     "no_such_module:Class": UNKNOWN + r".*got 'no_such_module:Class'.*No module named",
     "math:NoSuchClass": UNKNOWN + r".*got 'math:NoSuchClass'.*has no attribute",
     "collections:Counter": r"'collections:Counter' must name a subclass of hypergrad",
