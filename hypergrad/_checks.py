@@ -29,25 +29,27 @@ def describe(value: Any) -> str:
 
 
 def as_inexact(
-    value: Any, name: str, *, otherwise: str = "pass what numpy.asarray makes floats of"
+    value: Any,
+    name: str,
+    *,
+    rule: str = "a number or an array of numbers",
+    advice: str = "pass what numpy.asarray makes floats of",
 ) -> Any:
     """Turn a number or an array into an inexact JAX array, since integers cannot be learned.
 
-    What is no real number is refused (a truth value is one only as an array, a binary picture);
-    `otherwise` says what to do about it.
+    What is not real numbers is refused. (An array of truth values is data, a binary picture; True
+    alone is no number.) `rule` and `advice` are those of the error.
     """
+    no_number = value is None or isinstance(value, (str, bytes, bool, np.bool_))
     try:
-        array = jnp.asarray(value)
+        array = None if no_number else jnp.asarray(value)
     except (TypeError, ValueError):
         array = None
-    if array is None or (array.dtype == bool and array.ndim == 0):
-        raise ValueError(
-            f"{name} must be a number or an array of numbers; got {describe(value)}: {otherwise}"
-        ) from None
+    if array is None:
+        raise ValueError(f"{name} must be {rule}; got {describe(value)}: {advice}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
-            f"{name} must be real; got complex numbers ({array.dtype}): make the real and the "
-            "imaginary part coordinates of their own"
+            f"{name} must be real; got {array.dtype}: split it into its real and its imaginary part"
         )
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def compare(
     """
     check_count("repeats", repeats)
     check_flag("error_bound", error_bound)
-    _check_strategies(strategies)
+    strategies = _as_strategies(strategies)
     problem, x_tilde, solver, _ = prepare(problem, x_tilde, solver, None)
     x_true = prepare_truth(x_true, x_tilde, loss)
     check_learnable("parameters(problem)", parameters(problem))
@@ -262,16 +262,18 @@ def compare(
     return Comparison(records, about, environment() | _device())
 
 
-def _check_strategies(strategies: Any) -> None:
-    if not isinstance(strategies, Sequence) or isinstance(strategies, str):
+def _as_strategies(strategies: Any) -> list[AbstractStrategy]:
+    if not isinstance(strategies, Iterable) or isinstance(strategies, str):
         raise ValueError(
             f"strategies must be a list of strategies; got {describe(strategies)}: put it in "
             "brackets, as in [hg.Truncation(k=1)]"
         )
+    strategies = list(strategies)
     if not strategies:
         raise ValueError("strategies must name at least one; got none: try [hg.FullUnrolling()]")
     for strategy in strategies:
         check_is_strategy("each of strategies", strategy)
+    return strategies
 
 
 def _distinct_labels(strategies: Sequence[AbstractStrategy]) -> dict[str, AbstractStrategy]:

@@ -28,11 +28,12 @@ __all__ = ["LowerLevel", "cast_floats"]
 def _as_operator(K: Any) -> Operator:
     if isinstance(K, lx.AbstractLinearOperator):
         return K
-    otherwise = (
-        "pass K.toarray() of a sparse matrix, or the product with K in a lineax operator "
-        "(lineax.FunctionLinearOperator)"
+    return as_inexact(
+        K,
+        "K",
+        rule="an (m, n) matrix or a lineax operator",
+        advice="pass K.toarray() of a sparse matrix, or a lineax.FunctionLinearOperator",
     )
-    return as_inexact(K, "K", otherwise=otherwise)
 
 
 def cast_floats(tree: Any, dtype: Any) -> Any:
@@ -74,8 +75,8 @@ class LowerLevel(eqx.Module):
             raise ValueError(f"K must have at least one row and column; got {(self.m, self.n)}")
         if jnp.issubdtype(self.dtype, jnp.complexfloating):
             raise ValueError(
-                f"K must be real; got an operator of {self.dtype}: make the real and the imaginary "
-                "part rows of their own"
+                f"K must be real; got an operator of {self.dtype}: split it into its real and its "
+                "imaginary part"
             )
         check_function("F", self.F)
         check_function("G", self.G)

@@ -41,9 +41,10 @@ class Tangents(NamedTuple):
 class AdjointStats(eqx.Module):
     """How the backward solve went, one entry a sample.
 
-    `steps`, None where whoever took them does not tell; `residual`: of the limit system relative to `g` for a limit formula, the relative size
-    of what was cut off for a truncation, 0 where the differentiation is exact; `status`;
-    `products` with K or its transpose that the backward side took, a gradient in K counted as two.
+    `steps`, None where whoever took them does not tell; `residual`: of the limit system relative to
+    `g` for a limit formula, the relative size of what was cut off for a truncation, 0 where the
+    differentiation is exact; `status`; `products` with K or its transpose that the backward side
+    took, a gradient in K counted as two.
     """
 
     steps: Int[Array, "*batch"] | None
@@ -65,14 +66,13 @@ class AdjointStats(eqx.Module):
         cls, steps: Array | int | None, residual: Array, status: Array, products: Array | int
     ) -> AdjointStats:
         """From a residual and a status a sample, and counts that may be the same for all."""
+
+        def a_sample(count: Array | int) -> Array:
+            return jnp.broadcast_to(jnp.asarray(count), residual.shape).astype(jnp.int32)
+
         status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
-        steps, products, status = (
-            count
-            if count is None
-            else jnp.broadcast_to(jnp.asarray(count), residual.shape).astype(jnp.int32)
-            for count in (steps, products, status)
-        )
-        return cls(steps, residual, status, products)
+        counted = None if steps is None else a_sample(steps)
+        return cls(counted, residual, a_sample(status), a_sample(products))
 
     @classmethod
     def judge(

@@ -91,11 +91,14 @@ def check_loss(loss: Any, x_true: Array) -> None:
             "the mean squared error"
         )
     value = jax.eval_shape(loss, x_true, x_true)
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+    if not isinstance(value, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"loss must return one number for the whole batch, a float; got {describe(value)} of "
-            f"{getattr(value, 'dtype', 'no dtype')} for x of shape {x_true.shape}: take the mean "
-            "over the batch"
+            f"loss must return one number; got {describe(value)}: return its mean alone"
+        )
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"loss must return one float for the whole batch; got shape {value.shape} of "
+            f"{value.dtype} for x of shape {x_true.shape}: return the mean over the batch"
         )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int
 
-from hypergrad._checks import check_counts
+from hypergrad._checks import check_counts, describe
 from hypergrad.functions._base import (
     AbstractFunction,
     Scalar,
@@ -47,7 +47,12 @@ class SeparableSum(AbstractFunction):
         return all(part.smooth for part in self.parts)
 
     def __check_init__(self):
-        for part in self.parts if isinstance(self.parts, tuple) else [self.parts]:
+        if not isinstance(self.parts, tuple):
+            raise ValueError(
+                f"SeparableSum.parts must be a tuple of functions; got {describe(self.parts)}: put "
+                "it in brackets, as in [hg.L1(0.1), hg.Zero()]"
+            )
+        for part in self.parts:
             check_function("each part of a SeparableSum", part)
         check_counts("SeparableSum.sizes", self.sizes)
         if len(self.parts) != len(self.sizes) or not self.parts:

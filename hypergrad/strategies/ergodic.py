@@ -97,8 +97,12 @@ class Geometric(AbstractWeights):
 
 
 def _as_row(weights: Any) -> Array:
-    otherwise = "pass Uniform(), Tail(0.5), Linear(), Geometric(0.9) or one number an iteration"
-    return as_inexact(weights, "weights", otherwise=otherwise)
+    return as_inexact(
+        weights,
+        "weights",
+        rule="weights of the iterates, or one number an iteration",
+        advice="pass Uniform(), Tail(0.5), Linear(), Geometric(0.9) or an array",
+    )
 
 
 class Given(AbstractWeights):
