@@ -152,7 +152,8 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
         run_image_study(config, out, console)
         if options.quick:
             console.print(
-                f"smoke test: {config.epochs} epochs on {config.samples} patches, not a result"
+                f"smoke test: {config.epochs} epochs on at most {config.samples} samples, not a "
+                "result"
             )
     except KeyboardInterrupt:
         done = ", ".join(sorted(path.name for path in out.glob("*.*"))) or "nothing yet"

@@ -179,6 +179,8 @@ def test_too_few_steps_of_a_linear_solver_show_in_the_status(strategy):
     assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
     assert np.all(np.asarray(h.adjoint.status) == Status.NOT_CERTIFIED)
     assert np.all(np.asarray(h.adjoint.residual) > 1e-3)
+    assert h.adjoint.steps is None
+    assert "steps unknown" in repr(h.adjoint)
     assert relative_error(h.grad.K, expected["K"]) > 1e-3
 
 
