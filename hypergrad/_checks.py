@@ -8,6 +8,7 @@ since under `jit` JAX would trace the look at a constant, too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,10 +17,46 @@ import numpy as np
 from jax.core import Tracer
 
 
-def as_inexact(value: Any) -> Any:
-    """Turn a number or an array into an inexact JAX array, since integers cannot be learned."""
-    array = jnp.asarray(value)
+def describe(value: Any) -> str:
+    """What was got: a plain value as it is, of anything else its type and shape."""
+    if value is None or isinstance(value, (str, bool, int, float, complex, type)):
+        return repr(value)
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of shape {shape}")
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+
+def as_inexact(
+    value: Any,
+    name: str,
+    *,
+    rule: str = "a number or an array of numbers",
+    advice: str = "pass what numpy.asarray makes floats of",
+) -> Any:
+    """Turn a number or an array into an inexact JAX array, since integers cannot be learned.
+
+    What is not real numbers is refused. (An array of truth values is data, a binary picture; True
+    alone is no number.) `rule` and `advice` are those of the error.
+    """
+    no_number = value is None or isinstance(value, (str, bytes, bool, np.bool_))
+    try:
+        array = None if no_number else jnp.asarray(value)
+    except (TypeError, ValueError):
+        array = None
+    if array is None:
+        raise ValueError(f"{name} must be {rule}; got {describe(value)}: {advice}")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{name} must be real; got {array.dtype}: split it into its real and its imaginary part"
+        )
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def inexact(name: str) -> Callable[[Any], Any]:
+    """`as_inexact` as the converter of a field of this name."""
+    return lambda value: as_inexact(value, name)
 
 
 def is_concrete(value: Any) -> bool:
@@ -52,6 +89,9 @@ def check_positive(owner: object, name: str, *, zero_allowed: bool = False) -> N
         raise ValueError(f"{label} must be {rule}; got {least:g}: pass a {rule} number")
 
 
+# ----------------------------------------------------------------------------------------- settings
+
+
 def check_count(name: str, value: Any, *, least: int = 1) -> None:
     """Refuse a count that is no whole number or lies below `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
@@ -61,10 +101,53 @@ def check_count(name: str, value: Any, *, least: int = 1) -> None:
         )
 
 
-def check_number(name: str, value: Any, *, above: float = 0.0) -> None:
-    """Refuse a scalar setting that is not finite or does not lie above `above`."""
-    if not is_concrete(value):
-        return
+def check_counts(name: str, values: Any) -> None:
+    """Refuse what is no tuple of whole numbers of at least 1."""
+    if not isinstance(values, tuple):
+        raise ValueError(
+            f"{name} must be a tuple of whole numbers; got {describe(values)}: pass for example "
+            "(2, 3)"
+        )
+    for i, value in enumerate(values):
+        check_count(f"{name}[{i}]", value)
+
+
+def _one_number(value: Any) -> float:
+    """A concrete value as a float; NaN where it is not one real number (True is none)."""
     value = np.asarray(value)
-    if np.ndim(value) != 0 or not np.isfinite(value) or not value > above:
-        raise ValueError(f"{name} must be one finite number above {above:g}; got {value}")
+    is_real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    return float(value) if is_real and value.ndim == 0 else np.nan
+
+
+def check_number(name: str, value: Any, *, above: float = 0.0) -> None:
+    """Refuse a setting that is not one finite number above `above`."""
+    if isinstance(value, Tracer):
+        return
+    if not above < _one_number(value) < np.inf:
+        raise ValueError(
+            f"{name} must be one finite number above {above:g}; got {_shown(value)}: pass a float"
+        )
+
+
+def check_fraction(
+    name: str, value: Any, advice: str, *, zero_allowed: bool = False, one_allowed: bool = False
+) -> None:
+    """Refuse a setting that is not one number between 0 and 1; the two themselves where allowed."""
+    if isinstance(value, Tracer):
+        return
+    number = _one_number(value)
+    if 0 < number < 1 or (zero_allowed and number == 0) or (one_allowed and number == 1):
+        return
+    interval = ("[" if zero_allowed else "(") + "0, 1" + ("]" if one_allowed else ")")
+    raise ValueError(f"{name} must lie in {interval}; got {_shown(value)}: {advice}")
+
+
+def _shown(value: Any) -> str:
+    """A setting in an error: text with its quotes, an array without its type."""
+    return str(value) if is_concrete(value) else describe(value)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse a switch that is neither True nor False: any text would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False; got {describe(value)}: try {name}=True")

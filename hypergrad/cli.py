@@ -150,6 +150,11 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     try:
         run_image_study(config, out, console)
+        if options.quick:
+            console.print(
+                f"smoke test: {config.epochs} epochs on at most {config.samples} samples, not a "
+                "result"
+            )
     except KeyboardInterrupt:
         done = ", ".join(sorted(path.name for path in out.glob("*.*"))) or "nothing yet"
         raise _InterruptionError(
@@ -161,6 +166,7 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
 def _list_strategies() -> None:
     from hypergrad.strategies import STRATEGIES
 
+    indent = max(map(len, STRATEGIES)) + 1
     for name, strategy in STRATEGIES.items():
         options = [
             *strategy.choices,
@@ -170,11 +176,10 @@ def _list_strategies() -> None:
                 if field.type in (int, "int", "int | None")
             ),
         ]
-        print(f"{name:<12} {strategy.formula}")
-        print(f"{'':<12} cost: {strategy.cost}")
-        print(f"{'':<12} caveat: {strategy.caveat}")
+        lines = [strategy.formula, f"cost: {strategy.cost}", f"caveat: {strategy.caveat}"]
         if options:
-            print(f"{'':<12} options: {', '.join(options)}")
+            lines.append(f"options: {', '.join(options)}")
+        print(f"{name:<{indent}}" + f"\n{' ' * indent}".join(lines))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from hypergrad._checks import check_count
+from hypergrad._checks import check_count, check_flag, describe
 from hypergrad.bilevel import (
     Hypergradient,
     Loss,
@@ -21,8 +20,10 @@ from hypergrad.bilevel import (
     half_mean_squared_error,
     hypergradient,
 )
+from hypergrad.bilevel.arguments import check_is_strategy, prepare, prepare_truth
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.diagnostics import are_certified
+from hypergrad.diagnostics._gradients import check_learnable, flat
 from hypergrad.error_bound import Regime
 from hypergrad.lower_level import LowerLevel
 from hypergrad.records import environment, markdown_table, write_json, write_jsonl, write_text
@@ -117,17 +118,12 @@ class Comparison:
         return plot_comparison(self.records)
 
 
-def _flat(tree: Any) -> Array:
-    leaves = [leaf.ravel() for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))]
-    return jnp.concatenate(leaves)
-
-
 def reference_hypergradient(
     problem: LowerLevel,
     x_tilde: Any,
     x_true: Any,
     *,
-    solver: ChambollePock,
+    solver: ChambollePock | None = None,
     loss: Loss = half_mean_squared_error,
     init: State | None = None,
     most: int = _REFERENCE_STEPS,
@@ -142,10 +138,11 @@ def reference_hypergradient(
 
     **Cost**: see `Exact`.
     """
+    problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
     ratio = _REFERENCE_RATIO_FACTOR * solver.step_ratio
     patient = ChambollePock(step_ratio=ratio, primal_scale=solver.primal_scale)
     # With a start written out, a first call and one that goes on from there compile as one.
-    init = solver.start(problem, jnp.asarray(x_tilde), init)
+    init = solver.start(problem, x_tilde, init)
     return hypergradient(
         problem,
         x_tilde,
@@ -212,10 +209,11 @@ def compare(
     ['full', 'truncation:k=1']
     """
     check_count("repeats", repeats)
-    if not strategies:
-        raise ValueError("strategies must name at least one; got none: try [hg.FullUnrolling()]")
-    solver = ChambollePock() if solver is None else solver
-    x_tilde, x_true = jnp.asarray(x_tilde), jnp.asarray(x_true)
+    check_flag("error_bound", error_bound)
+    strategies = _as_strategies(strategies)
+    problem, x_tilde, solver, _ = prepare(problem, x_tilde, solver, None)
+    x_true = prepare_truth(x_true, x_tilde, loss)
+    check_learnable("parameters(problem)", parameters(problem))
     on_all = OnSamples(loss, jnp.ones(x_tilde.shape[:-1], bool))
     refer = functools.partial(reference_hypergradient, problem, x_tilde, x_true, solver=solver)
     reference = refer(loss=on_all) if reference is None else reference
@@ -226,7 +224,7 @@ def compare(
     losses = {name: OnSamples(loss, samples) for name, samples in chosen.items()}
 
     def gradient(h: Hypergradient) -> Array:
-        return _flat(parameters(h.grad))
+        return flat(parameters(h.grad))
 
     # What is certified stays where it is: no steps for what was given up.
     exact = {
@@ -262,6 +260,20 @@ def compare(
     shares = {name: float(jnp.mean(samples.astype(float))) for name, samples in chosen.items()}
     about = _describe_reference(reference) | shares
     return Comparison(records, about, environment() | _device())
+
+
+def _as_strategies(strategies: Any) -> list[AbstractStrategy]:
+    if not isinstance(strategies, Iterable) or isinstance(strategies, str):
+        raise ValueError(
+            f"strategies must be a list of strategies; got {describe(strategies)}: put it in "
+            "brackets, as in [hg.Truncation(k=1)]"
+        )
+    strategies = list(strategies)
+    if not strategies:
+        raise ValueError("strategies must name at least one; got none: try [hg.FullUnrolling()]")
+    for strategy in strategies:
+        check_is_strategy("each of strategies", strategy)
+    return strategies
 
 
 def _distinct_labels(strategies: Sequence[AbstractStrategy]) -> dict[str, AbstractStrategy]:
@@ -335,7 +347,7 @@ def _bound(
     ).error_bound
     assert bound is not None
     return {
-        "error_bound": _number(jnp.linalg.norm(_flat(parameters(bound.grad))) / size),
+        "error_bound": _number(jnp.linalg.norm(flat(parameters(bound.grad))) / size),
         "certified": float(jnp.mean((bound.certified != Regime.NEITHER).astype(float))),
     }
 

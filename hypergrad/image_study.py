@@ -100,7 +100,7 @@ class ImageStudy:
         check_count("epochs", self.epochs, least=0)
         check_count("seed", self.seed, least=0)
         for name in ("learning_rate", "noise"):
-            check_number(name, np.asarray(getattr(self, name)))
+            check_number(name, getattr(self, name))
 
     def quick(self) -> ImageStudy:
         """The same job in miniature: a smoke test, not a result."""

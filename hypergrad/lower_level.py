@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from hypergrad._checks import as_inexact, check_finite, is_concrete
 from hypergrad.functions import AbstractFunction
+from hypergrad.functions._base import check_function
 from hypergrad.operators import (
     Operator,
     apply,
@@ -25,7 +26,14 @@ __all__ = ["LowerLevel", "cast_floats"]
 
 
 def _as_operator(K: Any) -> Operator:
-    return K if isinstance(K, lx.AbstractLinearOperator) else as_inexact(K)
+    if isinstance(K, lx.AbstractLinearOperator):
+        return K
+    return as_inexact(
+        K,
+        "K",
+        rule="an (m, n) matrix or a lineax operator",
+        advice="pass K.toarray() of a sparse matrix, or a lineax.FunctionLinearOperator",
+    )
 
 
 def cast_floats(tree: Any, dtype: Any) -> Any:
@@ -65,12 +73,13 @@ class LowerLevel(eqx.Module):
             )
         if 0 in (self.m, self.n):
             raise ValueError(f"K must have at least one row and column; got {(self.m, self.n)}")
-        for name, f in (("F", self.F), ("G", self.G)):
-            if not isinstance(f, AbstractFunction):
-                raise ValueError(
-                    f"{name} must be a hypergrad function; got {type(f).__name__}: use one from "
-                    "hypergrad.functions or subclass hypergrad.AbstractFunction"
-                )
+        if jnp.issubdtype(self.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"K must be real; got an operator of {self.dtype}: split it into its real and its "
+                "imaginary part"
+            )
+        check_function("F", self.F)
+        check_function("G", self.G)
         self.F.check_size(self.m)
         self.G.check_size(self.n)
         for leaf in jax.tree.leaves(self.K):

@@ -17,8 +17,15 @@ import optax
 from jaxtyping import Array
 from rich.progress import Progress
 
-from hypergrad._checks import as_inexact, check_count
+from hypergrad._checks import as_inexact, check_count, describe
 from hypergrad.bilevel import Loss, half_mean_squared_error, solve
+from hypergrad.bilevel.arguments import (
+    check_loss,
+    check_problem,
+    check_strategy,
+    prepare_truth,
+    usual_solver,
+)
 from hypergrad.chambolle_pock import ChambollePock, SolverStats, State
 from hypergrad.checkpoints import Checkpoints, fingerprint_of
 from hypergrad.lower_level import LowerLevel, cast_floats
@@ -112,7 +119,10 @@ def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = type(pair).__name__ + (f" of {len(pair)}" if hasattr(pair, "__len__") else "")
         raise ValueError(f"{name} must be a pair (x_tilde, x_true); got a {got}")
-    x_tilde, x_true = (np.asarray(as_inexact(array)) for array in pair)
+    x_tilde, x_true = (
+        np.asarray(as_inexact(array, f"{part} of {name}"))
+        for part, array in zip(("x_tilde", "x_true"), pair, strict=True)
+    )
     if x_tilde.shape != x_true.shape or x_tilde.ndim != 2 or x_tilde.shape[1] != n:
         raise ValueError(
             f"{name} must be two arrays of the same shape (samples, {n}); got {x_tilde.shape} and "
@@ -123,6 +133,15 @@ def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
     if not (np.all(np.isfinite(x_tilde)) and np.all(np.isfinite(x_true))):
         raise ValueError(f"{name} must be finite; got NaN or infinity")
     return x_tilde, x_true
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Refuse what has not the two functions of optax (as not only its own class has)."""
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise ValueError(
+            f"optimizer must be one of optax; got {describe(optimizer)}: pass for example "
+            "optax.adam(1e-3)"
+        )
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
@@ -140,7 +159,7 @@ def solve_in_pieces(
     problem: LowerLevel,
     x_tilde: Any,
     *,
-    solver: ChambollePock,
+    solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     piece: int | None = None,
 ) -> tuple[np.ndarray, SolverStats]:
@@ -148,9 +167,18 @@ def solve_in_pieces(
 
     Pieces have one size (the last is filled up with zeros), so there is one compilation.
     """
-    x_tilde, count = np.asarray(x_tilde), len(x_tilde)
+    check_problem(problem)
+    x_tilde = np.asarray(x_tilde)
+    if x_tilde.ndim != 2 or x_tilde.shape[1] != problem.n:
+        raise ValueError(
+            f"x_tilde must have shape (samples, {problem.n}); got {x_tilde.shape}: one sample is "
+            "x_tilde[None]"
+        )
+    count = len(x_tilde)
     if count == 0:
         raise ValueError("x_tilde must hold at least one sample; got none")
+    if piece is not None:
+        check_count("piece", piece)
     piece = min(_EVALUATION_BATCH, count) if piece is None else piece
     filled = np.concatenate([x_tilde, np.zeros((-count % piece, problem.n), x_tilde.dtype)])
     solved = []
@@ -165,14 +193,15 @@ def evaluate(
     x_tilde: Any,
     x_true: Any,
     *,
-    solver: ChambollePock,
+    solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     loss: Loss = half_mean_squared_error,
     piece: int | None = None,
 ) -> float:
     """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default)."""
+    x_true = prepare_truth(x_true, as_inexact(x_tilde, "x_tilde"), loss)
     x, _ = solve_in_pieces(problem, x_tilde, solver=solver, strategy=strategy, piece=piece)
-    return float(loss(jnp.asarray(x), jnp.asarray(x_true, x.dtype)))
+    return float(loss(jnp.asarray(x), x_true.astype(x.dtype)))
 
 
 def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
@@ -240,8 +269,11 @@ def train(
             f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
         )
     safeguard = WarmStart() if warm_start is True else warm_start or None
-    solver = ChambollePock() if solver is None else solver
+    check_problem(problem)
+    solver = usual_solver(solver)
+    check_strategy(strategy, solver)
     optimizer = optax.adam(2e-3) if optimizer is None else optimizer
+    _check_optimizer(optimizer)
     x_tilde, x_true = _check_pair("data", data, problem.n)
     held_out = None
     if validation is not None:
@@ -251,6 +283,7 @@ def train(
     dtype = jnp.result_type(problem.dtype, jnp.asarray(x_tilde[:1]).dtype)
     problem = cast_floats(problem, dtype)
     x_tilde, x_true, held_out = cast_floats((x_tilde, x_true, held_out), dtype)
+    check_loss(loss, x_true[:batch_size])
     variables = Variables(problem, trainable)
     if project is None and K_is_a_gauge(problem, variables):
         project = rescale_K

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from hypergrad._checks import describe
 from hypergrad.functions import AbstractFunction
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import operator_norm
@@ -21,9 +22,15 @@ __all__ = ["K_is_a_gauge", "Variables", "rescale_K"]
 def _trainable_mask(problem: LowerLevel, trainable: Callable[[LowerLevel], Any]) -> Any:
     """True for the selected float leaves, False elsewhere."""
     nothing = jax.tree.map(lambda _: False, problem)
-    chosen = eqx.tree_at(
-        trainable, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
-    )
+    try:
+        chosen = eqx.tree_at(
+            trainable, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            "trainable must be a function that picks parts of the problem; got "
+            f"{describe(trainable)}, which does not: try lambda p: p.K or lambda p: (p.K, p.F)"
+        ) from error
     mask = jax.tree.map(lambda yes, leaf: yes and eqx.is_inexact_array(leaf), chosen, problem)
     if not any(jax.tree.leaves(mask)):
         raise ValueError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from hypergrad._checks import check_count, check_number
+from hypergrad._checks import check_count, check_fraction, check_number
 from hypergrad.bilevel import Hypergradient, Loss, OnSamples, hypergradient
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel, cast_floats
@@ -54,10 +54,9 @@ class WarmStart:
     share: float = 0.9
 
     def __post_init__(self):
-        check_number("residual", np.asarray(self.residual))
+        check_number("residual", self.residual)
         check_count("most", self.most)
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share must lie between 0 and 1; got {self.share}: try 0.9")
+        check_fraction("share", self.share, "try 0.9", zero_allowed=True, one_allowed=True)
 
 
 def _approach(

@@ -1,6 +1,6 @@
 """Every figure from the stored records.
 
-    python paper_figs/all.py [--records experiments/records] [--out paper_figs/drawn]
+python paper_figs/all.py [--records experiments/records] [--out paper_figs/drawn]
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import jaxtyping
 import lineax as lx
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 
 import hypergrad as hg
 from hypergrad.chambolle_pock import State
@@ -45,12 +46,35 @@ def solve(
     return hg.solve(problem, x_tilde, solver=solver, strategy=strategy, init=init)
 
 
-def hypergradient(x_true: Any) -> hg.Hypergradient:
-    return hg.hypergradient(PROBLEM, X, x_true, strategy=hg.Truncation(1))
+def hypergradient(x_true: Any = X, **options) -> hg.Hypergradient:
+    return hg.hypergradient(PROBLEM, X, x_true, **{"strategy": hg.Truncation(1), **options})
 
 
 def lower_level(K: Any = K, F: Any = PROBLEM.F, G: Any = PROBLEM.G) -> hg.LowerLevel:
     return hg.LowerLevel(K=K, F=F, G=G)
+
+
+def train(data: Any = (X, X), **options) -> hg.History:
+    usual = {"strategy": hg.Truncation(1), "epochs": 1, "progress": False}
+    return hg.train(PROBLEM, data, **{**usual, **options})
+
+
+def evaluate(x_tilde: Any = X, x_true: Any = X, **options) -> float:
+    return hg.evaluate(PROBLEM, x_tilde, x_true, strategy=hg.Truncation(1), **options)
+
+
+def compare(strategies: Any, problem: Any = PROBLEM, **options) -> hg.Comparison:
+    return hg.compare(problem, X, X, strategies=strategies, repeats=1, **options)
+
+
+def a_sample(x: jax.Array, x_true: jax.Array) -> jax.Array:
+    """What people write first: one number a sample."""
+    return jnp.sum((x - x_true) ** 2, axis=-1)
+
+
+def backwards() -> lx.FunctionLinearOperator:
+    """An operator without a number that could be learned."""
+    return lx.FunctionLinearOperator(lambda v: v[::-1], jax.ShapeDtypeStruct((N,), X.dtype))
 
 
 def zero_state(r: tuple[int, ...], r_bar: tuple[int, ...], y: tuple[int, ...]) -> State:
@@ -117,6 +141,168 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: solve(init=zero_state((2, 4), (2, 4), (2, 5))),
         r"init must have shapes ((2, 4), (2, 4), (2, 3)) (r, r_bar, y); got ((2, 4), (2, 4), (2, 5",
     ),
+    "complex x_tilde": (
+        lambda: solve(X.astype(complex)),
+        r"x_tilde must be real; got complex128: split it",
+    ),
+    "complex x_true": (
+        lambda: hypergradient(X.astype(complex)),
+        r"x_true must be real; got complex128: split it",
+    ),
+    "text for x_tilde": (
+        lambda: solve("x.npy"),
+        r"x_tilde must be a number or an array of numbers; got 'x.npy': pass what",
+    ),
+    "None for x_tilde": (
+        lambda: hg.solve(PROBLEM, None, strategy=hg.Truncation(1)),
+        r"x_tilde must be a number or an array of numbers; got None: pass what",
+    ),
+    "rows of several lengths": (
+        lambda: hypergradient([[0.0, 1.0], [1.0]]),
+        r"x_true must be a number or an array of numbers; got list: pass what",
+    ),
+    "a solution for init": (
+        lambda: solve(init=solve()),
+        r"init must be a hypergrad.State; got Solution: pass the .state",
+    ),
+    "a hypergradient for init": (
+        lambda: solve(init=hypergradient()),
+        r"init must be a hypergrad.State; got Hypergradient: pass the .state",
+    ),
+    "an x_true to evaluate that would be broadcast": (
+        lambda: evaluate(X, X[:1]),
+        r"x_true must have the shape of x_tilde, (2, 4); got (1, 4): one true",
+    ),
+    "one x_true to evaluate all samples": (
+        lambda: evaluate(X, X[0]),
+        r"x_true must have the shape of x_tilde, (2, 4); got (4,): one true",
+    ),
+    "a number for x_true to evaluate": (
+        lambda: evaluate(X, 0.0),
+        r"x_true must have the shape of x_tilde, (2, 4); got (): one true",
+    ),
+    "one sample to evaluate": (
+        lambda: evaluate(X[0], X[0]),
+        r"x_tilde must have shape (samples, 4); got (4,): one sample is x_tilde[None]",
+    ),
+    "pieces of no sample": (
+        lambda: evaluate(piece=0),
+        r"piece must be a whole number of at least 1; got 0",
+    ),
+    "complex training data": (
+        lambda: train((X, X.astype(complex))),
+        r"x_true of data must be real; got complex128: split it",
+    ),
+    #
+    # ---- what is handed over
+    "a matrix for the problem": (
+        lambda: solve(problem=K),
+        r"problem must be a hypergrad.LowerLevel; got ndarray of shape (3, 4): pass hg.Low",
+    ),
+    "a matrix for the problem of train": (
+        lambda: hg.train(K, (X, X), strategy=hg.Truncation(1)),
+        r"problem must be a hypergrad.LowerLevel; got ndarray of shape (3, 4): pass hg.Low",
+    ),
+    "a number for the solver": (
+        lambda: hypergradient(solver=100),
+        r"solver must be a hypergrad.ChambollePock; got 100: pass for example hg.Cham",
+    ),
+    "a number for the solver of train": (
+        lambda: train(solver=100),
+        r"solver must be a hypergrad.ChambollePock; got 100: pass for example hg.Cham",
+    ),
+    "a class for the solver": (
+        lambda: hg.contraction_factor(PROBLEM, X, solver=hg.ChambollePock),
+        r"solver must be a hypergrad.ChambollePock; got <class",
+    ),
+    "the name of a loss": (
+        lambda: hypergradient(loss="mse"),
+        r"loss must be a function loss(x, x_true); got 'mse': leave it out",
+    ),
+    "a loss a sample": (
+        lambda: hypergradient(loss=a_sample),
+        r"loss must return one float for the whole batch; got shape (2,) of float64 for x of",
+    ),
+    "a loss a sample in train": (
+        lambda: train(loss=a_sample),
+        r"loss must return one float for the whole batch; got shape (2,) of float64 for x of",
+    ),
+    "a loss a sample in evaluate": (
+        lambda: evaluate(loss=a_sample),
+        r"loss must return one float for the whole batch; got shape (2,) of float64 for x of",
+    ),
+    "a loss a sample in compare": (
+        lambda: compare([hg.Exact()], loss=a_sample),
+        r"loss must return one float for the whole batch; got shape (2,) of float64 for x of",
+    ),
+    "a loss and something else": (
+        lambda: hypergradient(loss=lambda x, x_true: (jnp.sum(x), x_true)),
+        r"loss must return one number; got tuple: return its mean alone",
+    ),
+    "a whole number as the loss": (
+        lambda: hypergradient(loss=lambda x, x_true: 1),
+        r"loss must return one float for the whole batch; got shape () of int64 for x of",
+    ),
+    "throw that is no switch": (
+        lambda: hypergradient(throw="no"),
+        r"throw must be True or False; got 'no': try throw=True",
+    ),
+    "throw of solve that is no switch": (
+        lambda: hg.solve(PROBLEM, X, strategy=hg.Truncation(1), throw="no"),
+        r"throw must be True or False; got 'no': try throw=True",
+    ),
+    "error_bound that is no switch": (
+        lambda: hypergradient(error_bound=1),
+        r"error_bound must be True or False; got 1: try error_bound=True",
+    ),
+    "a trace of Exact": (
+        lambda: hg.solve(PROBLEM, X, strategy=hg.Exact(), trace=True),
+        r"trace=True must have a strategy that takes the solver's iterations; got exact:most=150, ",
+    ),
+    "trace that is no switch": (
+        lambda: hg.solve(PROBLEM, X, strategy=hg.Truncation(1), trace="no"),
+        r"trace must be True or False; got 'no': try trace=True",
+    ),
+    "names of strategies": (
+        lambda: compare(["full"]),
+        r"each of strategies must be a hypergrad strategy; got 'full': use hg.parse_str",
+    ),
+    "strategies without brackets": (
+        lambda: compare(hg.Truncation(1)),
+        r"strategies must be a list of strategies; got Truncation: put it in brackets",
+    ),
+    "one name for strategies": (
+        lambda: compare("full"),
+        r"strategies must be a list of strategies; got 'full': put it in brackets",
+    ),
+    "no strategies": (
+        lambda: compare([]),
+        r"strategies must name at least one; got none",
+    ),
+    "comparison in a K without parameters": (
+        lambda: compare([hg.Truncation(1)], lower_level(K=backwards(), F=hg.L1(0.1))),
+        r"parameters(problem) must have a parameter for its gradient to be looked at; got a Func",
+    ),
+    "the name of an optimizer": (
+        lambda: train(optimizer="adam"),
+        r"optimizer must be one of optax; got 'adam': pass for example optax.adam(1e-3)",
+    ),
+    "a learning rate for the optimizer": (
+        lambda: train(optimizer=1e-3),
+        r"optimizer must be one of optax; got 0.001: pass for example optax.adam(1e-3)",
+    ),
+    "a size to be learned": (
+        lambda: train(trainable=lambda p: p.m),
+        r"trainable must be a function that picks parts of the problem; got function, which",
+    ),
+    "something new to be learned": (
+        lambda: train(trainable=lambda p: p.K * 2),
+        r"trainable must be a function that picks parts of the problem; got function, which",
+    ),
+    "the name of what is learned": (
+        lambda: train(trainable="K"),
+        r"trainable must be a function that picks parts of the problem; got 'K', which does",
+    ),
     #
     # ---- the operator
     "K a vector": (
@@ -146,6 +332,22 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "infinity in a lineax operator": (
         lambda: lower_level(K=lx.MatrixLinearOperator(with_entry(K, INF))),
         r"K must be finite; got 1 NaN or infinite entries out of 12",
+    ),
+    "K a sparse matrix": (
+        lambda: lower_level(K=scipy.sparse.csr_matrix(K)),
+        r"K must be an (m, n) matrix or a lineax operator; got csr_matrix of shape (3, 4): pass",
+    ),
+    "K an operator of scipy": (
+        lambda: lower_level(K=scipy.sparse.linalg.aslinearoperator(K)),
+        r"K must be an (m, n) matrix or a lineax operator; got MatrixLinearOperator of shape",
+    ),
+    "K complex": (
+        lambda: lower_level(K=K * 1j),
+        r"K must be real; got complex128: split it",
+    ),
+    "K a complex lineax operator": (
+        lambda: lower_level(K=lx.MatrixLinearOperator(jnp.asarray(K * 1j))),
+        r"K must be real; got an operator of complex128: split it",
     ),
     #
     # ---- the functions
@@ -253,6 +455,50 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hg.BoxQuadratic(0.1, -1.0),
         r"BoxQuadratic.weight must be positive; got -1",
     ),
+    "a complex weight": (
+        lambda: hg.L1(1 + 2j),
+        r"L1.weight must be real; got complex128: split it",
+    ),
+    "text for a weight": (
+        lambda: hg.Huber("0.1", 1.0),
+        r"Huber.weight must be a number or an array of numbers; got '0.1': pass what",
+    ),
+    "None for a radius": (
+        lambda: hg.Box(None),
+        r"Box.radius must be a number or an array of numbers; got None: pass what",
+    ),
+    "half a coordinate in a group": (
+        lambda: hg.GroupL1(0.1, shape=(1.5, 2)),
+        r"GroupL1.shape[0] must be a whole number of at least 1; got 1.5",
+    ),
+    "a number for the shape of groups": (
+        lambda: hg.GroupL1(0.1, shape=3),
+        r"GroupL1.shape must be a tuple of whole numbers; got 3: pass for example (2, 3)",
+    ),
+    "half an axis": (
+        lambda: hg.GroupL1(0.1, shape=(2, 2), axis=0.5),
+        r"GroupL1.axis must be an axis of shape (2, 2); got 0.5",
+    ),
+    "a negative size": (
+        lambda: hg.SeparableSum((hg.L1(0.1), hg.Zero()), (-1, 4)),
+        r"SeparableSum.sizes[0] must be a whole number of at least 1; got -1",
+    ),
+    "half a size": (
+        lambda: hg.SeparableSum((hg.L1(0.1), hg.Zero()), (1.5, 1.5)),
+        r"SeparableSum.sizes[0] must be a whole number of at least 1; got 1.5",
+    ),
+    "a number for the sizes": (
+        lambda: hg.SeparableSum((hg.L1(0.1),), 3),
+        r"SeparableSum.sizes must be a tuple of whole numbers; got 3: pass for example (2, 3)",
+    ),
+    "a function for the parts": (
+        lambda: hg.SeparableSum(hg.L1(0.1), (3,)),
+        r"SeparableSum.parts must be a tuple of functions; got L1: put it in brackets",
+    ),
+    "a part that is no function": (
+        lambda: hg.SeparableSum((0.1,), (3,)),
+        r"each part of a SeparableSum must be a hypergrad function; got float",
+    ),
     #
     # ---- the solver
     "no iterations": (
@@ -297,19 +543,19 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "theta above 1": (
         lambda: hg.ChambollePock(theta=1.5),
-        r"theta must lie between 0 and 1; got 1.5",
+        r"theta must lie in [0, 1]; got 1.5",
     ),
     "theta below 0": (
         lambda: hg.ChambollePock(theta=-0.5),
-        r"theta must lie between 0 and 1; got -0.5",
+        r"theta must lie in [0, 1]; got -0.5",
     ),
     "theta NaN": (
         lambda: hg.ChambollePock(theta=NAN),
-        r"theta must lie between 0 and 1; got nan",
+        r"theta must lie in [0, 1]; got nan",
     ),
     "one theta a sample": (
         lambda: hg.ChambollePock(theta=jnp.ones(2)),
-        r"theta must lie between 0 and 1; got [1. 1.]",
+        r"theta must lie in [0, 1]; got [1. 1.]",
     ),
     "steps that are too long": (
         lambda: solve(tau=1.0, sigma=1.0),  # the norm of the differences of 4 is 2 cos(pi / 8)
@@ -318,6 +564,22 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "steps that are a little too long": (
         lambda: solve(tau=1.0, sigma=1.1 / (2 * np.cos(np.pi / 8)) ** 2),
         r"tau * sigma * ||K||^2 must be at most 1; got 1.1 (||K|| = 1.848)",
+    ),
+    "an imaginary tau": (
+        lambda: hg.ChambollePock(tau=1j),
+        r"tau must be real; got complex128: split it",
+    ),
+    "True for tau": (
+        lambda: hg.ChambollePock(tau=True),
+        r"tau must be a number or an array of numbers; got True: pass what",
+    ),
+    "text for theta": (
+        lambda: hg.ChambollePock(theta="1"),
+        r"theta must be a number or an array of numbers; got '1': pass what",
+    ),
+    "None for a step ratio": (
+        lambda: hg.ChambollePock(step_ratio=None),
+        r"step_ratio must be a number or an array of numbers; got None: pass what",
     ),
     #
     # ---- strategies
@@ -359,7 +621,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a tolerance of 0 for the adjoint": (
         lambda: hg.Tolerance(0.0),
-        r"rtol must lie between 0 and 1; got 0.0",
+        r"rtol must lie in (0, 1); got 0.0",
     ),
     "an adjoint that is none": (
         lambda: hg.LimitFormula("steps"),
@@ -395,7 +657,39 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a geometric rate of 1": (
         lambda: hg.Geometric(1.0),
-        r"Geometric.rate must lie between 0 and 1; got 1.0",
+        r"Geometric.rate must lie in (0, 1); got 1.0",
+    ),
+    "text for the tolerance of the adjoint": (
+        lambda: hg.Tolerance("a"),
+        r"rtol must lie in (0, 1); got 'a': try 1e-6",
+    ),
+    "None for a tail": (
+        lambda: hg.Tail(None),
+        r"Tail.fraction must lie in (0, 1]; got None: try 0.5",
+    ),
+    "text for weights": (
+        lambda: hg.ErgodicUnrolling("uniform"),
+        r"weights must be weights of the iterates, or one number an iteration; got 'uniform'",
+    ),
+    "text for a target error": (
+        lambda: hypergradient(strategy=hg.LimitFormula(hg.Tolerance()), target_error="1e-6"),
+        r"target_error must lie in (0, 1); got '1e-6': try 1e-6",
+    ),
+    "text for an error": (
+        lambda: hg.steps_needed(PROBLEM, X, X, error="a"),
+        r"error must lie in (0, 1); got 'a': try 1e-3",
+    ),
+    "text for a residual": (
+        lambda: hg.WarmStart(residual="a"),
+        r"residual must be one finite number above 0; got 'a': pass a float",
+    ),
+    "True for a residual": (
+        lambda: hg.WarmStart(residual=True),
+        r"residual must be one finite number above 0; got True: pass a float",
+    ),
+    "None for a share": (
+        lambda: hg.WarmStart(share=None),
+        r"share must lie in [0, 1]; got None: try 0.9",
     ),
 }
 
@@ -453,6 +747,21 @@ def test_whole_numbers_are_data_too():
     np.testing.assert_array_equal(solution.x, solve(np.array([0.0, 3.0, 3.0, 1.0])).x)
 
 
+def test_whole_numbers_are_compared_too():
+    """In the precision of K, here float64; the strategies come from any collection."""
+    x_true = np.array([[0, 3, 3, 1]])
+    strategies = {"one": hg.Truncation(1)}.values()
+    comparison = hg.compare(PROBLEM, x_true, x_true, strategies=strategies, repeats=1)
+    assert "error" not in comparison.records[0]
+
+
+def test_without_a_solver_it_is_the_usual_one():
+    usual = hg.ChambollePock()
+    factor = hg.contraction_factor(PROBLEM, X).factor
+    np.testing.assert_array_equal(factor, hg.contraction_factor(PROBLEM, X, solver=usual).factor)
+    assert evaluate() == evaluate(solver=usual)
+
+
 # ------------------------------------------------------------------------- strategies by name
 
 UNKNOWN = "a strategy must be one of " + re.escape(", ".join(hg.STRATEGIES))
@@ -473,12 +782,12 @@ BAD_NAMES = {
     "limit:steps=0": r"k must be a whole number of at least 1; got 0",
     "limit:steps=1.5": r"k must be a whole number of at least 1; got 1\.5",
     "limit:last=-1": r"k must be a whole number of at least 1; got -1",
-    "limit:tolerance=2": r"rtol must lie between 0 and 1; got 2",
+    "limit:tolerance=2": r"rtol must lie in \(0, 1\); got 2",
     "limit:cgls=3": r"option 'cgls=3' in 'limit:cgls=3' is not understood",
     "limit:steps=1,last=2": r"each option once; got adjoint twice",
     "limit:adjoint=3": r"adjoint must be a way to get Delta; got 3",
     "ergodic:tail=2": r"Tail\.fraction must lie in \(0, 1\]; got 2",
-    "ergodic:geometric=1": r"Geometric\.rate must lie between 0 and 1; got 1",
+    "ergodic:geometric=1": r"Geometric\.rate must lie in \(0, 1\); got 1",
     "no_such_module:Class": UNKNOWN + r".*got 'no_such_module:Class'.*No module named",
     "math:NoSuchClass": UNKNOWN + r".*got 'math:NoSuchClass'.*has no attribute",
     "collections:Counter": r"'collections:Counter' must name a subclass of hypergrad",

@@ -65,10 +65,11 @@ def _assert_one_line(ran: Ran, status: int, *words: str) -> None:
 def test_strategies_lists_the_one_list() -> None:
     ran = _run("strategies")
     assert (ran.status, ran.err) == (0, "")
+    widest = max(map(len, hg.STRATEGIES))
     for name, strategy in hg.STRATEGIES.items():
-        assert f"{name:<12} {strategy.formula}\n" in ran.out
-        assert f"cost: {strategy.cost}\n" in ran.out
-        assert f"caveat: {strategy.caveat}\n" in ran.out
+        assert f"{name:<{widest}} {strategy.formula}\n" in ran.out
+        assert f"\n{'':<{widest}} cost: {strategy.cost}\n" in ran.out
+        assert f"\n{'':<{widest}} caveat: {strategy.caveat}\n" in ran.out
         for word in strategy.choices:
             assert word in ran.out
     assert "k=…" in ran.out
@@ -205,6 +206,7 @@ def whole(tiny, tmp_path_factory) -> Path:
     )  # fmt: skip
     assert ran.status == 0, ran.err
     assert f"written to {out} in " in ran.out
+    assert ran.out.rstrip().endswith("samples, not a result")
     return out
 
 

@@ -435,7 +435,7 @@ def test_steps_needed_is_the_first_k_of_the_loop_that_is_near_enough():
 
 def test_steps_needed_wants_an_error_that_can_be_reached():
     problem, solver = to_hypergrad(random_poster(Quadratic, 6, 4, L=L))
-    with pytest.raises(ValueError, match=r"error must lie between 0 and 1; got 1\.5: try 1e-3"):
+    with pytest.raises(ValueError, match=r"error must lie in \(0, 1\); got 1\.5: try 1e-3"):
         hg.steps_needed(problem, *random_data(2, 4), solver=solver, error=1.5)
 
 

@@ -434,7 +434,7 @@ def test_targets_that_make_no_sense(key):
     for strategy in (hg.Truncation(1), hg.LimitFormula(hg.Steps(3))):
         with pytest.raises(ValueError, match=r"target_error .* got .*: pass hg.LimitFormula"):
             hg.hypergradient(problem, x_tilde, x_true, strategy=strategy, target_error=1e-3)
-    with pytest.raises(ValueError, match="between 0 and 1; got 2"):
+    with pytest.raises(ValueError, match=r"target_error must lie in \(0, 1\); got 2"):
         drive(problem, x_tilde, x_true, target_error=2.0)
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda *data: drive(problem, *data).value)(x_tilde, x_true)

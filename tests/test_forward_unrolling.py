@@ -69,6 +69,20 @@ def test_forward_mode_is_the_recursion_backwards(G, m):
     assert np.all(np.asarray(h.adjoint.residual) == 0)
 
 
+@pytest.mark.parametrize("solver", [hg.ChambollePock(L), hg.ChambollePock(100, tolerance=1e-3)])
+def test_a_derivative_in_one_direction_goes_through_its_run(solver):
+    """Forward mode itself, what `solve` has not here."""
+    problem = hg.LowerLevel(jnp.eye(N), hg.L1(0.3), hg.Quadratic(1.0))
+    x_tilde = jnp.asarray(DATA[0])
+
+    def x(x_tilde):
+        return hg.ForwardUnrolling().run(problem, x_tilde, solver, None).x
+
+    moved = jax.jvp(x, (x_tilde,), (jnp.ones_like(x_tilde),))[1]
+    ahead, behind = x(x_tilde + 1e-6), x(x_tilde - 1e-6)
+    np.testing.assert_allclose(moved, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
 def test_products_are_counted():
     """An iteration: 2 for each derivative, 2 more where K moves, 2 for every 4 of a leaf."""
     problem = hg.LowerLevel(

@@ -179,6 +179,8 @@ def test_too_few_steps_of_a_linear_solver_show_in_the_status(strategy):
     assert np.all(np.asarray(h.solution.stats.status) == Status.CONVERGED)
     assert np.all(np.asarray(h.adjoint.status) == Status.NOT_CERTIFIED)
     assert np.all(np.asarray(h.adjoint.residual) > 1e-3)
+    assert h.adjoint.steps is None
+    assert "steps unknown" in repr(h.adjoint)
     assert relative_error(h.grad.K, expected["K"]) > 1e-3
 
 
@@ -246,7 +248,7 @@ def test_a_label_is_what_one_types(text):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: hg.parse_strategy("jaxopt:gmres=2.0"), "rtol must lie between 0 and 1; got 2.0"),
+        (lambda: hg.parse_strategy("jaxopt:gmres=2.0"), "rtol must lie in (0, 1); got 2.0"),
         (lambda: hg.parse_strategy("jaxopt:cgls"), "must be one of normal_cg, gmres, bicgstab, lu"),
         (lambda: hg.JaxoptGMRES(restart=0), "restart must be a whole number of at least 1"),
         (lambda: hg.JaxoptNormalCG(most=0), "most must be a whole number of at least 1"),

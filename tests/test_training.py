@@ -533,8 +533,8 @@ def test_bad_input(data, settings, message: str) -> None:
         ({"residual": 0.0}, "residual must be one finite number above 0; got 0.0"),
         ({"residual": np.nan}, "residual must be one finite number above 0; got nan"),
         ({"most": 0}, "most must be a whole number of at least 1; got 0"),
-        ({"share": 1.5}, "share must lie between 0 and 1; got 1.5"),
-        ({"share": np.nan}, "share must lie between 0 and 1; got nan"),
+        ({"share": 1.5}, r"share must lie in \[0, 1\]; got 1\.5"),
+        ({"share": np.nan}, r"share must lie in \[0, 1\]; got nan"),
     ],
 )
 def test_a_warm_start_is_checked(options, message: str) -> None:

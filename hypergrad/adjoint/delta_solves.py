@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count
+from hypergrad._checks import check_count, check_fraction
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, solve_least_squares, squared_norm
 from hypergrad.adjoint.recursion import (
@@ -142,8 +142,7 @@ class Tolerance(AbstractAdjointSolve):
     most: int = eqx.field(static=True, default=10_000)
 
     def __check_init__(self):
-        if not 0 < self.rtol < 1:
-            raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}: try 1e-6")
+        check_fraction("rtol", self.rtol, "try 1e-6")
         check_count("most", self.most)
 
     @property

@@ -54,12 +54,13 @@ class SolvedPair(NamedTuple):
 class AdjointStats(eqx.Module):
     """How the backward solve went, one entry a sample.
 
-    `steps`; `residual`: of the limit system relative to `g` for a limit formula, the relative size
-    of what was cut off for a truncation, 0 where the differentiation is exact; `status`;
-    `products` with K or its transpose that the backward side took, a gradient in K counted as two.
+    `steps`, None where whoever took them does not tell; `residual`: of the limit system relative to
+    `g` for a limit formula, the relative size of what was cut off for a truncation, 0 where the
+    differentiation is exact; `status`; `products` with K or its transpose that the backward side
+    took, a gradient in K counted as two.
     """
 
-    steps: Int[Array, "*batch"]
+    steps: Int[Array, "*batch"] | None
     residual: Float[Array, "*batch"]
     status: Int[Array, "*batch"]
     products: Int[Array, "*batch"]
@@ -67,27 +68,29 @@ class AdjointStats(eqx.Module):
     def __repr__(self) -> str:
         if not is_concrete(self.residual):
             return "AdjointStats(<traced>)"
+        steps = "steps unknown" if self.steps is None else f"{int(jnp.max(self.steps))} steps"
         return (
             f"AdjointStats({Status.summary(self.status)}; worst of {self.residual.size}: "
-            f"{int(jnp.max(self.steps))} steps, residual {float(jnp.max(self.residual)):.1e})"
+            f"{steps}, residual {float(jnp.max(self.residual)):.1e})"
         )
 
     @classmethod
     def of(
-        cls, steps: Array | int, residual: Array, status: Array, products: Array | int
+        cls, steps: Array | int | None, residual: Array, status: Array, products: Array | int
     ) -> AdjointStats:
         """From a residual and a status a sample, and counts that may be the same for all."""
+
+        def a_sample(count: Array | int) -> Array:
+            return jnp.broadcast_to(jnp.asarray(count), residual.shape).astype(jnp.int32)
+
         status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
-        steps, products, status = (
-            jnp.broadcast_to(jnp.asarray(count), residual.shape).astype(jnp.int32)
-            for count in (steps, products, status)
-        )
-        return cls(steps, residual, status, products)
+        counted = None if steps is None else a_sample(steps)
+        return cls(counted, residual, a_sample(status), a_sample(products))
 
     @classmethod
     def judge(
         cls,
-        steps: Array | int,
+        steps: Array | int | None,
         residual: Array,
         tolerance: Array | float,
         *,
@@ -99,7 +102,7 @@ class AdjointStats(eqx.Module):
 
     @classmethod
     def exact(
-        cls, steps: Array | int, dx_tilde: Float[Array, "*batch n"], *, products: Array | int
+        cls, steps: Array | int | None, dx_tilde: Float[Array, "*batch n"], *, products: Array | int
     ) -> AdjointStats:
         """Nothing was approximated: residual 0, unless the gradient itself is not finite."""
         finite = jnp.all(jnp.isfinite(dx_tilde), axis=-1)

@@ -9,39 +9,109 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_finite
+from hypergrad._checks import as_inexact, check_finite, check_flag, describe
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = [
     "Data",
+    "check_is_strategy",
+    "check_loss",
+    "check_problem",
+    "check_strategy",
+    "check_trace",
     "flatten_batch",
     "prepare",
     "prepare_hypergradient",
     "prepare_solve",
     "prepare_truth",
     "restore_batch",
+    "usual_solver",
 ]
 
 Data = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
+# ---- what each argument is
+
+
+def check_problem(problem: Any) -> None:
+    """Refuse what is no lower level."""
+    if not isinstance(problem, LowerLevel):
+        raise ValueError(
+            f"problem must be a hypergrad.LowerLevel; got {describe(problem)}: pass "
+            "hg.LowerLevel(K=K, F=F, G=G)"
+        )
+
+
+def usual_solver(solver: Any) -> ChambollePock:
+    """The solver, the usual one where none is given; what is none is refused."""
+    if solver is None:
+        return ChambollePock()
+    if not isinstance(solver, ChambollePock):
+        raise ValueError(
+            f"solver must be a hypergrad.ChambollePock; got {describe(solver)}: pass for example "
+            "hg.ChambollePock(iterations=100)"
+        )
+    return solver
+
+
+def check_is_strategy(name: str, strategy: Any) -> None:
+    """Refuse what is no strategy."""
+    if not isinstance(strategy, AbstractStrategy):
+        by_name = f"hg.parse_strategy({strategy!r})"
+        advice = by_name if isinstance(strategy, str) else "for example hg.Truncation(k=1)"
+        raise ValueError(
+            f"{name} must be a hypergrad strategy; got {describe(strategy)}: use {advice}"
+        )
+
+
 def check_strategy(strategy: Any, solver: ChambollePock) -> None:
     """Refuse what is no strategy, or does not go with the solver."""
-    if not isinstance(strategy, AbstractStrategy):
-        raise ValueError(
-            f"strategy must be a hypergrad strategy; got {strategy!r}: use for example "
-            "hg.Truncation(k=1)"
-        )
+    check_is_strategy("strategy", strategy)
     strategy.check(solver)
 
 
+def check_trace(trace: Any, strategy: AbstractStrategy) -> None:
+    """Refuse a trace of iterates that are not those of the strategy's own solve."""
+    check_flag("trace", trace)
+    if trace and not strategy.follows_solver:
+        raise ValueError(
+            f"trace=True must have a strategy that takes the solver's iterations; got "
+            f"{strategy.label}, which does not: trace another one, hg.Truncation(k=1) say"
+        )
+
+
+def check_loss(loss: Any, x_true: Array) -> None:
+    """Refuse a loss that is not one number for the whole batch."""
+    if not callable(loss):
+        raise ValueError(
+            f"loss must be a function loss(x, x_true); got {describe(loss)}: leave it out for half "
+            "the mean squared error"
+        )
+    value = jax.eval_shape(loss, x_true, x_true)
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"loss must return one number; got {describe(value)}: return its mean alone"
+        )
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"loss must return one float for the whole batch; got shape {value.shape} of "
+            f"{value.dtype} for x of shape {x_true.shape}: return the mean over the batch"
+        )
+
+
+# ---- all of them
+
+
 def prepare(
-    problem: LowerLevel, x_tilde: Any, solver: ChambollePock, init: State | None
+    problem: LowerLevel, x_tilde: Any, solver: ChambollePock | None, init: State | None
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
     """Check what can be checked, and cast everything to one dtype."""
-    x_tilde = as_inexact(x_tilde)
+    check_problem(problem)
+    solver = usual_solver(solver)
+    x_tilde = as_inexact(x_tilde, "x_tilde")
     _check_batch("x_tilde", x_tilde, problem.n)
     solver.check_step_sizes(problem)
     dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
@@ -57,8 +127,8 @@ def prepare_solve(
     strategy: Any,
     init: State | None,
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
-    """`prepare`, with the usual solver where none is given, and a strategy that goes with it."""
-    solver = ChambollePock() if solver is None else solver
+    """`prepare`, with a strategy that goes with the solver."""
+    solver = usual_solver(solver)
     check_strategy(strategy, solver)
     return prepare(problem, x_tilde, solver, init)
 
@@ -69,11 +139,12 @@ def prepare_hypergradient(
     x_true: Any,
     solver: ChambollePock | None,
     strategy: Any,
+    loss: Any,
     init: State | None,
 ) -> tuple[LowerLevel, Array, Array, ChambollePock, State | None]:
-    """`prepare_solve`, with the truth."""
+    """`prepare_solve`, with the truth and the loss."""
     problem, x_tilde, solver, init = prepare_solve(problem, x_tilde, solver, strategy, init)
-    return problem, x_tilde, prepare_truth(x_true, x_tilde), solver, init
+    return problem, x_tilde, prepare_truth(x_true, x_tilde, loss), solver, init
 
 
 def _check_batch(name: str, x: Array, n: int) -> None:
@@ -87,18 +158,25 @@ def _check_batch(name: str, x: Array, n: int) -> None:
     check_finite(name, x)
 
 
-def prepare_truth(x_true: Any, x_tilde: Array) -> Array:
-    """`x_true` in the shape and the dtype of `x_tilde`."""
-    x_true = jnp.asarray(x_true, x_tilde.dtype)
+def prepare_truth(x_true: Any, x_tilde: Array, loss: Any) -> Array:
+    """`x_true` in the shape and the dtype of `x_tilde`, with a loss that takes them."""
+    x_true = as_inexact(x_true, "x_true").astype(x_tilde.dtype)
     if x_true.shape != x_tilde.shape:
         raise ValueError(
-            f"x_true must have the shape of x_tilde, {x_tilde.shape}; got {x_true.shape}"
+            f"x_true must have the shape of x_tilde, {x_tilde.shape}; got {x_true.shape}: "
+            "one true sample for each observed one"
         )
     check_finite("x_true", x_true)
+    check_loss(loss, x_true)
     return x_true
 
 
-def _check_init(init: State, problem: LowerLevel, x_tilde: Array) -> None:
+def _check_init(init: Any, problem: LowerLevel, x_tilde: Array) -> None:
+    if not isinstance(init, State):
+        raise ValueError(
+            f"init must be a hypergrad.State; got {describe(init)}: pass the .state of a solution "
+            "or of a hypergradient"
+        )
     batch = x_tilde.shape[:-1]
     primal, dual = (*batch, problem.n), (*batch, problem.m)
     expected, names = (primal, primal, dual), "r, r_bar, y"

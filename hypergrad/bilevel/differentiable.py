@@ -7,8 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from hypergrad._checks import check_flag
 from hypergrad.adjoint import Cotangent, SolvedPair, Tangents
-from hypergrad.bilevel.arguments import Data, flatten_batch, prepare_solve, restore_batch
+from hypergrad.bilevel.arguments import (
+    Data,
+    check_trace,
+    flatten_batch,
+    prepare_solve,
+    restore_batch,
+)
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
 from hypergrad.status import throw_if_bad
@@ -37,7 +44,8 @@ def solve(
 
     **Arguments**: `x_tilde (..., n)`; `init`, the state of an earlier solve to start from (held
     fixed when differentiating); `throw=True` raises, also under `jit`, where the status is bad;
-    `trace=True` also gives the residual, gap and objective of every iterate.
+    `trace=True` also gives the residual, gap and objective of every iterate (not with `Exact`,
+    whose iterates are not the solver's).
 
     **Returns**: a `Solution` with `x (..., n)`, `y (..., m)`, `stats` and `state`; derivatives flow
     through `x` and `y`. Its `trace` is a `Trace`, or None without one.
@@ -55,6 +63,8 @@ def solve(
     (2, 3)
     """
     problem, x_tilde, solver, init = prepare_solve(problem, x_tilde, solver, strategy, init)
+    check_flag("throw", throw)
+    check_trace(trace, strategy)
     solution = _solve_jit((problem, x_tilde, solver), strategy, init, trace)
     if throw:
         solution = throw_if_bad(solution, solution.stats.status, "the forward solve")

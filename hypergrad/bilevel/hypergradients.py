@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from hypergrad._checks import check_flag
 from hypergrad.bilevel.arguments import Data, prepare_hypergradient
 from hypergrad.bilevel.losses import Loss, half_mean_squared_error
 from hypergrad.bilevel.passes import compute_hypergradient
@@ -60,6 +61,10 @@ def hypergradient(
     twice differentiable. The bound rests on a gradient that is better than the one it judges: where
     it is wanted at every step, `Exact` is the cheaper way to be sure.
 
+    Not to be differentiated itself: `jax.grad` of `hypergradient(...).value` knows nothing of
+    the strategy, and differentiates whatever its solve computed: take `grad`, which is here, or
+    differentiate through `solve`, which is made for that.
+
     **Source**: `hypergrad.error_bound` has the mathematics.
 
     >>> import hypergrad as hg, jax.numpy as jnp
@@ -74,8 +79,10 @@ def hypergradient(
     (True, 'active set 100 %')
     """
     problem, x_tilde, x_true, solver, init = prepare_hypergradient(
-        problem, x_tilde, x_true, solver, strategy, init
+        problem, x_tilde, x_true, solver, strategy, loss, init
     )
+    check_flag("throw", throw)
+    check_flag("error_bound", error_bound)
     if target_error is None:
         h = compute_hypergradient(
             problem, x_tilde, x_true, solver, strategy, loss, init, error_bound=error_bound

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hypergrad._checks import is_concrete
+from hypergrad._checks import check_fraction, is_concrete
 from hypergrad.bilevel.losses import Loss
 from hypergrad.bilevel.passes import compute_hypergradient
 from hypergrad.bilevel.result import Chosen, Hypergradient
@@ -28,8 +28,7 @@ _LEAST_TIGHTENING, _MOST_TIGHTENING, _SPARE = 0.1, 1e-3, 0.3
 
 def check_target(target_error: float, strategy: AbstractStrategy, x_tilde: Array) -> None:
     """Refuse a target that cannot be driven to."""
-    if not 0 < target_error < 1:
-        raise ValueError(f"target_error must lie between 0 and 1; got {target_error}: try 1e-6")
+    check_fraction("target_error", target_error, "try 1e-6")
     if not is_concrete(x_tilde):
         raise ValueError(
             "target_error must be used outside jit, since the bound decides how to go on; got "
@@ -71,6 +70,7 @@ def to_target_error(
             problem, x_tilde, x_true, stopping, driven, loss, state, error_bound=True
         )
         assert h.error_bound is not None
+        assert h.adjoint.steps is not None  # what stops by a tolerance counts them
         rounds, state = rounds + 1, h.state
         iterations, steps = iterations + h.solution.stats.iterations, steps + h.adjoint.steps
         bound, target = float(h.error_bound.total), target_error * _size(h.grad)

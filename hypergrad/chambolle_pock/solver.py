@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_count, check_number, is_concrete
+from hypergrad._checks import (
+    as_inexact,
+    check_count,
+    check_fraction,
+    check_number,
+    is_concrete,
+)
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, default_tolerance
 from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
 from hypergrad.lower_level import LowerLevel
@@ -46,6 +53,14 @@ class Solution(eqx.Module):
     stats: SolverStats
     state: State
     trace: Trace | None = None
+
+
+def _positive_or_none(name: str, value: Any) -> Array | None:
+    if value is None:
+        return None
+    value = as_inexact(value, name)
+    check_number(name, value)
+    return value
 
 
 class ChambollePock(eqx.Module):
@@ -100,17 +115,14 @@ class ChambollePock(eqx.Module):
     ):
         check_count("iterations", iterations)
         self.iterations = iterations
-        self.tau = None if tau is None else as_inexact(tau)
-        self.sigma = None if sigma is None else as_inexact(sigma)
-        self.theta = as_inexact(theta)
-        self.step_ratio = as_inexact(step_ratio)
-        self.primal_scale = None if primal_scale is None else as_inexact(primal_scale)
-        self.tolerance = None if tolerance is None else as_inexact(tolerance)
-        for name in ("tau", "sigma", "step_ratio", "primal_scale", "tolerance"):
-            check_number(name, getattr(self, name))
-        theta = self.theta
-        if is_concrete(theta) and not (theta.ndim == 0 and 0 <= np.asarray(theta) <= 1):
-            raise ValueError(f"theta must lie between 0 and 1; got {self.theta}: 1 is the usual")
+        self.tau = _positive_or_none("tau", tau)
+        self.sigma = _positive_or_none("sigma", sigma)
+        self.theta = as_inexact(theta, "theta")
+        self.step_ratio = as_inexact(step_ratio, "step_ratio")
+        self.primal_scale = _positive_or_none("primal_scale", primal_scale)
+        self.tolerance = _positive_or_none("tolerance", tolerance)
+        check_fraction("theta", self.theta, "1 is the usual", zero_allowed=True, one_allowed=True)
+        check_number("step_ratio", self.step_ratio)
 
     # ---- step sizes
 

@@ -34,12 +34,12 @@ def flat(tree: Any) -> Array:
     return jnp.concatenate(leaves) if leaves else jnp.zeros(1)
 
 
-def check_learnable(K: Operator) -> None:
-    """Refuse an operator whose gradient has no entries: its errors would all be 0."""
-    if not jax.tree.leaves(eqx.filter(K, eqx.is_inexact_array)):
+def check_learnable(name: str, part: Any) -> None:
+    """Refuse a part of a problem whose gradient has no entries: its errors would all be 0."""
+    if not jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)):
         raise ValueError(
-            f"K must have a parameter for its gradient to be looked at; got a {type(K).__name__} "
-            "without any: use a matrix or an operator with array fields"
+            f"{name} must have a parameter for its gradient to be looked at; got a "
+            f"{type(part).__name__} without any: use a matrix or an operator with array fields"
         )
 
 

@@ -63,7 +63,7 @@ def contraction_factor(
     problem: LowerLevel,
     x_tilde: Data,
     *,
-    solver: ChambollePock,
+    solver: ChambollePock | None = None,
     init: State | None = None,
     dimension: int = KRYLOV_DIMENSION,
 ) -> Contraction:

@@ -107,7 +107,7 @@ def per_sample_errors(
     x_tilde: Data,
     x_true: Data,
     *,
-    solver: ChambollePock,
+    solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     reference: AbstractStrategy | None = None,
     reference_solver: ChambollePock | None = None,
@@ -144,13 +144,13 @@ def per_sample_errors(
     ((2,), True)
     """
     check_count("piece", piece)
-    check_learnable(problem.K)
     reference = LimitFormula() if reference is None else reference
     reference_solver = solver if reference_solver is None else reference_solver
     _, _, reference_solver, _ = prepare_solve(problem, x_tilde, reference_solver, reference, None)
     problem, x_tilde, x_true, solver, _ = prepare_hypergradient(
-        problem, x_tilde, x_true, solver, strategy, None
+        problem, x_tilde, x_true, solver, strategy, loss, None
     )
+    check_learnable("K", problem.K)
     ways = (strategy, solver), (reference, reference_solver)
     return _per_sample_errors(problem, x_tilde, x_true, ways, loss, piece)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, is_concrete
+from hypergrad._checks import check_count, check_fraction, is_concrete
 from hypergrad.adjoint import (
     AdjointProblem,
     Cotangent,
@@ -67,7 +67,7 @@ def steps_needed(
     x_tilde: Data,
     x_true: Data,
     *,
-    solver: ChambollePock,
+    solver: ChambollePock | None = None,
     error: float,
     loss: Loss = half_mean_squared_error,
     init: State | None = None,
@@ -105,13 +105,12 @@ def steps_needed(
     >>> bool(1 < k.measured < 50)
     True
     """
-    if not 0 < error < 1:
-        raise ValueError(f"error must lie between 0 and 1; got {error}: try 1e-3")
+    check_fraction("error", error, "try 1e-3")
     check_count("most", most)
     check_count("dimension", dimension)
-    check_learnable(problem.K)
     problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
-    x_true = prepare_truth(x_true, x_tilde)
+    x_true = prepare_truth(x_true, x_tilde, loss)
+    check_learnable("K", problem.K)
     target = jnp.asarray(error, x_tilde.dtype)
     return _steps_needed(problem, x_tilde, x_true, solver, target, loss, init, most, dimension)
 

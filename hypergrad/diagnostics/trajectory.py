@@ -83,7 +83,7 @@ def adjoint_trajectory(
     x_tilde: Data,
     x_true: Data,
     *,
-    solver: ChambollePock,
+    solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     loss: Loss = half_mean_squared_error,
     init: State | None = None,
@@ -133,7 +133,7 @@ def adjoint_trajectory(
     ((100, 4), True)
     """
     problem, x_tilde, x_true, solver, init = prepare_hypergradient(
-        problem, x_tilde, x_true, solver, strategy, init
+        problem, x_tilde, x_true, solver, strategy, loss, init
     )
     return _adjoint_trajectory(problem, x_tilde, x_true, solver, strategy, loss, init)
 

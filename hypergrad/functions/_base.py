@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-__all__ = ["AbstractFunction"]
+__all__ = ["AbstractFunction", "check_function"]
 
 Scalar = Float[Array, ""] | float
 Vector = Float[Array, "*batch size"]
@@ -102,3 +102,12 @@ class AbstractFunction(eqx.Module):
     def strong_convexity(self) -> Array | None:
         """The largest `mu` known for which `f - (mu / 2) ||.||^2` is convex."""
         return None
+
+
+def check_function(name: str, f: Any) -> None:
+    """Refuse what is no convex function of this package or of a subclass."""
+    if not isinstance(f, AbstractFunction):
+        raise ValueError(
+            f"{name} must be a hypergrad function; got {type(f).__name__}: use one from "
+            "hypergrad.functions or subclass hypergrad.AbstractFunction"
+        )

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from hypergrad._checks import as_inexact, check_positive
+from hypergrad._checks import check_positive, inexact
 from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
 from hypergrad.functions._blocks import (
     check_length,
@@ -28,7 +28,7 @@ __all__ = ["Box", "BoxQuadratic", "L2Ball", "NonNegative"]
 class Box(AbstractFunction):
     """Indicator of `|v_i| <= radius_i`; with a quantiser of step `2 radius`, its cell."""
 
-    radius: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    radius: Float[Array, "..."] = eqx.field(converter=inexact("Box.radius"))
     positive: ClassVar[tuple[str, ...]] = ("radius",)
     indicator: ClassVar[bool] = True
     separable: ClassVar[bool] = True
@@ -62,8 +62,8 @@ class Box(AbstractFunction):
 class BoxQuadratic(AbstractFunction):
     """Indicator of `|v_i| <= radius_i` plus `(weight / 2) ||v||^2`: the cell, and unique."""
 
-    radius: Float[Array, "..."] = eqx.field(converter=as_inexact)
-    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    radius: Float[Array, "..."] = eqx.field(converter=inexact("BoxQuadratic.radius"))
+    weight: Float[Array, "..."] = eqx.field(converter=inexact("BoxQuadratic.weight"))
     positive: ClassVar[tuple[str, ...]] = ("radius", "weight")
     separable: ClassVar[bool] = True
 
@@ -104,7 +104,7 @@ class BoxQuadratic(AbstractFunction):
 class L2Ball(AbstractFunction):
     """Indicator of `||v||_2 <= radius`; the prox Jacobian is not diagonal."""
 
-    radius: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    radius: Float[Array, "..."] = eqx.field(converter=inexact("L2Ball.radius"))
     positive: ClassVar[tuple[str, ...]] = ("radius",)
     indicator: ClassVar[bool] = True
 

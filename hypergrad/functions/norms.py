@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from hypergrad._checks import as_inexact, check_positive
+from hypergrad._checks import check_counts, check_positive, inexact
 from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
 from hypergrad.functions._blocks import (
     check_length,
@@ -32,7 +32,7 @@ class L1(AbstractFunction):
     `weight` is a number or has one entry a row of K (`(m,)`).
     """
 
-    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    weight: Float[Array, "..."] = eqx.field(converter=inexact("L1.weight"))
     positive: ClassVar[tuple[str, ...]] = ("weight",)
     homogeneous: ClassVar[bool] = True
     separable: ClassVar[bool] = True
@@ -74,7 +74,7 @@ class GroupL1(AbstractFunction):
     group is what the two halves of `v` hold at the same place. The prox Jacobian is not diagonal.
     """
 
-    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    weight: Float[Array, "..."] = eqx.field(converter=inexact("GroupL1.weight"))
     shape: tuple[int, ...] = eqx.field(static=True)
     axis: int = eqx.field(static=True, default=0)
     positive: ClassVar[tuple[str, ...]] = ("weight",)
@@ -83,8 +83,12 @@ class GroupL1(AbstractFunction):
     def __check_init__(self):
         check_positive(self, "weight", zero_allowed=True)
         check_one_number(self, "weight")
-        if not -len(self.shape) <= self.axis < len(self.shape):
-            raise ValueError(f"GroupL1.axis must be an axis of shape {self.shape}; got {self.axis}")
+        check_counts("GroupL1.shape", self.shape)
+        if self.axis not in range(-len(self.shape), len(self.shape)):
+            raise ValueError(
+                f"GroupL1.axis must be an axis of shape {self.shape}; got {self.axis!r}: 0 is the "
+                "first"
+            )
 
     def _groups(self, v: Array) -> Array:
         return v.reshape(*v.shape[:-1], *self.shape)
@@ -135,8 +139,8 @@ class Huber(AbstractFunction):
     `h(v) = v^2 / (2 smoothing)` where `|v| <= smoothing`, else `|v| - smoothing / 2`.
     """
 
-    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
-    smoothing: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    weight: Float[Array, "..."] = eqx.field(converter=inexact("Huber.weight"))
+    smoothing: Float[Array, "..."] = eqx.field(converter=inexact("Huber.smoothing"))
     positive: ClassVar[tuple[str, ...]] = ("weight", "smoothing")
     separable: ClassVar[bool] = True
     smooth: ClassVar[bool] = True
@@ -181,8 +185,8 @@ class Huber(AbstractFunction):
 class ElasticNet(AbstractFunction):
     """`f(v) = weight * ||v||_1 + (ridge / 2) ||v||^2`."""
 
-    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
-    ridge: Float[Array, "..."] = eqx.field(converter=as_inexact)
+    weight: Float[Array, "..."] = eqx.field(converter=inexact("ElasticNet.weight"))
+    ridge: Float[Array, "..."] = eqx.field(converter=inexact("ElasticNet.ridge"))
     positive: ClassVar[tuple[str, ...]] = ("weight", "ridge")
     separable: ClassVar[bool] = True
 

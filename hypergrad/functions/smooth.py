@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-from hypergrad._checks import as_inexact, check_finite, check_positive
+from hypergrad._checks import check_finite, check_positive, inexact
 from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
 from hypergrad.functions._blocks import check_length, indicator_of
 
@@ -18,8 +18,8 @@ __all__ = ["Quadratic", "Zero"]
 class Quadratic(AbstractFunction):
     """`f(v) = (weight / 2) ||v - center||^2`."""
 
-    weight: Float[Array, "..."] = eqx.field(converter=as_inexact)
-    center: Float[Array, "..."] = eqx.field(converter=as_inexact, default=0.0)
+    weight: Float[Array, "..."] = eqx.field(converter=inexact("Quadratic.weight"))
+    center: Float[Array, "..."] = eqx.field(converter=inexact("Quadratic.center"), default=0.0)
     positive: ClassVar[tuple[str, ...]] = ("weight",)
     separable: ClassVar[bool] = True
     smooth: ClassVar[bool] = True

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Int
 
-from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
+from hypergrad._checks import check_counts, describe
+from hypergrad.functions._base import (
+    AbstractFunction,
+    Scalar,
+    Values,
+    Vector,
+    check_function,
+)
 
 __all__ = ["SeparableSum"]
+
+
+def _as_tuple(values: Any) -> Any:
+    """A list as a tuple; what is none of them is left to be refused by name."""
+    return tuple(values) if isinstance(values, Iterable) else values
 
 
 class SeparableSum(AbstractFunction):
@@ -20,8 +33,8 @@ class SeparableSum(AbstractFunction):
     A constraint on `x` itself is a row block of `K` (the identity, say) with a part of its own.
     """
 
-    parts: tuple[AbstractFunction, ...] = eqx.field(converter=tuple)
-    sizes: tuple[int, ...] = eqx.field(static=True, converter=lambda sizes: tuple(map(int, sizes)))
+    parts: tuple[AbstractFunction, ...] = eqx.field(converter=_as_tuple)
+    sizes: tuple[int, ...] = eqx.field(static=True, converter=_as_tuple)
 
     @property
     def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -34,6 +47,14 @@ class SeparableSum(AbstractFunction):
         return all(part.smooth for part in self.parts)
 
     def __check_init__(self):
+        if not isinstance(self.parts, tuple):
+            raise ValueError(
+                f"SeparableSum.parts must be a tuple of functions; got {describe(self.parts)}: put "
+                "it in brackets, as in [hg.L1(0.1), hg.Zero()]"
+            )
+        for part in self.parts:
+            check_function("each part of a SeparableSum", part)
+        check_counts("SeparableSum.sizes", self.sizes)
         if len(self.parts) != len(self.sizes) or not self.parts:
             raise ValueError(
                 "SeparableSum must have one size for each part and at least one part; got "

@@ -27,7 +27,8 @@ class AbstractStrategy(eqx.Module):
     checked shapes: `solve` and `hypergradient` take care of that. Gradients in the problem are
     summed over the batch. The class variables describe the strategy in tables (`formula`, `cost`,
     `caveat`) and on the command line (`name`, and in `choices` a word for each object that a field
-    can hold: word -> (field, constructor)).
+    can hold: word -> (field, constructor)). `follows_solver` says that its iterates are those
+    of the solver; where it is False, `solve` refuses to trace them.
     """
 
     name: ClassVar[str]
@@ -35,6 +36,7 @@ class AbstractStrategy(eqx.Module):
     cost: ClassVar[str] = ""
     caveat: ClassVar[str] = ""
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {}
+    follows_solver: ClassVar[bool] = True
 
     @abc.abstractmethod
     def forward(
@@ -117,4 +119,4 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         (gradients,) = residuals(cotangent)
         problem, x_tilde, solver = gradients
-        return Gradients(problem, x_tilde, solver, AdjointStats.exact(0, x_tilde, products=0))
+        return Gradients(problem, x_tilde, solver, AdjointStats.exact(None, x_tilde, products=0))

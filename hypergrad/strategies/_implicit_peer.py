@@ -118,6 +118,6 @@ class AbstractImplicitPeer(AbstractStrategy):
         residual = relative_size(misfit_r, misfit_y, cotangent, sizes)
         tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
         status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.NOT_CERTIFIED)
-        # A peer does not tell: one step of 2 products at the least, and 6 for the last pass.
-        stats = AdjointStats.of(1, residual, status, 8)
+        # A peer does not tell its steps: one of 2 products at the least, and 6 for the last pass.
+        stats = AdjointStats.of(None, residual, status, 8)
         return Gradients.of_limit(dproblem, cotangent.x + dx_tilde, solver, stats)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_finite, is_concrete
+from hypergrad._checks import as_inexact, check_finite, check_fraction, is_concrete
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -57,8 +57,7 @@ class Tail(AbstractWeights):
     fraction: float = eqx.field(static=True, default=0.5)
 
     def __check_init__(self):
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"Tail.fraction must lie in (0, 1]; got {self.fraction}: try 0.5")
+        check_fraction("Tail.fraction", self.fraction, "try 0.5", one_allowed=True)
 
     def __call__(self, L: int) -> Float[Array, " L"]:
         length = max(1, round(self.fraction * L))
@@ -86,10 +85,7 @@ class Geometric(AbstractWeights):
     rate: float = eqx.field(static=True, default=0.9)
 
     def __check_init__(self):
-        if not 0 < self.rate < 1:
-            raise ValueError(
-                f"Geometric.rate must lie between 0 and 1; got {self.rate}: use Uniform() for 1"
-            )
+        check_fraction("Geometric.rate", self.rate, "use Uniform() for 1")
 
     def __call__(self, L: int) -> Float[Array, " L"]:
         powers = jnp.asarray(self.rate ** np.arange(L - 1, -1, -1.0))
@@ -100,10 +96,19 @@ class Geometric(AbstractWeights):
         return f"geometric={self.rate:g}"
 
 
+def _as_row(weights: Any) -> Array:
+    return as_inexact(
+        weights,
+        "weights",
+        rule="weights of the iterates, or one number an iteration",
+        advice="pass Uniform(), Tail(0.5), Linear(), Geometric(0.9) or an array",
+    )
+
+
 class Given(AbstractWeights):
     """Weights written out, one an iteration; they must add up to 1."""
 
-    weights: Float[Array, " L"] = eqx.field(converter=as_inexact)
+    weights: Float[Array, " L"] = eqx.field(converter=_as_row)
 
     def __check_init__(self):
         if jnp.ndim(self.weights) != 1:

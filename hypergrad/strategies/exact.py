@@ -100,6 +100,7 @@ class Exact(AbstractStrategy):
     formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T at the true optimum"
     cost: ClassVar[str] = "200 iterations and a few Newton steps of m n^2 a sample, memory n^2"
     caveat: ClassVar[str] = "dense in n; where not differentiable, one of several gradients: status"
+    follows_solver: ClassVar[bool] = False
 
     def __check_init__(self):
         check_count("most", self.most)

@@ -39,7 +39,9 @@ class ForwardUnrolling(AbstractStrategy):
 
     **Caveat**: exact for the iterations taken, also where the lower level is not converged; and
     then it is the gradient of another problem. Unlike `FullUnrolling` it takes a tolerance, since
-    nothing is stored: each sample is differentiated through the iterations that it took.
+    nothing is stored: each sample is differentiated through the iterations that it took. `solve`
+    has reverse mode only here as well: for a derivative in one direction, `jax.jvp` goes through
+    `run`, which is plain JAX (as it goes through `solve` with `Exact` or `LimitFormula()`).
 
     **Source**: forward-mode hypergradients are in Franceschi et al. 2017; for this iteration it is
     the transpose of Brauer & Lorenz (first poster), "Results".

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count
+from hypergrad._checks import check_count, check_fraction
 from hypergrad.chambolle_pock import default_tolerance
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 
@@ -48,8 +48,8 @@ class AbstractJaxoptKrylov(AbstractJaxoptSolve):
     most: eqx.AbstractVar[int | None]
 
     def __check_init__(self):
-        if self.rtol is not None and not 0 < self.rtol < 1:
-            raise ValueError(f"rtol must lie between 0 and 1; got {self.rtol}: try 1e-10")
+        if self.rtol is not None:
+            check_fraction("rtol", self.rtol, "try 1e-10")
         if self.most is not None:
             check_count("most", self.most)
 
@@ -158,8 +158,8 @@ class JaxoptImplicit(AbstractImplicitPeer):
     **Errors**: an `ImportError` where jaxopt cannot be imported.
 
     **Cost**: the solve; 2 products a step (4 by normal CG and BiCGStab), as many as the slowest
-    sample needs; memory independent of L. jaxopt does not tell its steps: `steps` and `products`
-    of the adjoint are lower bounds.
+    sample needs; memory independent of L. jaxopt does not tell its steps: of the adjoint,
+    `steps` is None and `products` a lower bound.
 
     **Caveat**: needs a converged lower level. Of a failed solve jaxopt says nothing: the status is
     by the residual, NOT_CERTIFIED above `sqrt(eps)`. Where the system is singular the solver may

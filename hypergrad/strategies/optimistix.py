@@ -94,8 +94,8 @@ class OptimistixImplicit(AbstractImplicitPeer):
     **Errors**: an `ImportError` where optimistix cannot be imported.
 
     **Cost**: the solve; a dense `(m + n)^2` matrix a sample by default, 2 products a step by GMRES,
-    4 by BiCGStab; memory independent of L. optimistix does not tell the steps: `steps` and
-    `products` of the adjoint are lower bounds.
+    4 by BiCGStab; memory independent of L. optimistix does not tell the steps: of the
+    adjoint, `steps` is None and `products` a lower bound.
 
     **Caveat**: needs a converged lower level. By itself optimistix raises where a linear solve
     fails; here it is that sample's status, NOT_CERTIFIED (a residual above `sqrt(eps)`) or
