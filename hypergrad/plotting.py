@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb, to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.typing import FillStyleType, LineStyleType
 from numpy.typing import ArrayLike, NDArray
 
@@ -396,19 +397,36 @@ def draw_curve(
     style: Style,
     width: float = 1.6,
     place: tuple[int, int] = (0, 1),
+    exponents: bool = False,
 ) -> None:
     """Means as a line with markers, their intervals as a band.
 
     `place`, number of the curve and how many there are: markers of different curves then sit at
-    different points, so that curves that coincide are told apart.
+    different points, so that curves that coincide are told apart. `exponents`: the intervals are
+    those of decimal logarithms (see `log_interval`), and their powers of ten are drawn.
     """
     means = np.array([interval.mean for interval in intervals])
     halves = np.nan_to_num([interval.half for interval in intervals])
+    low, high = means - halves, means + halves
+    if exponents:
+        means, low, high = (np.power(10.0, e) for e in (means, low, high))
     every = max(1, len(means) // 8)
     look = _marker(style, 5.0) | {"linestyle": style.linestyle, "linewidth": width}
     axes.plot(x, means, label=label, markevery=(every * place[0] // place[1], every), **look)
     band = {"color": style.color, "alpha": 0.18, "linewidth": 0}
-    axes.fill_between(np.asarray(x), means - halves, means + halves, **band)
+    axes.fill_between(np.asarray(x), low, high, **band)
+
+
+def share_labels(target: Axes, others: Iterable[Axes]) -> None:
+    """Labels of curves in other panels that the target lacks, for one legend of a whole figure."""
+    _, known = target.get_legend_handles_labels()
+    for axes in others:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in known and isinstance(handle, Line2D):
+                (line,) = target.plot([], [])
+                line.update_from(handle)
+                line.set_label(label)
+                known.append(label)
 
 
 def label_panels(panels: Iterable[Axes], titles: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-__all__ = ["Interval", "group", "mean_interval", "paired_interval"]
+__all__ = ["Interval", "group", "log_interval", "mean_interval", "paired_interval"]
 
 
 class Interval(NamedTuple):
@@ -48,6 +48,18 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         return Interval(float(values.mean()), math.nan, 1)
     half = stats.t.ppf((1 + level) / 2, count - 1) * values.std(ddof=1) / math.sqrt(count)
     return Interval(float(values.mean()), float(half), count)
+
+
+def log_interval(values: ArrayLike, least: float = 1e-17) -> Interval:
+    """`mean_interval` of the decimal logarithms: for errors, which lie decades apart.
+
+    What is below `least` (an error of 0) counts as that; NaN is left out.
+
+    >>> print(log_interval([0.01, 0.1, 1.0]))
+    -1 ± 2.5
+    """
+    values = np.asarray(values, float)
+    return mean_interval(np.log10(np.maximum(values[~np.isnan(values)], least)))
 
 
 def paired_interval(values: ArrayLike, others: ArrayLike, level: float = 0.95) -> Interval:

@@ -1,0 +1,102 @@
+"""First reason of both posters: how high L has to be, its cost. Records of `solver_depth.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from _common import Record, main, read, select
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from matplotlib.typing import FillStyleType
+
+from hypergrad.plotting import (
+    Style,
+    draw_curve,
+    label_panels,
+    legend_below,
+    new_figure,
+    share_labels,
+    style_of,
+    tidy,
+)
+from hypergrad.statistics import Interval, log_interval, mean_interval
+
+LEVELS: dict[str, FillStyleType] = {"median": "full", "90 %": "left", "worst": "none"}
+ITERATE = Style("#0080c8", (0, (1.2, 1.2)), "s")
+PREDICTED = Style("#858585", (0, (7, 2, 1, 2)), "None")
+LOSS = Style("#4a1570", (0, (10, 2)), "*")
+FORWARD = Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^")
+
+# Kind of the records: its name and its style.
+ERRORS = {
+    "unrolled": ("gradient of L iterations", style_of("full")),
+    "adjoint": ("L steps of the adjoint at x*", style_of("limit")),
+    "predicted": ("predicted, rate^L", PREDICTED),
+}
+
+
+def over_depth(records: Sequence[Record], column: str) -> tuple[list[int], list[Interval]]:
+    """Intervals over seeds of the decimal logarithm of a column, over L."""
+    depths = sorted({r["L"] for r in records})
+    return depths, [log_interval([r[column] for r in select(records, L=L)]) for L in depths]
+
+
+def draw_levels_of(
+    panel: Axes, records: Sequence[Record], name: str, style: Style, levels: Sequence[str]
+) -> None:
+    """One curve for each quantile over the samples."""
+    for i, level in enumerate(levels):
+        look = replace(style, fill=LEVELS[level])
+        depths, intervals = over_depth(records, level)
+        place = {"label": f"{name}, {level}", "style": look, "place": (i, 3)}
+        draw_curve(panel, depths, intervals, exponents=True, width=1.6 - 0.4 * i, **place)
+
+
+def draw_depth(folder: Path) -> Figure:
+    """Errors over L for each problem, and time and memory."""
+    records = read(folder)
+    problems = list(dict.fromkeys(r["problem"] for r in records))
+    figure = new_figure(9.8, 6.2)
+    panels = figure.subplots(2, 3, sharex=True)
+    for row, problem in zip(panels, problems, strict=True):
+        mine = select(records, problem=problem)
+        draw_levels_of(row[0], select(mine, kind="iterate"), "x[L]", ITERATE, list(LEVELS))
+        depths, gaps = over_depth(select(mine, kind="loss"), "gap")
+        gap = {"label": "loss, | loss[L] / loss* − 1 |", "style": LOSS}
+        draw_curve(row[0], depths, gaps, exponents=True, **gap)
+        for kind, (name, style) in ERRORS.items():
+            draw_levels_of(row[1], select(mine, kind=kind), name, style, ("median", "worst"))
+        tidy(row[0], "iterations L", "relative distance to x*, loss gap")
+        tidy(row[1], "iterations, or steps, L", "relative error of the gradient in K")
+        for panel in row[:2]:
+            panel.set(xscale="log", yscale="log", ylim=(1e-17, 30))
+    draw_cost(panels[:, 2], select(records, kind="cost"))
+    flat = list(panels.flat)
+    titles = (problems[0], problems[0], "time", problems[1], problems[1], "memory")
+    label_panels(flat, titles)
+    share_labels(flat[0], flat[1:])
+    legend_below(figure, flat[0])
+    return figure
+
+
+def draw_cost(panels: Sequence[Axes], costs: Sequence[Record]) -> None:
+    """Time and memory of the forward solve and of full unrolling."""
+    columns = {"milliseconds": "time of a batch (ms)", "megabytes": "peak memory (MB)"}
+    names = {"forward": ("forward solve", FORWARD), "full": ("full unrolling", style_of("full"))}
+    for panel, (column, axis) in zip(panels, columns.items(), strict=True):
+        for what, (name, style) in names.items():
+            mine = sorted(select(costs, what=what), key=lambda r: r["L"])
+            values = [mean_interval([r[column]]) for r in mine]
+            draw_curve(panel, [r["L"] for r in mine], values, label=name, style=style)
+        panel.set(xscale="log", yscale="log")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        tidy(panel, "iterations L", axis)
+
+
+FIGURES = {"fig01_solver_depth": draw_depth}
+
+if __name__ == "__main__":
+    main("solver_depth", FIGURES)
