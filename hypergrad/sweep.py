@@ -300,7 +300,7 @@ def main(
     run = {"experiment": name, **dataclasses.asdict(config, dict_factory=_without_places)}
     try:
         records = run_sweep(cells(config), out, config=run, shard=Shard.parse(options.shard))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:  # settings, or data that are not there
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

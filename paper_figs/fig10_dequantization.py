@@ -15,7 +15,7 @@ RATE = 8000  # Hz
 HOP = 128  # samples between two columns of a spectrogram
 TITLES = {"box": "box alone (linear programme)", "box+quadratic": "box and quadratic"}
 
-# What is not learned is grey; m = 2n is drawn once converged and once at the L it was trained at.
+# What is not learned is grey; the learned K of most rows is also drawn at the L of its training.
 STYLES = {
     "affine": Style("#bfbfbf", (0, (9, 2, 1, 2, 1, 2)), "H"),
     "dct": Style("#8f8f8f", (0, (2, 1)), "d"),
@@ -37,7 +37,6 @@ def gains(
         identity = [
             select(records, frame=frame, bits=at, method="identity", seed=r["seed"])[0]["snr"]
             for r in mine
-            if r["kind"] != "clip"
         ]
         found.append(paired_interval([r[column] for r in mine], identity))
     return bits, found
@@ -56,9 +55,11 @@ def draw_gains(folder: Path) -> Figure:
             of = None if method == "affine" else kind
             place = (i, 1 + len(STYLES))
             curve = gains(records, frame, of, method, "snr")
-            draw_curve(panel, *curve, label=method, style=style, place=place)
-        curve = gains(records, frame, kind, "learned, m = 2n", "snr_at_L")
-        label = "learned, m = 2n, stopped at its L"
+            label = method.replace("dct", "DCT")
+            draw_curve(panel, *curve, label=label, style=style, place=place)
+        longest = [m for m in STYLES if select(records, frame=frame, G=kind, method=m)][-1]
+        curve = gains(records, frame, kind, longest, "snr_at_L")
+        label = "learned, most rows, stopped at its L"
         draw_curve(panel, *curve, label=label, style=AT_L, place=(0, 1))
         titles.append(f"{TITLES[kind]}, {1000 * frame / RATE:g} ms")
         tidy(panel, "bits per sample", "gain in SNR over identity (dB)")
@@ -84,7 +85,7 @@ def draw_clip(folder: Path) -> Figure:
         ("dct", {"color": "#0080c8", "lw": 1.2, "ls": "--"}),
         ("learned", {"color": "#000000", "lw": 1.2}),
     ):
-        panel.plot(at, found[f"excerpt {name}"], label=name, **look)
+        panel.plot(at, found[f"excerpt {name}"], label=name.replace("dct", "DCT"), **look)
     tidy(panel, "time (ms)", "amplitude (peak 1)")
     label_panels([panel], [f"{bits} bits, the loudest part of a clip"])
     panel.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
@@ -99,7 +100,7 @@ def draw_clip(folder: Path) -> Figure:
         tidy(panel, "time (s)", "frequency (kHz)" if name == "truth" else "")
         panel.grid(False)
     for letter, panel, name in zip("bcde", panels, names, strict=True):
-        panel.set_title(f"({letter}) {name}", fontsize=9, loc="left")
+        panel.set_title(f"({letter}) {name}".replace("dct", "DCT"), fontsize=9, loc="left")
     bar = below.colorbar(pictures[-1], ax=panels, pad=0.01, aspect=25)
     bar.set_label("level (dB, full scale 0)", fontsize=9)
     bar.ax.tick_params(labelsize=8)

@@ -8,6 +8,7 @@ import numpy as np
 from _common import Record, arrays, main, read, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from hypergrad.plotting import (
     Style,
@@ -64,7 +65,7 @@ def draw_learning(folder: Path) -> Figure:
             panel.axhline(-i * step, color="0.85", lw=0.6)
             panel.plot(row - i * step, color=STYLES[kind].color, lw=1.0)
         panel.set_yticks([])
-        tidy(panel, "position in the signal (pixels)", "rows times weight, most used first")
+        tidy(panel, "position (pixels)", "rows times weight, most used first")
     label_panels([curves, *rows], ("", "learned K", f"learned K, {BEST}"))
     legend_below(figure, curves)
     return figure
@@ -82,6 +83,10 @@ def draw_losses(panel: Axes, records: list[Record]) -> None:
         for name in ("affine", "total variation")
     }
     tidy(panel, "epoch", "held-out loss at L, ½‖x − x†‖² per signal")
+    panel.set_yscale("log")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.yaxis.set_minor_formatter(ScalarFormatter())
+    panel.yaxis.set_major_formatter(ScalarFormatter())
     draw_levels(panel, levels)
 
 

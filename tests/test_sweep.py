@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 import hypergrad
 from hypergrad.records import read_jsonl
-from hypergrad.sweep import Cell, Result, Shard, run_sweep, store
+from hypergrad.sweep import Cell, Result, Shard, main, run_sweep, store
 
 
 def counting_cells(count: int, log: list[int]) -> list[Cell]:
@@ -123,6 +124,33 @@ def test_checkpoints_are_there_for_the_next_run_and_gone_after_it(tmp_path):
             run_sweep(cells, tmp_path, config={}, progress=False)
     assert run_sweep(cells, tmp_path, config={}, progress=False) == [{"i": 0, "steps": 2}]
     assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_files_stay_with_the_run_and_are_not_stored(tmp_path):
+    def sing(workspace) -> Result:
+        workspace.files.mkdir(parents=True)
+        (workspace.files / "song.txt").write_text("la")
+        return Result([{}])
+
+    run_sweep([Cell({"i": 0}, sing)], tmp_path / "run", config={}, progress=False)
+    store(tmp_path / "run", tmp_path / "stored")
+    assert len(list((tmp_path / "run" / "files").rglob("song.txt"))) == 1
+    assert not list((tmp_path / "stored").rglob("song.txt"))
+
+
+def test_of_a_path_among_the_settings_its_last_part_is_recorded(tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        folder: Path | None = None
+
+        def quick(self):
+            return self
+
+    out = tmp_path / "run"
+    arguments = ["x", "--folder", "/somewhere/clips", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main("x", Settings, lambda settings: counting_cells(1, []))
+    assert json.loads((out / "config.json").read_text())["folder"] == "clips"
 
 
 def test_stored_records_are_compact_and_complete(tmp_path):
