@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import numpy as np
@@ -26,7 +26,8 @@ from matplotlib.lines import Line2D
 from matplotlib.typing import FillStyleType, LineStyleType
 from numpy.typing import ArrayLike, NDArray
 
-from hypergrad.statistics import Interval
+if TYPE_CHECKING:
+    from hypergrad.statistics import Interval
 
 Records = Sequence[Mapping[str, Any]]
 Arrays = Mapping[str, ArrayLike]
