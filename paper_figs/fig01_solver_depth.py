@@ -96,7 +96,8 @@ def draw_cost(panels: Sequence[Axes], costs: Sequence[Record]) -> None:
         tidy(panel, "iterations L", axis)
 
 
+EXPERIMENT = "solver_depth"
 FIGURES = {"fig01_solver_depth": draw_depth}
 
 if __name__ == "__main__":
-    main("solver_depth", FIGURES)
+    main(EXPERIMENT, FIGURES)

@@ -111,7 +111,8 @@ def draw_layers(folder: Path) -> Figure:
     return figure
 
 
+EXPERIMENT = "vanishing"
 FIGURES = {"fig02a_vanishing": draw_statement, "fig02b_layers": draw_layers}
 
 if __name__ == "__main__":
-    main("vanishing", FIGURES)
+    main(EXPERIMENT, FIGURES)

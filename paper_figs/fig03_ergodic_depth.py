@@ -137,7 +137,8 @@ def _draw_depths(panel, records, column, label, style, place) -> None:
         draw_curve(panel, depths, values, label=label, style=style, place=place)
 
 
+EXPERIMENT = "ergodic_depth"
 FIGURES = {"fig03a_ergodic_epochs": draw_epochs, "fig03b_ergodic_depth": draw_depths}
 
 if __name__ == "__main__":
-    main("ergodic_depth", FIGURES)
+    main(EXPERIMENT, FIGURES)

@@ -82,7 +82,8 @@ def _draw(panel: Axes, records, axis, column, label, style, place) -> None:
     draw_curve(panel, [x for x, _ in points], intervals, label=label, style=style, place=place)
 
 
+EXPERIMENT = "cost"
 FIGURES = {"fig06_cost": draw}
 
 if __name__ == "__main__":
-    main("cost", FIGURES)
+    main(EXPERIMENT, FIGURES)

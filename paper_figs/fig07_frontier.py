@@ -61,7 +61,8 @@ def _error(record) -> float | None:
     return record["relative_error_differentiable"]
 
 
+EXPERIMENT = "frontier"
 FIGURES = {"fig07_frontier": draw}
 
 if __name__ == "__main__":
-    main("frontier", FIGURES)
+    main(EXPERIMENT, FIGURES)

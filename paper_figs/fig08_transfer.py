@@ -130,7 +130,8 @@ def _draw_steps(panel: Axes, records: Sequence[Record], column: str) -> None:
     panel.minorticks_off()
 
 
+EXPERIMENT = "transfer"
 FIGURES = {"fig08a_transfer": draw_matrix, "fig08b_step_sizes": draw_steps}
 
 if __name__ == "__main__":
-    main("transfer", FIGURES)
+    main(EXPERIMENT, FIGURES)

@@ -142,6 +142,7 @@ def _metrics(records: Sequence[Record]) -> dict[str, float]:
     return {key: records[0][key] for key in ("psnr", "ssim")}
 
 
+EXPERIMENT = "operators"
 FIGURES = {
     "fig09a_operators_gains": draw_gains,
     "fig09b_operators_alone": draw_alone,
@@ -151,4 +152,4 @@ FIGURES = {
 }
 
 if __name__ == "__main__":
-    main("operators", FIGURES)
+    main(EXPERIMENT, FIGURES)

@@ -107,7 +107,8 @@ def draw_clip(folder: Path) -> Figure:
     return figure
 
 
+EXPERIMENT = "dequantization"
 FIGURES = {"fig10a_dequantization": draw_gains, "fig10b_restored_clip": draw_clip}
 
 if __name__ == "__main__":
-    main("dequantization", FIGURES)
+    main(EXPERIMENT, FIGURES)

@@ -90,7 +90,8 @@ def draw_losses(panel: Axes, records: list[Record]) -> None:
     draw_levels(panel, levels)
 
 
+EXPERIMENT = "signals"
 FIGURES = {"fig11a_signals": draw_signals, "fig11b_learned_from_differences": draw_learning}
 
 if __name__ == "__main__":
-    main("signals", FIGURES)
+    main(EXPERIMENT, FIGURES)
