@@ -140,6 +140,7 @@ def draw_over_ratios(folder: Path) -> Figure:
     return draw_grid(folder, curves, f"step ratio (L = {TYPICAL})")
 
 
+EXPERIMENT = "gradient_quality"
 FIGURES = {
     "fig05a_quality_over_depth": draw_over_depths,
     "fig05b_quality_over_steps": draw_over_steps,
@@ -147,4 +148,4 @@ FIGURES = {
 }
 
 if __name__ == "__main__":
-    main("gradient_quality", FIGURES)
+    main(EXPERIMENT, FIGURES)
