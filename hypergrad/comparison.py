@@ -38,6 +38,8 @@ __all__ = [
     "certified_samples",
     "compare",
     "differentiable_samples",
+    "one_hypergradient",
+    "reason_of",
     "reference_hypergradient",
     "solve_without_strategy",
 ]
@@ -237,11 +239,11 @@ def compare(
     for label, strategy in _distinct_labels(strategies).items():
         try:
             arguments = (problem, x_tilde, x_true, solver, strategy)
-            one = compile_ahead(_hypergradient, *arguments, on_all)
+            one = compile_ahead(one_hypergradient, *arguments, on_all)
             h = one.call()
             found = {name: gradient(one(*arguments, on_some)) for name, on_some in losses.items()}
         except Exception as error:  # one that fails is a row with its reason, not the end of all
-            records.append({"strategy": label, "error": _reason(error)})
+            records.append({"strategy": label, "error": reason_of(error)})
             continue
         record = _record(label, h, one) | _errors(found, exact)
         if error_bound:
@@ -288,7 +290,10 @@ def _distinct_labels(strategies: Sequence[AbstractStrategy]) -> dict[str, Abstra
     return labelled
 
 
-def _hypergradient(problem, x_tilde, x_true, solver, strategy, loss) -> Hypergradient:
+def one_hypergradient(
+    problem, x_tilde, x_true, solver, strategy, loss=half_mean_squared_error
+) -> Hypergradient:
+    """`hypergradient` with its arguments by position, as what is compiled ahead takes them."""
     return hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
 
 
@@ -300,7 +305,8 @@ def solve_without_strategy(problem: LowerLevel, x_tilde: Array, solver: Chamboll
     return solver.solution(problem, x_tilde, sizes, state, taken)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What failed, in one line: a failure is a row of a table."""
     first_line = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first_line}"
 

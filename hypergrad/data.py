@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,15 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.x_true)
+
+    def astype(self, dtype: Any) -> Samples:
+        """The same samples in another precision.
+
+        >>> pair = Samples(np.zeros((1, 2)), np.ones((1, 2)), (2,), ("a",), np.array([0]))
+        >>> pair.astype(np.float32).x_true.dtype
+        dtype('float32')
+        """
+        return replace(self, x_tilde=self.x_tilde.astype(dtype), x_true=self.x_true.astype(dtype))
 
     def take(self, indices: slice | Sequence[int] | NDArray[Any]) -> Samples:
         """The samples at `indices`: a slice, integers or a mask, as NumPy reads them."""

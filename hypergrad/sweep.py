@@ -59,6 +59,10 @@ class Workspace:
     bar: Progress
     files: Path
 
+    def part(self, name: str) -> Workspace:
+        """For one of several runs in a cell: checkpoints of its own."""
+        return dataclasses.replace(self, checkpoints=self.checkpoints / name)
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:

@@ -13,6 +13,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from hypergrad._checks import check_count, check_fraction
+from hypergrad._samples import where
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, solve_least_squares, squared_norm
 from hypergrad.adjoint.recursion import (
@@ -160,12 +161,8 @@ class Tolerance(AbstractAdjointSolve):
             state, sums, size, steps, done = carry
             new_state, terms = adjoint_step(problem, sizes, system.z, state, nothing)
             running = size > self.rtol
-
-            def keep(old: Array, new: Array) -> Array:
-                return jnp.where(running[..., None], new, old)
-
-            sums = jax.tree.map(keep, sums, sums.plus(new_state, terms))
-            state = jax.tree.map(keep, state, new_state)
+            sums = where(running, sums.plus(new_state, terms), sums)
+            state = where(running, new_state, state)
             size = relative_size(state.delta_P, state.delta_D, g, sizes)
             return state, sums, size, jnp.where(running, done + 1, steps), done + 1
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from hypergrad._samples import where
+
 __all__ = ["Unknowns", "solve_both_ways", "solve_least_squares", "squared_norm"]
 
 Unknowns = tuple[Array, Array]
@@ -46,11 +48,7 @@ def solve_least_squares(
         x, r = _axpy(length, p, x), _axpy(-length, q, r)
         s = transpose_product(r)
         gamma_next = squared_norm(s)
-        p = jax.tree.map(
-            lambda new, old: jnp.where(running[..., None], new, old),
-            _axpy(gamma_next / _positive(gamma), p, s),
-            p,
-        )
+        p = where(running, _axpy(gamma_next / _positive(gamma), p, s), p)
         small = (squared_norm(r) <= rtol**2 * squared_norm(right)) | (
             gamma_next <= rtol**2 * squared_norm(r)
         )

@@ -36,6 +36,7 @@ from hypergrad.chambolle_pock import (
     primal_dual_norm,
     relative_to,
 )
+from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
 
@@ -84,21 +85,13 @@ def start_adjoint(
     return AdjointState(zero_P, zero_D, zero_P, zero_P)
 
 
-def _prox_G(G, z_P, tau):
-    return G.prox(z_P, tau)
-
-
-def _prox_conjugate_F(F, z_D, sigma):
-    return F.prox_conjugate(z_D, sigma)
-
-
 def adjoint_step(
     problem: LowerLevel, sizes: StepSizes, z: ProxArguments, later: AdjointState, g: Cotangent
 ) -> tuple[AdjointState, StepTerms]:
     """`delta[l]` from `delta[l+1]`, at the cost of two products with K."""
     K, (tau, sigma, theta) = problem.K, sizes
-    _, pull_G = eqx.filter_vjp(_prox_G, problem.G, z.z_P, tau)
-    _, pull_F = eqx.filter_vjp(_prox_conjugate_F, problem.F, z.z_D, sigma)
+    _, pull_G = eqx.filter_vjp(prox, problem.G, z.z_P, tau)
+    _, pull_F = eqx.filter_vjp(prox_conjugate, problem.F, z.z_D, sigma)
 
     u_P = later.delta_P + sigma * later.KT_delta_bar_D + g.x
     dG, delta_P, dtau = pull_G(u_P)

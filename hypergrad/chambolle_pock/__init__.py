@@ -3,6 +3,7 @@
 from hypergrad.chambolle_pock.certificate import SolverStats as SolverStats
 from hypergrad.chambolle_pock.certificate import certify as certify
 from hypergrad.chambolle_pock.certificate import default_tolerance as default_tolerance
+from hypergrad.chambolle_pock.certificate import margin_of as margin_of
 from hypergrad.chambolle_pock.certificate import primal_dual_norm as primal_dual_norm
 from hypergrad.chambolle_pock.certificate import relative_to as relative_to
 from hypergrad.chambolle_pock.iteration import AdjointPair as AdjointPair

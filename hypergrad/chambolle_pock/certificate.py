@@ -8,12 +8,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hypergrad._checks import is_concrete
-from hypergrad.chambolle_pock.iteration import StepSizes
+from hypergrad.chambolle_pock.iteration import ProxArguments, StepSizes
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
 from hypergrad.status import Status
 
-__all__ = ["SolverStats", "certify", "default_tolerance", "primal_dual_norm", "relative_to"]
+__all__ = [
+    "SolverStats",
+    "certify",
+    "default_tolerance",
+    "margin_of",
+    "primal_dual_norm",
+    "relative_to",
+]
 
 
 class SolverStats(eqx.Module):
@@ -65,6 +72,14 @@ def relative_to(value: Array, size: Array) -> Array:
     return jnp.where(jnp.isfinite(size), relative, jnp.nan)
 
 
+def margin_of(problem: LowerLevel, sizes: StepSizes, z: ProxArguments) -> Float[Array, "*batch"]:
+    """The relative distance of prox arguments to the nearest kink (NaN where it is not known)."""
+    tau, sigma, _ = sizes
+    in_F = jnp.min(problem.F.margin(z.z_D / sigma, 1 / sigma), axis=-1)
+    in_G = jnp.min(problem.G.margin(z.z_P, tau), axis=-1)
+    return jnp.minimum(in_F, in_G)
+
+
 def certify(
     problem: LowerLevel,
     x_tilde: Array,
@@ -92,8 +107,6 @@ def certify(
     residual = relative_to(moved, size)
 
     gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
-    margin_F = jnp.min(F.margin(z_D / sigma, 1 / sigma), axis=-1)
-    margin_G = jnp.min(G.margin(z_P, tau), axis=-1)
 
     status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS_USED_UP)
     status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
@@ -101,7 +114,7 @@ def certify(
         iterations=jnp.broadcast_to(iterations, residual.shape).astype(jnp.int32),
         residual=residual,
         gap=gap,
-        margin=jnp.minimum(margin_F, margin_G),
+        margin=margin_of(problem, sizes, ProxArguments(z_D, z_P)),
         status=status.astype(jnp.int32),
         products=jnp.broadcast_to(2 * iterations + 2, residual.shape).astype(jnp.int32),
     )

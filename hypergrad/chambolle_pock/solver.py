@@ -16,6 +16,7 @@ from hypergrad._checks import (
     check_number,
     is_concrete,
 )
+from hypergrad._samples import where
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, default_tolerance
 from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
 from hypergrad.lower_level import LowerLevel
@@ -245,9 +246,7 @@ class ChambollePock(eqx.Module):
 
         def advance(carry, running: Array):
             moved, _ = step(problem, x_tilde, sizes, carry[0])
-            state = jax.tree.map(
-                lambda old, new: jnp.where(running[..., None], new, old), carry[0], moved
-            )
+            state = where(running, moved, carry[0])
             return state, look(state)
 
         def body(carry, done: Array):
@@ -285,7 +284,7 @@ def _run_to_tolerance(
         moved = jax.lax.fori_loop(
             0, length, lambda _, s: step(problem, x_tilde, sizes, s)[0], state
         )
-        state = jax.tree.map(lambda old, new: jnp.where(arrived[..., None], old, new), state, moved)
+        state = where(arrived, state, moved)
         iterations = jnp.where(arrived, iterations, done + length)
         # A sample that is no longer finite will not arrive: it is not waited for.
         now = residual(state)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from hypergrad._samples import where
 from hypergrad.adjoint import problem_gradient
 from hypergrad.chambolle_pock import StepSizes
 from hypergrad.error_bound.result import Regime
@@ -81,11 +82,6 @@ def rounding_of(problem: LowerLevel, dtype: Any) -> float:
 def row_norm(v: Array) -> Array:
     """Euclidean norm of each sample."""
     return jnp.linalg.norm(v, axis=-1)
-
-
-def where(chosen: Array, new: Any, old: Any) -> Any:
-    """`new` for the chosen samples, `old` for the others."""
-    return jax.tree.map(lambda a, b: jnp.where(chosen[..., None], a, b), new, old)
 
 
 def zero_unless(chosen: Array, tree: Any) -> Any:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from hypergrad._samples import where
 from hypergrad.error_bound._base import (
     AbstractRegime,
     ReturnedPair,
     rounding_of,
     row_norm,
-    where,
     zero_unless,
 )
 from hypergrad.error_bound.active_set import ActiveSet

@@ -11,6 +11,8 @@ Conventions, for every function `f` here and every function that a user adds:
 """
 
 from hypergrad.functions._base import AbstractFunction as AbstractFunction
+from hypergrad.functions._base import prox as prox
+from hypergrad.functions._base import prox_conjugate as prox_conjugate
 from hypergrad.functions.indicators import Box as Box
 from hypergrad.functions.indicators import BoxQuadratic as BoxQuadratic
 from hypergrad.functions.indicators import L2Ball as L2Ball

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-__all__ = ["AbstractFunction", "check_function"]
+__all__ = ["AbstractFunction", "check_function", "prox", "prox_conjugate"]
 
 Scalar = Float[Array, ""] | float
 Vector = Float[Array, "*batch size"]
@@ -111,3 +111,16 @@ def check_function(name: str, f: Any) -> None:
             f"{name} must be a hypergrad function; got {type(f).__name__}: use one from "
             "hypergrad.functions or subclass hypergrad.AbstractFunction"
         )
+
+
+# As functions of the function, too: what is differentiated in its parameters.
+
+
+def prox(f: AbstractFunction, z: Vector, step: Scalar) -> Vector:
+    """`prox_{step f}(z)`."""
+    return f.prox(z, step)
+
+
+def prox_conjugate(f: AbstractFunction, z: Vector, step: Scalar) -> Vector:
+    """`prox_{step f*}(z)`."""
+    return f.prox_conjugate(z, step)

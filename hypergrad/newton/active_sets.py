@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from hypergrad.adjoint.linear_solves import squared_norm
 from hypergrad.chambolle_pock import ProxArguments, StepSizes
+from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton.smoothing import Jacobian, jacobian, prox, prox_conjugate
+from hypergrad.newton.smoothing import Jacobian, jacobian
 from hypergrad.operators import dense_matrix
 
 __all__ = ["REFINEMENTS", "ActiveSystem", "active_system", "norm", "shrink_of"]

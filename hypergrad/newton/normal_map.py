@@ -6,10 +6,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad.chambolle_pock import ProxArguments, StepSizes, relative_to
+from hypergrad.chambolle_pock import ProxArguments, StepSizes, margin_of, relative_to
+from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.active_sets import norm
-from hypergrad.newton.smoothing import prox, prox_conjugate, smoothed
+from hypergrad.newton.smoothing import smoothed
 from hypergrad.operators import apply, apply_transpose
 
 __all__ = ["NormalMap"]
@@ -60,7 +61,5 @@ class NormalMap(eqx.Module):
 
     def margin(self, z: ProxArguments) -> Array:
         """The relative distance to the nearest kink (unknown: infinite)."""
-        tau, sigma, _ = self.sizes
-        in_F = jnp.min(self.problem.F.margin(z.z_D / sigma, 1 / sigma), axis=-1)
-        in_G = jnp.min(self.problem.G.margin(z.z_P, tau), axis=-1)
-        return jnp.nan_to_num(jnp.minimum(in_F, in_G), nan=jnp.inf, posinf=jnp.inf)
+        margin = margin_of(self.problem, self.sizes, z)
+        return jnp.nan_to_num(margin, nan=jnp.inf, posinf=jnp.inf)

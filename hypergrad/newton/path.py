@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from hypergrad._samples import where
 from hypergrad.chambolle_pock import ProxArguments, State, StepSizes, default_tolerance, step
+from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.active_sets import REFINEMENTS, ActiveSystem, active_system, norm, shrink_of
 from hypergrad.newton.normal_map import NormalMap
-from hypergrad.newton.smoothing import prox, prox_conjugate, smoothed
+from hypergrad.newton.smoothing import smoothed
 from hypergrad.operators import apply, apply_transpose, dense_matrix
 
 __all__ = ["ExactPair", "least_margin", "solve_exactly"]
@@ -63,10 +65,6 @@ class ExactPair(NamedTuple):
         return self.newton_steps * 2 * (_LENGTHS + 3)
 
 
-def _where(chosen: Array, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(chosen[..., None], a, b), new, old)
-
-
 class _Found(NamedTuple):
     """A point at t = 0, its relative residual, and whether nothing speaks against accepting it."""
 
@@ -92,7 +90,7 @@ def _jump(
         residual = normal_map.relative(z, none)
         better = residual < best.residual
         return best._replace(
-            z=_where(better, z, best.z), residual=jnp.where(better, residual, best.residual)
+            z=where(better, z, best.z), residual=jnp.where(better, residual, best.residual)
         )
 
     def polish(_, carry):
@@ -111,7 +109,7 @@ def _jump(
     feasible = residual <= tolerance
     off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
     sure = off_kinks | strict
-    z = _where(feasible, shortest, best.z)
+    z = where(feasible, shortest, best.z)
     return _Found(z, jnp.where(feasible, residual, best.residual), feasible & sure)
 
 
@@ -171,7 +169,7 @@ def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
     last = path.t <= shrink_of(path.t.dtype)
     z, length, now = _damped_newton(normal_map, path)
     running = ~path.finished
-    z = _where(running, z, path.z)
+    z = where(running, z, path.z)
     settled = running & (normal_map.relative(z, path.t) <= settled_below)
 
     def jump(found: _Found) -> _Found:
@@ -179,7 +177,7 @@ def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
         new = _jump(normal_map, pair, strict, tolerance)
         better = settled & (new.accepted | (new.residual < found.residual))
         return _Found(
-            _where(better, new.z, found.z),
+            where(better, new.z, found.z),
             jnp.where(better, new.residual, found.residual),
             jnp.where(better, new.accepted, found.accepted),
         )
@@ -189,7 +187,7 @@ def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
     stuck = running & ~settled & (length <= _SHORT)
 
     def burst(found: _Found, z: ProxArguments) -> tuple[_Found, ProxArguments]:
-        return found, _where(stuck, _burst(normal_map, z, path.t), z)
+        return found, where(stuck, _burst(normal_map, z, path.t), z)
 
     # What was found goes through as well, so that the two branches run one after the other: side by
     # side, their loops with LAPACK inside were seen to wait for each other for ever on the CPU.

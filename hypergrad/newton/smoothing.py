@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from hypergrad.functions import AbstractFunction
 
-__all__ = ["Jacobian", "Prox", "jacobian", "prox", "prox_conjugate", "smoothed"]
+__all__ = ["Jacobian", "Prox", "jacobian", "smoothed"]
 
 Prox = Callable[[AbstractFunction, Array, Array], Array]
 
@@ -29,16 +29,6 @@ class Jacobian(NamedTuple):
     def out_of(self, v: Array) -> Array:
         """Back from coordinates in the basis."""
         return v if self.basis is None else jnp.einsum("bij,bj->bi", self.basis, v)
-
-
-def prox(f: AbstractFunction, z: Array, step: Array) -> Array:
-    """`prox_{step f}(z)`."""
-    return f.prox(z, step)
-
-
-def prox_conjugate(f: AbstractFunction, z: Array, step: Array) -> Array:
-    """`prox_{step f*}(z)`."""
-    return f.prox_conjugate(z, step)
 
 
 def smoothed(prox: Prox, f: AbstractFunction, z: Array, step: Array, t: Array) -> Array:
