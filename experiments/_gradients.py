@@ -73,11 +73,6 @@ def quantised(images: Images, bits: int) -> Images:
     return Images(part(images.train), part(images.held_out), 2.0**-bits)
 
 
-def in_double(problem: hg.LowerLevel) -> hg.LowerLevel:
-    """The same problem with its numbers in float64."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), problem)
-
-
 # ----------------------------------------------------------------------------- states on the way
 
 

@@ -61,14 +61,8 @@ def draw_images(
         data.noisy_patches(data.PHOTOGRAPHS_TRAIN, samples, noise=noise, seed=2 * seed),
         data.noisy_patches(names, held_out, noise=noise, seed=2 * seed + 1),
     )
-    train, others = (_as(part, dtype) for part in parts)
+    train, others = (part.astype(dtype) for part in parts)
     return Images(train, others, noise)
-
-
-def _as(part: data.Samples, dtype: Any) -> data.Samples:
-    return dataclasses.replace(
-        part, x_tilde=part.x_tilde.astype(dtype), x_true=part.x_true.astype(dtype)
-    )
 
 
 def random_start(

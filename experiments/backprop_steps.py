@@ -25,6 +25,7 @@ from learning_rates import STEPS, stored_rate, with_steps
 
 import hypergrad as hg
 from hypergrad import baselines
+from hypergrad.lower_level import cast_floats
 from hypergrad.records import markdown_table
 from hypergrad.statistics import group, mean_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
@@ -127,13 +128,9 @@ def compare_gradients(config: Config, seed: int, workspace: Workspace) -> Result
     places = {"start": config.learning.start(seed), "end of k=1": one_step.problem}
     records = []
     for place, problem in places.items():
-        records += gradient_records(config, place, _double(problem), images, seed)
-    records += exact_steps(config, _double(one_step.problem), images, seed)
+        records += gradient_records(config, place, cast_floats(problem, jnp.float64), images, seed)
+    records += exact_steps(config, cast_floats(one_step.problem, jnp.float64), images, seed)
     return Result(records)
-
-
-def _double(problem: hg.LowerLevel) -> hg.LowerLevel:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), problem)
 
 
 def _batches(config: Config, images: Images, seed: int, count: int) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 import hypergrad as hg
 from hypergrad import data, operators
-from hypergrad.comparison import solve_without_strategy
+from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
 from hypergrad.records import markdown_table
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
 from hypergrad.timing import (
@@ -121,10 +121,6 @@ def cells(config: Config) -> list[Cell]:
     return made
 
 
-def _hypergradient(problem, x_tilde, x_true, solver, strategy):
-    return hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy)
-
-
 def measure(config: Config, point: Point, texts: Sequence[str], workspace: Workspace) -> Result:
     """Time and memory of all strategies at one point."""
     del workspace
@@ -147,9 +143,9 @@ def measure(config: Config, point: Point, texts: Sequence[str], workspace: Works
     for text in texts:
         strategy = hg.parse_strategy(text)
         try:
-            program = compile_ahead(_hypergradient, problem, x_tilde, x_true, solver, strategy)
+            program = compile_ahead(one_hypergradient, problem, x_tilde, x_true, solver, strategy)
         except Exception as error:  # one that fails is a row with its reason, not the end of all
-            reasons[text] = _first_line(error)
+            reasons[text] = reason_of(error)
             continue
         programs[text] = program
         reason = _too_much(config, strategy, program, solve_seconds * _derivatives(problem))
@@ -161,7 +157,7 @@ def measure(config: Config, point: Point, texts: Sequence[str], workspace: Works
             if (once := _seconds(program)) > config.slow_seconds:
                 slow[text] = once
         except Exception as error:
-            reasons[text] = _first_line(error)
+            reasons[text] = reason_of(error)
     left_out = reasons | slow
     timed = {name: one.call for name, one in programs.items() if name not in left_out}
     seconds = interleaved_medians(timed, repeats=config.repeats) | slow
@@ -188,10 +184,6 @@ def _seconds(program: Compiled) -> float:
     started = time.perf_counter()
     jax.block_until_ready(program.call())
     return time.perf_counter() - started
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:120]}"
 
 
 def _record(

@@ -37,6 +37,7 @@ import scipy.signal
 
 import hypergrad as hg
 from hypergrad import baselines, data, operators
+from hypergrad.lower_level import cast_floats
 from hypergrad.records import markdown_table
 from hypergrad.statistics import group, mean_interval, paired_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
@@ -165,11 +166,7 @@ def _learned_at(config: Config, frame: int) -> list[tuple[str, int]]:
 @functools.lru_cache(maxsize=8)
 def _all_frames(folder: Path, frame: int, bits: int, split: data.Split) -> data.Samples:
     samples = data.speech_frames(folder, frame=frame, bits=bits, split=split, seed=0)
-    return dataclasses.replace(
-        samples,
-        x_tilde=samples.x_tilde.astype(np.float32),
-        x_true=samples.x_true.astype(np.float32),
-    )
+    return samples.astype(np.float32)
 
 
 def whole_clips(samples: data.Samples, count: int, rng: np.random.Generator) -> data.Samples:
@@ -233,7 +230,7 @@ def lower_level_of(
     radius = speech.radius
     G = hg.Box(radius) if kind == "box" else hg.BoxQuadratic(radius, weight)
     problem = hg.LowerLevel(K=jnp.asarray(K), F=hg.L1(row_weights), G=G)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), problem)
+    return cast_floats(problem, jnp.float32)
 
 
 def solve(problem: hg.LowerLevel, x_tilde: Rows) -> baselines.Converged:

@@ -131,19 +131,15 @@ def descend(config: Config, case: Case, workspace: Workspace) -> Result:
             strategy=hg.parse_strategy(str(case.strategy)),
             rate=rate,
             seed=config.trial_seed,
-            workspace=_inside(workspace, f"rate-{rate:g}"),
+            workspace=workspace.part(f"rate-{rate:g}"),
             descent=True,
         )
         loss = float(history.column("validation_loss")[-1])
         losses[rate] = loss if np.isfinite(loss) else np.inf
     tried = {f"loss_at_rate_{rate:g}": loss for rate, loss in losses.items()}
     best = min(losses, key=lambda rate: losses[rate])
-    result = _learn(config, case, best, _inside(workspace, "chosen"), descent=True)
+    result = _learn(config, case, best, workspace.part("chosen"), descent=True)
     return Result([{"kind": "rates", "rate": best, **tried}, *result.records], result.arrays)
-
-
-def _inside(workspace: Workspace, name: str) -> Workspace:
-    return dataclasses.replace(workspace, checkpoints=workspace.checkpoints / name)
 
 
 def _learn(

@@ -29,7 +29,6 @@ from _gradients import (
     batch_errors,
     cosines,
     exact_reference,
-    in_double,
     quantiles,
     quantised,
     relative_errors,
@@ -40,6 +39,7 @@ from _images import Images, Learning
 
 import hypergrad as hg
 from hypergrad import operators
+from hypergrad.lower_level import cast_floats
 from hypergrad.records import markdown_table
 from hypergrad.statistics import mean_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
@@ -124,7 +124,7 @@ def find_place(
             workspace=workspace,
             problem=problem,
         ).problem
-    return in_double(problem), images
+    return cast_floats(problem, jnp.float64), images
 
 
 # ---------------------------------------------------------------------------------------- errors

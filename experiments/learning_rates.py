@@ -78,9 +78,7 @@ def try_rates(config: Config, strategy: str, L: int, workspace: Workspace) -> Re
             strategy=hg.parse_strategy(strategy),
             rate=rate,
             seed=config.seed,
-            workspace=dataclasses.replace(
-                workspace, checkpoints=workspace.checkpoints / f"rate-{rate:g}"
-            ),
+            workspace=workspace.part(f"rate-{rate:g}"),
         )
         records.append({"rate": rate, "loss": float(history.column("validation_loss")[-1])})
     return Result(records)

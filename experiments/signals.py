@@ -24,14 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _images import PIECE, Images, solver
 
 import hypergrad as hg
 from hypergrad import baselines, data, operators
+from hypergrad.lower_level import cast_floats
 from hypergrad.records import markdown_table
 from hypergrad.statistics import group, mean_interval, paired_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
 
-PIECE = 256  # signals that are solved at a time
 # "Converged"; rounding of float32 leaves residuals of 1e-6.
 TOLERANCE, MOST, STEP_RATIO = 1e-5, 4000, 10.0
 WEIGHTS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
@@ -57,6 +58,9 @@ class Config:
         """Two seeds, short signals, few epochs."""
         return dataclasses.replace(self, length=32, L=20, epochs=2, seeds=2)
 
+    def solver(self, signals: Images) -> hg.ChambollePock:
+        return solver(self.L, signals, step_ratio=self.step_ratio)
+
 
 def cells(config: Config) -> list[Cell]:
     """Baselines and each kind of learning, for every seed."""
@@ -71,24 +75,15 @@ def cells(config: Config) -> list[Cell]:
     return made
 
 
-@dataclasses.dataclass(frozen=True)
-class Signals:
-    """Training signals and held-out ones, in float32."""
+def draw(config: Config, seed: int) -> Images:
+    """Training and held-out signals, in float32."""
 
-    train: data.Samples
-    held_out: data.Samples
-    noise: float
-
-
-def draw(config: Config, seed: int) -> Signals:
     def single(split: Any, seed: int) -> data.Samples:
         part = data.disparity_rows(split, length=config.length, noise=config.noise, seed=seed)
-        return dataclasses.replace(
-            part, x_tilde=part.x_tilde.astype(np.float32), x_true=part.x_true.astype(np.float32)
-        )
+        return part.astype(np.float32)
 
     # Two seeds from one, so that training and held-out noise are not the same draw.
-    return Signals(single("train", 2 * seed), single("test", 2 * seed + 1), config.noise)
+    return Images(single("train", 2 * seed), single("test", 2 * seed + 1), config.noise)
 
 
 # ------------------------------------------------------------------------------------ lower level
@@ -96,10 +91,10 @@ def draw(config: Config, seed: int) -> Signals:
 
 def lower_level_of(K: Any, weight: Any) -> hg.LowerLevel:
     problem = hg.LowerLevel(K=jnp.asarray(K), F=hg.L1(weight), G=hg.Quadratic(1.0))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), problem)
+    return cast_floats(problem, jnp.float32)
 
 
-def total_variation(signals: Signals) -> hg.LowerLevel:
+def total_variation(signals: Images) -> hg.LowerLevel:
     """Finite differences at the weight that restores training signals best."""
     K = operators.differences(signals.train.shape[0])
     some = signals.train.take(slice(None, None, 4))
@@ -109,7 +104,7 @@ def total_variation(signals: Signals) -> hg.LowerLevel:
     )
 
 
-def start(kind: str, signals: Signals, seed: int) -> hg.LowerLevel:
+def start(kind: str, signals: Images, seed: int) -> hg.LowerLevel:
     """Total variation, with what is learned beyond K."""
     problem = total_variation(signals)
     weight = float(problem.F.weight)  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,7 +119,7 @@ def start(kind: str, signals: Signals, seed: int) -> hg.LowerLevel:
     return lower_level_of(K, np.full(len(K), weight))
 
 
-def solve(problem: hg.LowerLevel, x_tilde: Any, signals: Signals) -> baselines.Converged:
+def solve(problem: hg.LowerLevel, x_tilde: Any, signals: Images) -> baselines.Converged:
     return baselines.solve_to_tolerance(
         problem,
         x_tilde,
@@ -136,10 +131,15 @@ def solve(problem: hg.LowerLevel, x_tilde: Any, signals: Signals) -> baselines.C
     )
 
 
-def judge(problem: hg.LowerLevel, config: Config, signals: Signals) -> dict[str, Any]:
+def judge(problem: hg.LowerLevel, config: Config, signals: Images) -> dict[str, Any]:
     """Held-out losses at L, converged, and converged but shrunk (fitted on training signals)."""
     x_tilde, x_true = signals.held_out.x_tilde, signals.held_out.x_true
-    at_L = hg.solve(problem, x_tilde, solver=solver(config, signals), strategy=hg.Truncation(1))
+    at_L = hg.solve(
+        problem,
+        x_tilde,
+        solver=config.solver(signals),
+        strategy=hg.Truncation(1),
+    )
     x, share = solve(problem, x_tilde, signals)
     some = signals.train.take(slice(None, None, 4))
     a = baselines.best_shrinkage(some.x_tilde, solve(problem, some.x_tilde, signals).x, some.x_true)
@@ -153,11 +153,7 @@ def judge(problem: hg.LowerLevel, config: Config, signals: Signals) -> dict[str,
     }
 
 
-def solver(config: Config, signals: Signals) -> hg.ChambollePock:
-    return hg.ChambollePock(config.L, step_ratio=config.step_ratio, primal_scale=signals.noise)
-
-
-def shown(signals: Signals) -> data.Samples:
+def shown(signals: Images) -> data.Samples:
     """Held-out signals with the largest range, each of another row: flat ones show nothing."""
     order = np.argsort(-np.ptp(signals.held_out.x_true, axis=1))
     _, first = np.unique(signals.held_out.source_index[order] // 20, return_index=True)
@@ -202,7 +198,7 @@ def learn(config: Config, kind: str, seed: int, workspace: Workspace) -> Result:
         start(kind, signals, seed),
         (signals.train.x_tilde, signals.train.x_true),
         validation=(signals.held_out.x_tilde, signals.held_out.x_true),
-        solver=solver(config, signals),
+        solver=config.solver(signals),
         strategy=hg.Truncation(config.k),
         optimizer=optax.adam(optax.cosine_decay_schedule(config.rate, steps)),
         epochs=config.epochs,
@@ -222,7 +218,7 @@ def learn(config: Config, kind: str, seed: int, workspace: Workspace) -> Result:
     return Result(records, {"restored": restored, "rows": most_used(history.problem, signals)})
 
 
-def most_used(problem: hg.LowerLevel, signals: Signals, count: int = 12) -> np.ndarray:
+def most_used(problem: hg.LowerLevel, signals: Images, count: int = 12) -> np.ndarray:
     """Rows of K times their weight, those that cost held-out signals most, `(count, n)`."""
     K_x = np.asarray(operators.apply(problem.K, jnp.asarray(signals.held_out.x_true)))
     weight = np.asarray(problem.F.weight)  # pyright: ignore[reportAttributeAccessIssue]

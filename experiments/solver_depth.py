@@ -38,7 +38,7 @@ from _gradients import (
 
 import hypergrad as hg
 from hypergrad.baselines import mean_loss
-from hypergrad.comparison import solve_without_strategy
+from hypergrad.comparison import one_hypergradient, solve_without_strategy
 from hypergrad.records import markdown_table
 from hypergrad.statistics import mean_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
@@ -78,7 +78,9 @@ def cells(config: Config) -> list[Cell]:
         for seed in range(config.seeds):
             key: dict[str, Any] = {"part": "convergence", "problem": problem, "seed": seed}
             made.append(Cell(key, functools.partial(converge, config, problem, seed)))
-    made.append(Cell({"part": "cost", "problem": "random K", "seed": 0}, _cost_of(config), 2.0))
+    made.append(
+        Cell({"part": "cost", "problem": "random K", "seed": 0}, lambda _: measure(config), 2.0)
+    )
     return made
 
 
@@ -112,8 +114,7 @@ def converge(config: Config, name: str, seed: int, workspace: Workspace) -> Resu
 
 def _record(kind: str, L: int, values: np.ndarray) -> dict[str, Any]:
     """Quantiles over the samples at one L."""
-    found = quantiles(values, list(LEVELS.values()))
-    return {"kind": kind, "L": L, **dict(zip(LEVELS, found, strict=True))}
+    return {"kind": kind, "L": L, **_at_levels(values)}
 
 
 def _distances(x: np.ndarray, task: Task, reference: Reference) -> np.ndarray:
@@ -134,23 +135,17 @@ def _rate(config: Config, task: Task, reference: Reference) -> list[Record]:
     rate, share = np.asarray(contraction.factor), reference.share
     records = [_record("predicted", L, rate**L) for L in config.depths]
     residual = rounded(float(np.max(contraction.residual)))
-    return [*records, {"kind": "rate", **_plain(rate), "residual": residual, "certified": share}]
+    return [
+        *records,
+        {"kind": "rate", **_at_levels(rate), "residual": residual, "certified": share},
+    ]
 
 
-def _plain(values: np.ndarray) -> dict[str, Any]:
+def _at_levels(values: np.ndarray) -> dict[str, Any]:
     return dict(zip(LEVELS, quantiles(values, list(LEVELS.values())), strict=True))
 
 
 # ----------------------------------------------------------------------------------------- cost
-
-
-def _cost_of(config: Config) -> Callable[[Workspace], Result]:
-    return lambda _: measure(config)
-
-
-def _unrolled(problem: Any, x_tilde: Any, x_true: Any, solver: hg.ChambollePock) -> Any:
-    strategy = hg.FullUnrolling()
-    return hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy)
 
 
 def measure(config: Config) -> Result:
@@ -163,7 +158,9 @@ def measure(config: Config) -> Result:
         programs["forward", L] = compile_ahead(
             solve_without_strategy, task.problem, data[0], solver
         )
-        programs["full", L] = compile_ahead(_unrolled, task.problem, *data, solver)
+        programs["full", L] = compile_ahead(
+            one_hypergradient, task.problem, *data, solver, hg.FullUnrolling()
+        )
     seconds = interleaved_medians(
         {f"{name} {L}": program.call for (name, L), program in programs.items()},
         repeats=config.repeats,

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 import hypergrad as hg
-from hypergrad.comparison import solve_without_strategy
+from hypergrad.comparison import one_hypergradient, solve_without_strategy
 from hypergrad.operators import operator_norm
 from hypergrad.records import markdown_table
 from hypergrad.sweep import Cell, Record, Result, main
@@ -66,10 +66,6 @@ COLUMNS = {
     "batch_m_n_arrays": "arrays (batch, m, n)",
     "recompilations": "compiled again",
 }
-
-
-def hypergradient(problem, x_tilde, x_true, solver, strategy):
-    return hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy)
 
 
 def arrays_of_size(text: str, *dimensions: int) -> int:
@@ -119,7 +115,7 @@ def measure(m: int, n: int, batch: int, config: Config) -> Result:
     }
     for strategy in MEASURED:
         programs[strategy.label] = compile_ahead(
-            hypergradient, problem, x_tilde, x_true, solver, strategy
+            one_hypergradient, problem, x_tilde, x_true, solver, strategy
         )
     seconds = interleaved_medians(
         {name: program.call for name, program in programs.items()}, repeats=config.repeats
