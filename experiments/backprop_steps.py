@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,10 +26,12 @@ from learning_rates import STEPS, stored_rate, with_steps
 
 import hypergrad as hg
 from hypergrad import baselines
+from hypergrad.comparison import solve_without_strategy
 from hypergrad.lower_level import cast_floats
 from hypergrad.records import markdown_table
 from hypergrad.statistics import group, mean_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.timing import compile_ahead
 
 # Tried for the baselines.
 WEIGHTS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
@@ -47,11 +50,21 @@ class Config:
     exact_steps: int = 100
     exact_rate: float = 1e-3
     """Of Adam for the exact steps from where one step ends."""
+    timed_epochs: int = 5
+    timed_rounds: int = 3
+    """Times are medians over the epochs of all rounds, in which the strategies take turns."""
 
     def quick(self) -> Config:
         """Two seeds, two k."""
         return dataclasses.replace(
-            self, steps=(1, 5), seeds=2, batches=4, exact_steps=3, learning=self.learning.quick()
+            self,
+            steps=(1, 5),
+            seeds=2,
+            batches=4,
+            exact_steps=3,
+            timed_epochs=2,
+            timed_rounds=1,
+            learning=self.learning.quick(),
         )
 
     @property
@@ -63,10 +76,11 @@ class Config:
 
 
 def cells(config: Config) -> list[Cell]:
-    """Training of every strategy and seed; baselines and gradients of every seed."""
-    made = []
+    """Times of one epoch; training of every strategy and seed; baselines and gradients of each."""
+    key: dict[str, Any] = {"part": "time", "strategy": None, "seed": 0}
+    made = [Cell(key, functools.partial(compare_times, config), cost=8.0)]
     for seed in range(config.seeds):
-        key: dict[str, Any] = {"part": "baselines", "strategy": None, "seed": seed}
+        key = {"part": "baselines", "strategy": None, "seed": seed}
         made.append(Cell(key, functools.partial(compare_with_baselines, config, seed), cost=0.3))
         for strategy in config.strategies:
             key = {"part": "training", "strategy": strategy, "seed": seed}
@@ -109,6 +123,58 @@ def compare_with_baselines(config: Config, seed: int, workspace: Workspace) -> R
     rows = judge_baselines(images, WEIGHTS)
     rows["untrained"] = judge(config.learning.start(seed), images, config.L)
     return Result([{"kind": "baseline", "baseline": name, **row} for name, row in rows.items()])
+
+
+# ----------------------------------------------------------------------------------------- time
+
+
+def compare_times(config: Config, workspace: Workspace) -> Result:
+    """Seconds of an epoch of training, and of the forward solves of its batches alone, in turns."""
+    images, start = config.learning.draw(0), config.learning.start(0)
+    iterations = solver(config.L, images)
+    forward = compile_ahead(
+        solve_without_strategy, start, images.train.x_tilde[: config.learning.batch_size], iterations
+    )
+
+    def forward_epochs() -> list[float]:
+        seconds = []
+        for rows_of_epoch in _batches_of_epochs(config):
+            begun = time.perf_counter()
+            for rows in rows_of_epoch:
+                # What training does at least: the samples to the device, a number back.
+                float(forward(start, images.train.x_tilde[rows], iterations).x[0, 0])
+            seconds.append(time.perf_counter() - begun)
+        return seconds
+
+    def training_epochs(strategy: str) -> list[float]:
+        history = hg.train(
+            start,
+            images.training_pair,
+            solver=iterations,
+            strategy=hg.parse_strategy(strategy),
+            epochs=config.timed_epochs,
+            batch_size=config.learning.batch_size,
+            progress=workspace.bar,
+        )
+        return list(np.diff(history.column("seconds")))
+
+    seconds: dict[str, list[float]] = {name: [] for name in ["forward", *config.strategies]}
+    for _ in range(config.timed_rounds):
+        for name, found in seconds.items():
+            found += forward_epochs() if name == "forward" else training_epochs(name)
+    median = {name: float(np.median(found)) for name, found in seconds.items()}
+    records = [
+        {"kind": "time", "method": name, "seconds": value, "over_forward": value / median["forward"]}
+        for name, value in median.items()
+    ]
+    return Result(records)
+
+
+def _batches_of_epochs(config: Config) -> list[list[np.ndarray]]:
+    """As many batches as training sees."""
+    size, rng = config.learning.batch_size, np.random.default_rng(0)
+    orders = (rng.permutation(config.learning.samples) for _ in range(config.timed_epochs))
+    return [np.split(order[: len(order) // size * size], len(order) // size) for order in orders]
 
 
 # ------------------------------------------------------------------------------------ gradients

@@ -40,7 +40,7 @@ def with_steps(k: int) -> list[str]:
 class Config:
     """Rates of Adam, one cell for each strategy and L."""
 
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.2, 0.4)
     depths: tuple[int, ...] = DEPTHS
     steps: tuple[int, ...] = STEPS
     learning: Learning = Learning(epochs=4)
@@ -50,7 +50,7 @@ class Config:
     def quick(self) -> Config:
         """Two rates, two depths."""
         return dataclasses.replace(
-            self, rates=(0.01, 0.03), depths=(10,), steps=(1,), learning=self.learning.quick()
+            self, rates=(0.03, 0.1), depths=(10,), steps=(1,), learning=self.learning.quick()
         )
 
 
