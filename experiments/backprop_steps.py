@@ -133,7 +133,10 @@ def compare_times(config: Config, workspace: Workspace) -> Result:
     images, start = config.learning.draw(0), config.learning.start(0)
     iterations = solver(config.L, images)
     forward = compile_ahead(
-        solve_without_strategy, start, images.train.x_tilde[: config.learning.batch_size], iterations
+        solve_without_strategy,
+        start,
+        images.train.x_tilde[: config.learning.batch_size],
+        iterations,
     )
 
     def forward_epochs() -> list[float]:
@@ -164,7 +167,12 @@ def compare_times(config: Config, workspace: Workspace) -> Result:
             found += forward_epochs() if name == "forward" else training_epochs(name)
     median = {name: float(np.median(found)) for name, found in seconds.items()}
     records = [
-        {"kind": "time", "method": name, "seconds": value, "over_forward": value / median["forward"]}
+        {
+            "kind": "time",
+            "method": name,
+            "seconds": value,
+            "over_forward": value / median["forward"],
+        }
         for name, value in median.items()
     ]
     return Result(records)
