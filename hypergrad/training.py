@@ -286,7 +286,7 @@ def train(
     x_tilde, x_true, held_out = jax.tree.map(
         np.asarray, cast_floats((x_tilde, x_true, held_out), dtype)
     )
-    check_loss(loss, x_true[:batch_size])
+    check_loss(loss, jnp.asarray(x_true[:batch_size]))
     variables = Variables(problem, trainable)
     if project is None and K_is_a_gauge(problem, variables):
         project = rescale_K
