@@ -158,7 +158,7 @@ class Learning:
 
     samples: int = 4096
     held_out: int = 1024
-    epochs: int = 20
+    epochs: int = 12
     batch_size: int = 128
     weight: float = 0.03
     """Of F. A random K starts with it near its best; K's scale is learned."""

@@ -39,11 +39,9 @@ class Config:
     seeds: int = 5
     deepest_seeds: int = 3
     """Seeds at the largest L, which takes as long as all others together."""
-    learning: Learning = Learning(epochs=12)
-    descent_rates: tuple[float, ...] = (1.0, 3.0, 10.0)
+    learning: Learning = Learning()
+    descent_rates: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0)
     """Of plain gradient descent, tried on a photograph of its own."""
-    trial_epochs: int = 3
-    """For which each of them is tried."""
     trial_seed: int = 100
 
     def quick(self) -> Config:
@@ -54,8 +52,7 @@ class Config:
             seeds=2,
             deepest_seeds=1,
             learning=self.learning.quick(),
-            descent_rates=(1.0, 3.0),
-            trial_epochs=1,
+            descent_rates=(3.0, 30.0),
         )
 
     def seeds_at(self, L: int) -> int:
@@ -77,7 +74,7 @@ def cells(config: Config) -> list[Cell]:
     made = [
         _cell(config, compare_with_baselines, Case("baselines", s), 30) for s in range(config.seeds)
     ]
-    tried = len(config.descent_rates) * config.trial_epochs / config.learning.epochs
+    tried = len(config.descent_rates)
     for L in config.depths:
         for seed in range(config.seeds_at(L)):
             made.append(_cell(config, judge_untrained, Case("untrained", seed, None, L), 15))
@@ -121,11 +118,10 @@ def learn(config: Config, case: Case, workspace: Workspace) -> Result:
 
 def descend(config: Config, case: Case, workspace: Workspace) -> Result:
     """Plain gradient descent at the rate of the least loss on the photograph to choose on."""
-    learning = dataclasses.replace(config.learning, epochs=config.trial_epochs)
-    images = learning.draw(config.trial_seed, choose=True)
+    images = config.learning.draw(config.trial_seed, choose=True)
     losses = {}
     for rate in config.descent_rates:
-        history = learning.learn(
+        history = config.learning.learn(
             images,
             L=case.L,
             strategy=hg.parse_strategy(str(case.strategy)),

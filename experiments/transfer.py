@@ -46,7 +46,7 @@ class Config:
     learned_at: tuple[int, ...] = (10, 20, 50, 100)
     tested_at: tuple[int, ...] = (5, 10, 20, 50, 100, 200)
     seeds: int = 5
-    learning: Learning = Learning(epochs=10)
+    learning: Learning = Learning()
     steps_learned_at: tuple[int, ...] = (10, 20)
     step_size_updates: int = 200
     step_size_rate: float = 0.05
