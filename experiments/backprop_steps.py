@@ -29,7 +29,7 @@ from hypergrad import baselines
 from hypergrad.comparison import solve_without_strategy
 from hypergrad.lower_level import cast_floats
 from hypergrad.records import markdown_table
-from hypergrad.statistics import group, mean_interval
+from hypergrad.statistics import Interval, group, mean_interval, recovered_share
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
 from hypergrad.timing import compile_ahead
 
@@ -283,14 +283,12 @@ def exact_steps(config: Config, problem: hg.LowerLevel, images: Images, seed: in
 # --------------------------------------------------------------------------------------- report
 
 
-def recovered_share(records: Sequence[Record], strategy: str, column: str) -> list[float]:
-    """By seed: the gain of a strategy over that of full unrolling, from the untrained K on."""
+def recovered(records: Sequence[Record], strategy: str, column: str) -> Interval:
+    """The share of full unrolling's gain over the untrained K, over seeds."""
     untrained = {r["seed"]: r[column] for r in records if r.get("baseline") == "untrained"}
     learned = {(r["strategy"], r["seed"]): r[column] for r in records if r["kind"] == "learned"}
-    return [
-        (start - learned[strategy, seed]) / (start - learned["full", seed])
-        for seed, start in untrained.items()
-    ]
+    losses = ([learned[name, seed] for seed in untrained] for name in (strategy, "full"))
+    return mean_interval(recovered_share(list(untrained.values()), *losses))
 
 
 def report(config: Config, records: Sequence[Record]) -> str:
@@ -304,7 +302,7 @@ def report(config: Config, records: Sequence[Record]) -> str:
             "rate": learned[name][0]["rate"],
             "at_L": mean_interval([r["held_out_at_L"] for r in learned[name]]),
             "converged": mean_interval([r["held_out_converged"] for r in learned[name]]),
-            "share": mean_interval(recovered_share(records, name, "held_out_converged")),
+            "share": recovered(records, name, "held_out_converged"),
             "seconds": mean_interval([r["seconds"] for r in seconds[name]]),
         }
         for name in config.strategies

@@ -7,10 +7,18 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
-__all__ = ["Interval", "group", "log_interval", "mean_interval", "paired_interval"]
+__all__ = [
+    "Interval",
+    "group",
+    "log_interval",
+    "mean_interval",
+    "paired_interval",
+    "recovered_share",
+]
 
 
 class Interval(NamedTuple):
@@ -72,6 +80,21 @@ def paired_interval(values: ArrayLike, others: ArrayLike, level: float = 0.95) -
     if values.shape != others.shape:
         raise ValueError(f"pairs must be as many; got {values.shape} and {others.shape}")
     return mean_interval(values - others, level)
+
+
+def recovered_share(start: ArrayLike, loss: ArrayLike, full: ArrayLike) -> Float[np.ndarray, " *n"]:
+    """What part of a gain another one is, seed by seed.
+
+        (start - loss) / (start - full)
+
+    Losses before learning, after it, and after learning in full: unlike a quotient of final losses
+    it does not look good because little was to be gained. More than 1 is better than in full.
+
+    >>> recovered_share([1.0, 1.0], [0.6, 0.5], [0.5, 0.5]).tolist()
+    [0.8, 1.0]
+    """
+    start = np.asarray(start, float)
+    return (start - np.asarray(loss, float)) / (start - np.asarray(full, float))
 
 
 def group(
