@@ -156,18 +156,21 @@ def sample_gradients(
 class Reference:
     """Solution, state (without an adjoint part) and gradient of each sample by `Exact`.
 
-    `good`: unique, differentiable, both solves certified, and the gradient is not 0.
+    `differentiable`: unique, differentiable, and both solves certified; `good`, those of them whose
+    gradient is not 0, so that there is something to be relative to.
     """
 
     x: np.ndarray
     state: hg.State
     gradients: np.ndarray
+    differentiable: np.ndarray
     good: np.ndarray
 
     @property
-    def share(self) -> float:
-        """Of the samples that are good."""
-        return float(np.mean(self.good))
+    def shares(self) -> dict[str, float]:
+        """Of the samples that are differentiable, and of those that are good."""
+        found = {"differentiable": self.differentiable, "good": self.good}
+        return {name: float(np.mean(which)) for name, which in found.items()}
 
 
 def exact_reference(task: Task) -> Reference:
@@ -180,11 +183,11 @@ def exact_reference(task: Task) -> Reference:
     gradients = np.asarray(_written_out(sizes, h.solution.x, h.solution.y, h.state.adjoint))
     size = np.linalg.norm(gradients, axis=1)
     converged = hg.Status.CONVERGED
-    good = np.asarray(h.solution.stats.status) == converged
-    good &= np.asarray(h.adjoint.status) == converged
-    good &= size > 1e-9 * np.max(size, initial=0.0)
+    differentiable = np.asarray(h.solution.stats.status) == converged
+    differentiable &= np.asarray(h.adjoint.status) == converged
+    good = differentiable & (size > 1e-9 * np.max(size, initial=0.0))
     state = hg.State(h.state.r, h.state.r_bar, h.state.y)
-    return Reference(np.asarray(h.solution.x), state, gradients, good)
+    return Reference(np.asarray(h.solution.x), state, gradients, differentiable, good)
 
 
 # ------------------------------------------------------------------------------------ in numbers

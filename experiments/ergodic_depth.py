@@ -3,10 +3,10 @@
     python experiments/ergodic_depth.py [--quick] [--out results/ergodic_depth]
 
 K is learned by full unrolling of the last iterate and of three averages, at several L and over
-seeds: by Adam at the rates that `learning_rates.py` found, and, for the last iterate and the
-uniform average, once by plain gradient descent as on the poster. An average is biased towards what
-was observed, which acts like shrinkage: so every K, the untrained one first, is judged as it is
-returned, at L, averaged, converged, and converged but shrunk by a fitted factor.
+seeds: by Adam, and, for the last iterate and the uniform average, by plain gradient descent over
+batches, as on the poster; each at the rate that `learning_rates.py` found for it. An average is
+biased towards what was observed, which acts like shrinkage: so every K, the untrained one first, is
+judged as it is returned, at L, averaged, converged, and converged but shrunk by a fitted factor.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from _images import Learning, judge, judge_baselines
-from learning_rates import AVERAGES, stored_rate
+from learning_rates import AVERAGES, DESCENDING, stored_rate
 
 import hypergrad as hg
 from hypergrad.records import markdown_table
@@ -28,7 +27,6 @@ from hypergrad.sweep import Cell, Record, Result, Workspace, main
 
 # Tried for the baselines.
 WEIGHTS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.25)
-DESCENDING = ("full", "ergodic:uniform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +38,6 @@ class Config:
     deepest_seeds: int = 3
     """Seeds at the largest L, which takes as long as all others together."""
     learning: Learning = Learning()
-    descent_rates: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0)
-    """Of plain gradient descent, tried on a photograph of its own."""
-    trial_seed: int = 100
 
     def quick(self) -> Config:
         """Two depths, two seeds, one at the largest."""
@@ -52,7 +47,6 @@ class Config:
             seeds=2,
             deepest_seeds=1,
             learning=self.learning.quick(),
-            descent_rates=(3.0, 30.0),
         )
 
     def seeds_at(self, L: int) -> int:
@@ -70,19 +64,16 @@ class Case:
 
 
 def cells(config: Config) -> list[Cell]:
-    """What is not learned; Adam with every strategy, L and seed; descent with one seed."""
+    """What is not learned; Adam and descent with their strategies, every L and seed."""
     made = [
         _cell(config, compare_with_baselines, Case("baselines", s), 30) for s in range(config.seeds)
     ]
-    tried = len(config.descent_rates)
     for L in config.depths:
         for seed in range(config.seeds_at(L)):
             made.append(_cell(config, judge_untrained, Case("untrained", seed, None, L), 15))
-            for strategy in AVERAGES:
-                made.append(_cell(config, learn, Case("adam", seed, strategy, L), 15 + L))
-        for strategy in DESCENDING:
-            case = Case("descent", 0, strategy, L)
-            made.append(_cell(config, descend, case, 15 + (1 + tried) * L))
+            cases = [Case("adam", seed, strategy, L) for strategy in AVERAGES]
+            cases += [Case("descent", seed, strategy, L) for strategy in DESCENDING]
+            made += [_cell(config, learn, case, 15 + L) for case in cases]
     return made
 
 
@@ -111,45 +102,19 @@ def judge_untrained(config: Config, case: Case, workspace: Workspace) -> Result:
 
 
 def learn(config: Config, case: Case, workspace: Workspace) -> Result:
-    """Adam at the stored rate."""
+    """By Adam or plain descent, at the stored rate."""
     assert case.strategy is not None
-    return _learn(config, case, stored_rate(case.strategy, case.L), workspace)
-
-
-def descend(config: Config, case: Case, workspace: Workspace) -> Result:
-    """Plain gradient descent at the rate of the least loss on the photograph to choose on."""
-    images = config.learning.draw(config.trial_seed, choose=True)
-    losses = {}
-    for rate in config.descent_rates:
-        history = config.learning.learn(
-            images,
-            L=case.L,
-            strategy=hg.parse_strategy(str(case.strategy)),
-            rate=rate,
-            seed=config.trial_seed,
-            workspace=workspace.part(f"rate-{rate:g}"),
-            descent=True,
-        )
-        loss = float(history.column("validation_loss")[-1])
-        losses[rate] = loss if np.isfinite(loss) else np.inf
-    tried = {f"loss_at_rate_{rate:g}": loss for rate, loss in losses.items()}
-    best = min(losses, key=lambda rate: losses[rate])
-    result = _learn(config, case, best, workspace.part("chosen"), descent=True)
-    return Result([{"kind": "rates", "rate": best, **tried}, *result.records], result.arrays)
-
-
-def _learn(
-    config: Config, case: Case, rate: float, workspace: Workspace, *, descent: bool = False
-) -> Result:
+    assert case.run == "adam" or case.run == "descent"
+    rate = stored_rate(case.strategy, case.L, case.run)
     images = config.learning.draw(case.seed)
     history = config.learning.learn(
         images,
         L=case.L,
-        strategy=hg.parse_strategy(str(case.strategy)),
+        strategy=hg.parse_strategy(case.strategy),
         rate=rate,
         seed=case.seed,
         workspace=workspace,
-        descent=descent,
+        optimizer=case.run,
     )
     last = history.records[-1]
     end = {

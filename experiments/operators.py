@@ -117,8 +117,8 @@ class Config:
             stride=8,
         )
 
-    def draw(self, seed: int) -> Images:
-        return draw_images(seed, self.samples, self.held_out)
+    def draw(self, seed: int, *, choose: bool = False) -> Images:
+        return draw_images(seed, self.samples, self.held_out, choose=choose)
 
 
 def cells(config: Config) -> list[Cell]:
@@ -176,6 +176,8 @@ def learn(config: Config, recipe: Recipe, seed: int, workspace: Workspace) -> Re
         "seconds": last["seconds"],
         "train_loss": last["train_loss"],
         "held_out_start": _converged_loss(start, images),
+        # On another photograph: a figure that shows one recipe may choose it by this.
+        "choose_converged": _converged_loss(problem, config.draw(seed, choose=True)),
         **judge(problem, images, config.L),
     }
     if seed > 0:

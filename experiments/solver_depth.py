@@ -3,12 +3,12 @@ posters for doing something else than unrolling.
 
     python experiments/solver_depth.py [--quick] [--out results/solver_depth]
 
-Noisy patches with a random K and with the DCT, over seeds. Over L: distance of x[L] from the exact
-x*, the loss beside its limit, the gradient of all L iterations beside the exact one; and, with the
-lower level at x*, the partial sums of L deltas in the limit formula: the adjoint's own convergence,
-beside the rate that `contraction_factor` predicts for both. As distributions over samples, since a
-few are far harder than the others. Time and memory of the forward solve and of full unrolling are
-measured once: they do not depend on the numbers.
+Noisy patches with a random K and with the DCT, over seeds. Over L: distances of x[L] and y[L] from
+the exact pair, the loss beside its limit, the gradient of all L iterations beside the exact one;
+and, with the lower level at x*, the partial sums of L deltas in the limit formula: the adjoint's
+own convergence, beside the rate that `contraction_factor` predicts for both. As distributions over
+samples, since a few are far harder than the others. Time and memory of the forward solve and of
+full unrolling are measured once: they do not depend on the numbers.
 
 Budget: 8 minutes on 2 cores.
 """
@@ -103,6 +103,7 @@ def converge(config: Config, name: str, seed: int, workspace: Workspace) -> Resu
         loss = mean_loss(x, task.x_true)
         records += [
             _record("iterate", L, _distances(x, task, reference)),
+            _record("dual", L, _dual_distances(way[L], reference)),
             _record("unrolled", L, relative_errors(unrolled, reference))
             | {"batch": batch_errors(unrolled, reference)[0]},
             _record("adjoint", L, relative_errors(adjoint, reference))
@@ -118,9 +119,16 @@ def _record(kind: str, L: int, values: np.ndarray) -> dict[str, Any]:
 
 
 def _distances(x: np.ndarray, task: Task, reference: Reference) -> np.ndarray:
-    """`|| x - x* || / || x* - x_tilde ||`, which is 1 at the start."""
-    moved = np.linalg.norm(reference.x - task.x_tilde, axis=1)
-    return np.linalg.norm(x - reference.x, axis=1) / moved
+    """`|| x - x* || / || x* - x_tilde ||` of each good sample, which is 1 at the start."""
+    good = reference.good
+    moved = np.linalg.norm((reference.x - task.x_tilde)[good], axis=1)
+    return np.linalg.norm((x - reference.x)[good], axis=1) / moved
+
+
+def _dual_distances(state: hg.State, reference: Reference) -> np.ndarray:
+    """`|| y - y* || / || y* ||` of each good sample (whose y* is unique)."""
+    y, exact = (np.asarray(s.y)[reference.good] for s in (state, reference.state))
+    return np.linalg.norm(y - exact, axis=1) / np.linalg.norm(exact, axis=1)
 
 
 def _rate(config: Config, task: Task, reference: Reference) -> list[Record]:
@@ -132,12 +140,12 @@ def _rate(config: Config, task: Task, reference: Reference) -> list[Record]:
         init=reference.state,
         dimension=config.dimension,
     )
-    rate, share = np.asarray(contraction.factor), reference.share
+    rate = np.asarray(contraction.factor)
     records = [_record("predicted", L, rate**L) for L in config.depths]
     residual = rounded(float(np.max(contraction.residual)))
     return [
         *records,
-        {"kind": "rate", **_at_levels(rate), "residual": residual, "certified": share},
+        {"kind": "rate", **_at_levels(rate), "residual": residual, **reference.shares},
     ]
 
 
@@ -192,7 +200,7 @@ def report(config: Config, records: Sequence[Record]) -> str:
     rows = []
     for problem in PROBLEMS:
         mine = [r for r in records if r["problem"] == problem]
-        for kind in ("iterate", "unrolled", "adjoint", "predicted"):
+        for kind in ("iterate", "dual", "unrolled", "adjoint", "predicted"):
             for level in LEVELS:
                 needed = {
                     f"{error:g}": _depth_needed(config, mine, kind, level, error)

@@ -32,8 +32,8 @@ from hypergrad.statistics import group, mean_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
 from hypergrad.training import solve_in_pieces
 
-# What K is learned by, and at which L its rate was looked for (None: at the L of learning).
-STRATEGIES = {"full": None, "truncation:k=1": 100}
+# What K is learned by.
+STRATEGIES = ("full", "truncation:k=1")
 # Tried for the operators whose step sizes are learned.
 WEIGHTS = (0.02, 0.035, 0.05, 0.08, 0.12, 0.17)
 GOALS = ("truth", "solution")
@@ -101,7 +101,7 @@ def transfer_K(config: Config, strategy: str, L: int, seed: int, workspace: Work
         images,
         L=L,
         strategy=hg.parse_strategy(strategy),
-        rate=stored_rate(strategy, STRATEGIES[strategy] or L),
+        rate=stored_rate(strategy, L),
         seed=seed,
         workspace=workspace,
     )
@@ -202,9 +202,9 @@ def transfer_steps(
         for tested in config.tested_at:
             # Steps longer than the theory allows are no error here: it shows what they do.
             x = _iterate(problem, x_tilde, free, tested)
-            gain = np.linalg.norm(x - limit) / np.linalg.norm(limit - x_tilde)
+            distance = np.linalg.norm(x - limit) / np.linalg.norm(limit - x_tilde)
             loss = baselines.mean_loss(x, x_true)
-            records.append(about | {"tested": tested, "loss": loss, "distance": float(gain)})
+            records.append(about | {"tested": tested, "loss": loss, "distance": float(distance)})
     converged = {"tested": None, "loss": baselines.mean_loss(limit, x_true), "goal": "default"}
     return Result([*records, converged | {"distance": 0.0, "share_converged": share}])
 

@@ -255,8 +255,10 @@ def _over_depth(layers: Layers, L: int) -> dict[str, Any]:
         for place, layer in (("first", 0), ("middle", middle))
     }
     worst = quantiles(layers.to_reduced[middle], [1.0])[0]
-    whole = layers.norm(slice(None))
-    early = layers.norm(slice(0, L // 2)) / whole if whole > 0 else np.nan
+    gradient = layers.gradient(slice(None))
+    whole = float(np.linalg.norm(gradient))
+    # Along the whole gradient, so that early and late parts add up to 1.
+    early = float(np.sum(layers.gradient(slice(0, L // 2)) * gradient)) / (whole**2 or np.nan)
     return found | {
         "to_reduced_worst": worst,
         "limit": quantiles(layers.limit, [0.5])[0],
