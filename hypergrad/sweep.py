@@ -42,7 +42,17 @@ from hypergrad.records import (
     write_text,
 )
 
-__all__ = ["AbstractSettings", "Cell", "Result", "Shard", "Workspace", "main", "run_sweep", "store"]
+__all__ = [
+    "AbstractSettings",
+    "Cell",
+    "Result",
+    "Shard",
+    "Workspace",
+    "main",
+    "run_of",
+    "run_sweep",
+    "store",
+]
 
 Record = Mapping[str, Any]
 _INTERRUPTED = 130
@@ -287,6 +297,11 @@ def _without_places(settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value.name if isinstance(value, Path) else value for name, value in settings}
 
 
+def run_of(name: str, settings: Any) -> dict[str, Any]:
+    """What a run is: the experiment and its settings, as its folder holds them."""
+    return {"experiment": name, **dataclasses.asdict(settings, dict_factory=_without_places)}
+
+
 def main(
     name: str,
     settings: type[C],
@@ -301,7 +316,7 @@ def main(
     options = tyro.cli(_Options[settings], prog=f"experiments/{name}.py")
     config = options.config.quick() if options.quick else options.config
     out = options.out or Path("results") / (f"{name}-quick" if options.quick else name)
-    run = {"experiment": name, **dataclasses.asdict(config, dict_factory=_without_places)}
+    run = run_of(name, config)
     try:
         records = run_sweep(cells(config), out, config=run, shard=Shard.parse(options.shard))
     except (ValueError, FileNotFoundError) as error:  # settings, or data that are not there

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hypergrad.records import read_jsonl
 STORED = Path(__file__).parents[1] / "experiments" / "records"
 DRAWN = Path(__file__).parent / "drawn"
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 
 
 def read(folder: Path) -> list[Record]:
@@ -28,7 +28,7 @@ def read(folder: Path) -> list[Record]:
             f"{path} must hold the records of the experiment; got no such file: run "
             f"python experiments/{folder.name}.py --store {folder}"
         )
-    return read_jsonl(path)
+    return [*read_jsonl(path)]
 
 
 def select(records: Sequence[Record], **values: Any) -> list[Record]:
@@ -38,6 +38,35 @@ def select(records: Sequence[Record], **values: Any) -> list[Record]:
     [{'a': 2, 'b': 2}]
     """
     return [r for r in records if all(r.get(key) == value for key, value in values.items())]
+
+
+def values(records: Sequence[Record], column: str) -> list[float]:
+    """One column; says which record lacks a number."""
+    for record in records:
+        if record.get(column) is None:
+            about = {k: v for k, v in record.items() if isinstance(v, str | int)}
+            raise ValueError(f"{column} must be a number in every record; got none in {about}")
+    if not records:
+        raise ValueError(f"there must be records with {column}; got none: run the experiment")
+    return [float(record[column]) for record in records]
+
+
+def paired(column: str, *methods: Sequence[Record]) -> list[np.ndarray]:
+    """One column of several methods over the seeds that all have, a record for each.
+
+    >>> paired("x", [{"seed": 1, "x": 5}, {"seed": 0, "x": 4}], [{"seed": 1, "x": 7}])
+    [array([5.]), array([7.])]
+    """
+    columns = []
+    for records in methods:
+        seeds = [record["seed"] for record in records]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"there must be one record a seed; got the seeds {seeds}")
+        columns.append(dict(zip(seeds, values(records, column), strict=True)))
+    common = sorted(set.intersection(*(set(found) for found in columns)))
+    if not common:
+        raise ValueError(f"{column} must be measured with common seeds; got none")
+    return [np.array([found[seed] for seed in common]) for found in columns]
 
 
 def arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:

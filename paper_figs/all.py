@@ -1,4 +1,4 @@
-"""Every figure from the stored records.
+"""Every figure, and the table of the posters' statements, from the stored records.
 
 python paper_figs/all.py [--records experiments/records] [--out paper_figs/drawn]
 """
@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import statements
 from _common import DRAWN, STORED
 
 from hypergrad.plotting import save_figure
+from hypergrad.records import write_text
 
 
 def main() -> int:
@@ -30,6 +32,9 @@ def main() -> int:
             except ValueError as error:  # no records: the other figures are drawn all the same
                 print(f"{name}: {error}", file=sys.stderr)
                 failed += 1
+    text = statements.document(options.records)
+    write_text(options.out / "statements.md", text)
+    print(options.out / "statements.md")
     print(f"{time.perf_counter() - started:.0f} s")
     return 1 if failed else 0
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from _common import Record, main, read, select
+from _common import Record, main, paired, read, select, values
 from matplotlib.figure import Figure
 from matplotlib.typing import FillStyleType
 
@@ -23,7 +23,7 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import group, mean_interval, recovered_share
+from hypergrad.statistics import Interval, group, mean_interval, recovered_share
 
 # The three variants, as strategies are called and in words; one style each.
 KINDS = {"truncation:k": "truncation", "limit:last": "last iterates", "limit:steps": "last state"}
@@ -58,15 +58,15 @@ def draw_curves(folder: Path) -> Figure:
             place = (i, len(labels))
             draw_curve(panel, x, losses, label=label, style=style, place=place)
     baselines = {
-        name: mean_interval([r["held_out_converged"] for r in same]).mean
+        # What is iterated is judged at L, as the curves are; what is not has no L.
+        name: mean_interval([r.get("held_out_at_L", r["held_out_converged"]) for r in same]).mean
         for name, same in group(select(records, kind="baseline"), "baseline").items()
     }
-    exact = select(records, kind="exact step")
-    last = max((r["step"] for r in exact), default=0)
-    baselines[f"k = 1, then {last} exact"] = mean_interval(
-        [r["loss"] for r in select(exact, step=last)]
-    ).mean
-    tidy(panels[0], "epoch", "held-out loss at L = 100, ½‖x − x†‖² per sample")
+    exact = select(records, kind="more", method="exact")
+    last = max(values(exact, "step"))
+    after = mean_interval(values(select(exact, step=last), "loss"))
+    baselines[f"k = 1, then {last:g} exact"] = after.mean
+    tidy(panels[0], "epoch", "held-out loss at L, ½‖x − x†‖² per sample")
     tidy(panels[1], "training time (s)")
     panels[0].set_yscale("log")
     label_panels(panels, ("at equal epochs", "at equal seconds"))
@@ -75,33 +75,41 @@ def draw_curves(folder: Path) -> Figure:
     return figure
 
 
+def _of_gradients(records: Sequence[Record], column: str) -> Interval:
+    """Over seeds; a bias in units of the noise of one batch."""
+    found = np.array(values(records, column))
+    return mean_interval(found / values(records, "noise") if column == "scaled_bias" else found)
+
+
 def draw_why(folder: Path) -> Figure:
     """Bias of the mean gradient against the noise of one batch, and batches that point uphill."""
     records = select(read(folder), kind="gradient")
     figure = new_figure(9.4, 3.6)
     panels = list(figure.subplots(1, 3))
     columns = {
-        "bias": "bias / noise of a batch",
+        # At the best scale: that of a gradient is nothing to Adam.
+        "scaled_bias": "bias at the best scale\n/ noise of a batch",
         "cosine": "cosine to the exact gradient",
         "uphill": "share of batches uphill",
     }
     for panel, (column, name) in zip(panels, columns.items(), strict=True):
         for place, fill in PLACES.items():
+            at_place = group(select(records, place=place), "method")
+            where = "untrained" if place == "start" else "after k = 1"
             for i, (kind, title) in enumerate(KINDS.items()):
-                mine = [r for r in select(records, place=place) if r["method"].startswith(kind)]
-                steps = sorted({int(r["method"].rpartition("=")[2]) for r in mine})
-                values = [
-                    mean_interval(
-                        [
-                            r[column] / (r["noise"] if column == "bias" else 1)
-                            for r in select(mine, method=f"{kind}={k}")
-                        ]
-                    )
-                    for k in steps
-                ]
-                style = replace(STYLES[kind], fill=fill)
-                label = f"{title}, {'untrained' if place == 'start' else 'after k = 1'}"
-                draw_curve(panel, steps, values, label=label, style=style, place=(i, 3))
+                found = {
+                    int(method.rpartition("=")[2]): _of_gradients(same, column)
+                    for method, same in at_place.items()
+                    if method.startswith(kind)
+                }
+                look = {"label": f"{title}, {where}", "style": replace(STYLES[kind], fill=fill)}
+                steps = sorted(found)
+                draw_curve(panel, steps, [found[k] for k in steps], place=(i, 3), **look)
+            # What is left with all steps is the error of L iterations.
+            level = _of_gradients(at_place["full"], column).mean
+            style = style_of("full")
+            width = 1.6 if fill == "full" else 0.8
+            panel.axhline(level, color=style.color, linewidth=width, label=f"full, {where}")
         panel.set_xscale("log")
         tidy(panel, "k, backpropagated steps", name)
     panels[0].set_yscale("log")
@@ -113,57 +121,55 @@ def draw_why(folder: Path) -> Figure:
 # ----------------------------------------------------------------------------- recovered share
 
 
-def shares_at_equal_epochs(
-    records: Sequence[Record], strategy: str, column: str = "held_out_converged"
-) -> np.ndarray:
-    """By seed: the gain over the untrained K, as a share of that of full unrolling."""
-
-    def losses(rows: Sequence[Record]) -> list[float]:
-        return [r[column] for r in sorted(rows, key=lambda r: r["seed"])]
-
-    learned = select(records, kind="learned")
-    start = losses(select(records, baseline="untrained"))
-    return recovered_share(
-        start, *(losses(select(learned, strategy=name)) for name in (strategy, "full"))
-    )
+def shares(records: Sequence[Record], mine: Sequence[Record], column: str) -> np.ndarray:
+    """By seed: a gain over the untrained K, as a share of that of full unrolling."""
+    start = select(records, baseline="untrained")
+    full = select(records, kind="learned", strategy="full")
+    return recovered_share(*paired(column, start, mine, full))
 
 
-def shares_at_equal_seconds(records: Sequence[Record], strategy: str) -> np.ndarray:
-    """By seed: the gain at L, as a share of what full unrolling has gained in the same seconds."""
-    epochs, losses = select(records, kind="epoch"), []
-    for seed in sorted({r["seed"] for r in epochs}):
-        mine = select(epochs, strategy=strategy, seed=seed)
-        full = select(epochs, strategy="full", seed=seed)
-        # Between two epochs its loss is interpolated; after the last it stays what it is.
-        seconds, curve = ([r[c] for r in full] for c in ("seconds", "validation_loss"))
-        reached = np.interp(mine[-1]["seconds"], seconds, curve)
-        losses.append((mine[0]["validation_loss"], mine[-1]["validation_loss"], reached))
-    return recovered_share(*np.transpose(losses))
+def over_full(records: Sequence[Record], mine: Sequence[Record], column: str) -> np.ndarray:
+    """By seed: how much nearer to the truth than full unrolling, in dB."""
+    full = select(records, kind="learned", strategy="full")
+    ours, theirs = paired(column, mine, full)
+    return 10 * np.log10(theirs / ours)
 
 
 def draw_share(folder: Path) -> Figure:
-    """The recovered share over k, at equal epochs and seconds; what exact steps add to k = 1."""
-    records = read(folder)
-    labels = dict.fromkeys(r["strategy"] for r in select(records, kind="learned"))
-    figure = new_figure(9.4, 3.6)
+    """Recovered share and dB over k at equal epochs; at equal seconds; more steps after k = 1."""
+    records, column = read(folder), "held_out_converged"
+    learned = select(records, kind="learned")
+    figure = new_figure(9.4, 3.9)
     panels = list(figure.subplots(1, 3))
-    for panel, shares in zip(
-        panels, (shares_at_equal_epochs, shares_at_equal_seconds), strict=False
-    ):
-        for i, (kind, title) in enumerate(KINDS.items()):
-            steps = sorted(int(s.rpartition("=")[2]) for s in labels if s.startswith(kind))
-            values = [mean_interval(100 * shares(records, f"{kind}={k}")) for k in steps]
-            draw_curve(panel, steps, values, label=title, style=STYLES[kind], place=(i, 3))
-        panel.axhline(100 * ENOUGH, color="0.4", linewidth=0.8)
+    for i, (kind, title) in enumerate(KINDS.items()):
+        found = {
+            steps_of(same[0]): same
+            for name, same in group(learned, "strategy").items()
+            if name.startswith(kind)
+        }
+        look = {"label": title, "style": STYLES[kind], "place": (i, 3)}
+        for panel, measure in zip(panels, (lambda *a: 100 * shares(*a), over_full), strict=False):
+            gains = [mean_interval(measure(records, found[k], column)) for k in sorted(found)]
+            draw_curve(panel, sorted(found), gains, **look)
+    levels = {
+        name: mean_interval(100 * shares(records, select(records, baseline=name), column)).mean
+        for name in ("dct", "differences")
+    }
+    draw_levels(panels[0], {"95 %": 100 * ENOUGH} | levels)
+    short = over_full(records, select(records, kind="short"), column)
+    draw_levels(panels[1], {"full, in the time of k = 1": mean_interval(short).mean, "full": 0.0})
+    more = select(records, kind="more")
+    styles = styles_of(dict.fromkeys(r["method"] for r in more))
+    for i, (label, style) in enumerate(styles.items()):
+        by_step = group(select(more, method=label), "step")
+        losses = [mean_interval(values(list(same), "loss")) for same in by_step.values()]
+        draw_curve(panels[2], list(by_step), losses, label=label, style=style, place=(i, 3))
+    for panel in panels[:2]:
         panel.set_xscale("log")
-    tidy(panels[0], "k, backpropagated steps", "share of full unrolling's gain,\nconverged (%)")
-    tidy(panels[1], "k, backpropagated steps", "share of its gain in the same time,\nat L (%)")
-    exact = group(select(records, kind="exact step"), "step")
-    losses = [mean_interval([r["loss"] for r in same]) for same in exact.values()]
-    style = style_of("exact")
-    draw_curve(panels[2], list(exact), losses, label="exact steps after k = 1", style=style)
-    tidy(panels[2], "exact step after training with k = 1", "held-out loss, converged")
-    label_panels(panels, ("equal epochs", "equal seconds", "is k = 1 at an optimum?"))
+    tidy(panels[0], "k, backpropagated steps", "share of full unrolling's gain (%)")
+    tidy(panels[1], "k, backpropagated steps", "held-out PSNR over full unrolling (dB)")
+    tidy(panels[2], "further step from the K of k = 1", "held-out loss, ½‖x − x†‖² per sample")
+    label_panels(panels, ("equal epochs, converged", "the same in dB", "what more steps add"))
     share_labels(panels[0], [panels[2]])
     legend_below(figure, panels[0])
     return figure

@@ -45,7 +45,7 @@ def _kind(record: Record) -> str:
 def draw(folder: Path) -> Figure:
     """Time over the floor (above) and memory (below), one parameter varied in each column."""
     base: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["base"]
-    records = [r | {"kind": _kind(r)} for r in read(folder) if r["strategy"] != "floor"]
+    records = [{**r, "kind": _kind(r)} for r in read(folder) if r["strategy"] != "floor"]
     kinds = [k for k in dict.fromkeys(r["kind"] for r in records) if k != "forward solve"]
     styles = styles_of(kinds)
     figure = new_figure(10.0, 5.6)
