@@ -10,8 +10,9 @@ tuned on training clips alone: identity; the DCT at its best weight and with one
 untrained start; the best affine estimator; and of every lower level the shrunk step
 `x_tilde + a r*`.
 
-Everything is judged on clips that nothing was learned or chosen on, at its L and at a converged
-lower level, and on a second speaker. At 20 ms and 3 or 4 bits there are `seeds` seeds (data, noise
+Everything is judged on clips that nothing was learned or fitted on, at its L and at a converged
+lower level, and on a second speaker. (Rates, L and k were set by hand after a few trials with one
+seed.) At 20 ms and 3 or 4 bits there are `seeds` seeds (data, noise
 of the start, order of batches), elsewhere a single one, so no interval, and at 40 ms K has m = n
 for the box and m = 2n for the other only. The first seed at 20 ms and 3 or 4 bits also restores
 whole clips by overlapping frames; one is written as WAV into the run's folder, and where `pystoi`

@@ -24,8 +24,9 @@ from hypergrad.plotting import (
 )
 from hypergrad.statistics import Interval, log_interval, mean_interval
 
-LEVELS: dict[str, FillStyleType] = {"median": "full", "90 %": "left", "worst": "none"}
+LEVELS: dict[str, FillStyleType] = {"median": "full", "worst": "none"}
 ITERATE = Style("#0080c8", (0, (1.2, 1.2)), "s")
+DUAL = Style("#d37cae", (0, (3, 1.5)), "X")
 PREDICTED = Style("#858585", (0, (7, 2, 1, 2)), "None")
 LOSS = Style("#4a1570", (0, (10, 2)), "*")
 FORWARD = Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^")
@@ -44,14 +45,12 @@ def over_depth(records: Sequence[Record], column: str) -> tuple[list[int], list[
     return depths, [log_interval([r[column] for r in select(records, L=L)]) for L in depths]
 
 
-def draw_levels_of(
-    panel: Axes, records: Sequence[Record], name: str, style: Style, levels: Sequence[str]
-) -> None:
+def draw_levels_of(panel: Axes, records: Sequence[Record], name: str, style: Style) -> None:
     """One curve for each quantile over the samples."""
-    for i, level in enumerate(levels):
-        look = replace(style, fill=LEVELS[level])
+    for i, (level, fill) in enumerate(LEVELS.items()):
+        look = replace(style, fill=fill)
         depths, intervals = over_depth(records, level)
-        place = {"label": f"{name}, {level}", "style": look, "place": (i, 3)}
+        place = {"label": f"{name}, {level}", "style": look, "place": (i, 2)}
         draw_curve(panel, depths, intervals, exponents=True, width=1.6 - 0.4 * i, **place)
 
 
@@ -63,13 +62,14 @@ def draw_depth(folder: Path) -> Figure:
     panels = figure.subplots(2, 3, sharex=True)
     for row, problem in zip(panels, problems, strict=True):
         mine = select(records, problem=problem)
-        draw_levels_of(row[0], select(mine, kind="iterate"), "x[L]", ITERATE, list(LEVELS))
+        draw_levels_of(row[0], select(mine, kind="iterate"), "x[L]", ITERATE)
+        draw_levels_of(row[0], select(mine, kind="dual"), "y[L]", DUAL)
         depths, gaps = over_depth(select(mine, kind="loss"), "gap")
         gap = {"label": "loss, | loss[L] / loss* − 1 |", "style": LOSS}
         draw_curve(row[0], depths, gaps, exponents=True, **gap)
         for kind, (name, style) in ERRORS.items():
-            draw_levels_of(row[1], select(mine, kind=kind), name, style, ("median", "worst"))
-        tidy(row[0], "iterations L", "relative distance to x*, loss gap")
+            draw_levels_of(row[1], select(mine, kind=kind), name, style)
+        tidy(row[0], "iterations L", "relative distance to x*, y*; loss gap")
         tidy(row[1], "iterations, or steps, L", "relative error of the gradient in K")
         for panel in row[:2]:
             panel.set(xscale="log", yscale="log", ylim=(1e-17, 30))
