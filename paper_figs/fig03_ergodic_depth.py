@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from _common import Record, main, read, select
+from _common import Record, main, paired, read, select, values
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,11 +17,10 @@ from hypergrad.plotting import (
     label_panels,
     legend_below,
     new_figure,
-    style_of,
     styles_of,
     tidy,
 )
-from hypergrad.statistics import mean_interval
+from hypergrad.statistics import Interval, group, mean_interval
 
 LOSS = "½‖x − x†‖² per sample"
 
@@ -84,45 +83,32 @@ def _draw_epochs(panel: Axes, records: Sequence[Record], column: str, styles: di
         draw_curve(panel, at, losses, label=label, style=style, place=(i, len(styles)))
 
 
+# What a figure over L shows in its panels: the run, and how the K that it learned is judged.
+PANELS = {
+    "descent, as returned": ("descent", "held_out_returned"),
+    "Adam, as returned": ("adam", "held_out_returned"),
+    "Adam, converged": ("adam", "held_out_converged"),
+    "Adam, conv. and shrunk": ("adam", "held_out_shrunk"),
+}
+
+
 def draw_depths(folder: Path) -> Figure:
     """Held-out loss at the end over L: descent and Adam as returned, Adam converged."""
     records = read(folder)
-    untrained = select(records, kind="untrained")
-    panels_of = {
-        "descent, as returned": ("descent", "held_out_returned"),
-        "Adam, as returned": ("adam", "held_out_returned"),
-        "Adam, converged": ("adam", "held_out_converged"),
-        "Adam, conv. and shrunk": ("adam", "held_out_shrunk"),
-    }
-    figure = new_figure(10.0, 3.9)
-    panels = list(figure.subplots(1, 4, sharey=True))
-    strategies = _strategies(select(records, run="adam", kind="learned"))
-    styles = styles_of(strategies)
-    for panel, (run, column) in zip(panels, panels_of.values(), strict=True):
+    figure, panels, styles = _panels_over_depth(records)
+    for panel, (run, column) in zip(panels, PANELS.values(), strict=True):
         learned = select(records, run=run, kind="learned")
         for i, (label, style) in enumerate(styles.items()):
-            _draw_depths(panel, select(learned, strategy=label), column, label, style, (i, 4))
-        # What is not learned is judged in the same way: a last iterate, or the uniform average.
-        returned = column == "held_out_returned"
-        own = "held_out_at_L" if returned else column
-        _draw_depths(panel, untrained, own, "untrained", style_of("untrained"), (0, 1))
-        if returned:
-            name, style = "untrained, ergodic:uniform", style_of("shrinkage")
-            _draw_depths(panel, untrained, "held_out_averaged", name, style, (0, 1))
-        panel.set_xscale("log")
-        depths = _depths(learned)
-        panel.set_xticks(depths, [str(L) for L in depths])
-        panel.minorticks_off()
-        tidy(
-            panel,
-            f"L, iterations\n({_seeds(learned)})",
-            f"held-out loss, {LOSS}" if panel is panels[0] else "",
-        )
+            mine = group(select(learned, strategy=label), "L")
+            losses = [mean_interval(values(same, column)) for same in mine.values()]
+            if mine:
+                place = {"label": label, "style": style, "place": (i, 4)}
+                draw_curve(panel, list(mine), losses, **place)
     panels[0].set_yscale("log")
-    label_panels(panels, panels_of)
+    panels[0].set_ylabel(f"held-out loss, {LOSS}")
     levels = {
-        name: mean_interval([r["held_out_converged"] for r in select(records, baseline=name)]).mean
-        for name in ("dct", "differences", "identity")
+        name: mean_interval(values(select(records, baseline=name), "held_out_converged")).mean
+        for name in ("dct", "differences")
     }
     _fit_to_curves(panels, levels.values())
     draw_levels(panels[-1], levels)
@@ -130,15 +116,51 @@ def draw_depths(folder: Path) -> Figure:
     return figure
 
 
-def _draw_depths(panel, records, column, label, style, place) -> None:
-    depths = _depths(records)
-    values = [mean_interval([r[column] for r in select(records, L=L)]) for L in depths]
-    if depths:
-        draw_curve(panel, depths, values, label=label, style=style, place=place)
+def draw_differences(folder: Path) -> Figure:
+    """The same as PSNR over that of the last iterate at the same L, paired over seeds."""
+    records = read(folder)
+    figure, panels, styles = _panels_over_depth(records)
+    for panel, (run, column) in zip(panels, PANELS.values(), strict=True):
+        learned = group(select(records, run=run, kind="learned"), "L")
+        for i, (label, style) in enumerate(styles.items()):
+            pairs = {L: [select(same, strategy=s) for s in ("full", label)]
+                     for L, same in learned.items()}  # fmt: skip
+            if label == "full" or not all(all(pair) for pair in pairs.values()):
+                continue
+            gains = [_decibels_over(*paired(column, *pair)) for pair in pairs.values()]
+            place = {"label": label, "style": style, "place": (i, 4)}
+            draw_curve(panel, list(pairs), gains, **place)
+        panel.axhline(0, color="k", linewidth=0.8)
+    panels[0].set_ylabel("held-out PSNR over the last iterate's (dB)")
+    legend_below(figure, panels[1])
+    return figure
+
+
+def _decibels_over(full: np.ndarray, loss: np.ndarray) -> Interval:
+    return mean_interval(10 * np.log10(full / loss))
+
+
+def _panels_over_depth(records: Sequence[Record]) -> tuple[Figure, list[Axes], dict]:
+    """Four panels over L with one scale, and the styles of the strategies."""
+    learned = select(records, run="adam", kind="learned")
+    depths = _depths(learned)
+    figure = new_figure(10.0, 3.9)
+    panels = list(figure.subplots(1, len(PANELS), sharey=True))
+    for panel in panels:
+        panel.set_xscale("log")
+        panel.set_xticks(depths, [str(L) for L in depths])
+        panel.minorticks_off()
+        tidy(panel, f"L, iterations\n({_seeds(learned)})")
+    label_panels(panels, PANELS)
+    return figure, panels, styles_of(_strategies(learned))
 
 
 EXPERIMENT = "ergodic_depth"
-FIGURES = {"fig03a_ergodic_epochs": draw_epochs, "fig03b_ergodic_depth": draw_depths}
+FIGURES = {
+    "fig03a_ergodic_epochs": draw_epochs,
+    "fig03b_ergodic_depth": draw_depths,
+    "fig03c_over_the_last_iterate": draw_differences,
+}
 
 if __name__ == "__main__":
     main(EXPERIMENT, FIGURES)
