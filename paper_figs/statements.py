@@ -413,7 +413,30 @@ def one_step_is_enough(folder: Path) -> Finding:
             gain = mean_interval(over_full(records, mine, column))
             cases += [above(share, ENOUGH), above(gain, -SAME)]
             numbers.append(f"{strategy}, {name}: {_percents(share)} of the gain, {gain} dB over it")
+    numbers += [_gradient_left(records), _more_steps(records)]
     return Finding("against full unrolling at equal epochs. " + "; ".join(numbers), cases)
+
+
+def _gradient_left(records: Sequence[Record]) -> str:
+    """The exact gradient where one step stops, and the cosine of one step's to it."""
+    mine = select(records, kind="gradient", method="truncation:k=1")
+    start, end = (select(mine, place=place) for place in ("start", "end of k=1"))
+    left = mean_interval(np.divide(*paired("exact_norm", end, start)))
+    cosine = _mean(end, "cosine")
+    return (
+        f"where k = 1 stops the exact gradient has {_percents(left)} of its norm at the start, and "
+        f"a cosine of {cosine} to that of k = 1"
+    )
+
+
+def _more_steps(records: Sequence[Record]) -> str:
+    """What steps of each kind change from there."""
+    changes = {}
+    for method, same in group(select(records, kind="more"), "method").items():
+        steps = group(same, "step")
+        change = mean_interval(np.subtract(*paired("loss", steps[max(steps)], steps[0])))
+        changes[f"{max(steps)} more steps of {method} from there"] = f"loss {change}"
+    return _listed(changes)
 
 
 def one_step_at_equal_seconds(folder: Path) -> Finding:
