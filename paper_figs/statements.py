@@ -93,7 +93,7 @@ def above(interval: Interval, bound: float) -> Case:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.3g} %"
+    return f"{100 * value:.3g} %" if abs(value) > 1e-14 else "< 1e-12 %"
 
 
 def _percents(interval: Interval) -> str:
@@ -499,7 +499,7 @@ STATEMENTS = (
     ),
     Statement(
         "ergodic",
-        "the same where coordinates saturate, which is the case in practice",
+        "the same where coordinates saturate, beyond these conditions",
         kernels_where_saturated,
         "medians below 1e-6, for each lower level, both kernels",
         "fig02a",
