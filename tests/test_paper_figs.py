@@ -76,3 +76,11 @@ def test_stored_records_are_of_the_settings_that_stand_here(folder):
         settings = dataclasses.replace(settings, speech=Path("en_US_f_Allison"))
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert stored == json.loads(to_json(run_of(folder.name, settings)))
+
+
+def test_the_table_of_statements_is_that_of_the_stored_records():
+    """Neither is changed without the other, and nothing in it is written by hand."""
+    statements = importlib.import_module("statements")
+    text = statements.document(statements.STORED)
+    assert "not measured" not in text
+    assert text == statements.WRITTEN.read_text(encoding="utf-8")
