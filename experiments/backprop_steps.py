@@ -9,6 +9,8 @@ time for while one step has all of them, with a rate and a schedule of its own. 
 one step starts from and at the K that it ends at: the exact gradients of many batches beside the
 k-step ones (bias against the noise of a batch, batches that point uphill); and what more steps gain
 from there, exact ones beside those of one step and of full unrolling.
+
+Budget: 30 minutes on 2 cores, a shard on each (half of it the exact gradients).
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ of the start, order of batches), elsewhere a single one, so no interval, and at 
 for the box and m = 2n for the other only. The first seed at 20 ms and 3 or 4 bits also restores
 whole clips by overlapping frames; one is written as WAV into the run's folder, and where `pystoi`
 and `pesq` are installed (`pip install hypergrad-jax[speech]`) they judge too.
-About 40 minutes on 2 cores, a shard on each (`--shard 0/2`, `--shard 1/2`).
+
+Budget: 40 minutes on 2 cores, a shard on each.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ over seeds (noise of the data and of the start, order of batches). Rate, k and s
 by hand after a few trials with one seed.
 
 The held-out rows have far fewer jumps than the training rows (another part of the picture), so
-held-out losses are the smaller ones. About 8 minutes on 2 cores.
+held-out losses are the smaller ones.
+
+Budget: 8 minutes on 2 cores, a shard on each.
 """
 
 from __future__ import annotations

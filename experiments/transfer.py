@@ -6,6 +6,8 @@ K is learned at one L (full unrolling; one step) and tested at others and conver
 held-out losses over seeds. Then tau, sigma and theta are what is learned, K staying what it is, so
 that L iterations come near the truth, or near the solution; tested at other L, too, beside the
 default steps.
+
+Budget: 10 minutes on 2 cores, a shard on each.
 """
 
 from __future__ import annotations

@@ -131,13 +131,20 @@ def draw_photograph(folder: Path) -> Figure:
     whole = select(records, kind="photograph")
     metrics = {"observed": _metrics(select(whole, baseline="identity"))}
     metrics |= {name: _metrics(select(whole, baseline=key)) for key, name in NAMES.items()}
-    shown = list(dict.fromkeys([*_recipes(records)[:2], _best(records)]))
+    # K alone, and what each strategy makes of the best start.
+    m = {recipe: _rows(records, recipe) for recipe in _recipes(records)}
+    best = m[_best(records)]
+    shown = dict.fromkeys([*list(m)[:1], *(recipe for recipe in m if m[recipe] == best)])
     for recipe in shown:
         pictures[recipe] = arrays(folder, f"{_file_name(recipe)}-0")["picture"]
         metrics[recipe] = _metrics(select(whole, recipe=recipe))
     pictures["truth"] = stored["truth"]
     grey = {name: picture / 255 for name, picture in pictures.items()}
     return plot_photograph(grey, metrics=metrics, columns=4)
+
+
+def _rows(records: Sequence[Record], recipe: str) -> int:
+    return select(records, recipe=recipe, kind="learned")[0]["m"]
 
 
 def _metrics(records: Sequence[Record]) -> dict[str, float]:
