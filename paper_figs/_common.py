@@ -69,6 +69,15 @@ def paired(column: str, *methods: Sequence[Record]) -> list[np.ndarray]:
     return [np.array([found[seed] for seed in common]) for found in columns]
 
 
+def decibels_over(loss: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """How much nearer to the truth than a reference, from losses that are mean squares.
+
+    >>> decibels_over(np.array([0.1]), np.array([1.0]))
+    array([10.])
+    """
+    return 10 * np.log10(reference / loss)
+
+
 def arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
     """The stored arrays of the one cell whose file begins with `prefix`."""
     paths = sorted(folder.glob(f"{prefix}*.npz"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from _common import Record, main, paired, read, select, values
+from _common import Record, decibels_over, main, paired, read, select, values
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,7 +20,7 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import Interval, group, mean_interval
+from hypergrad.statistics import group, mean_interval
 
 LOSS = "½‖x − x†‖² per sample"
 
@@ -123,21 +123,21 @@ def draw_differences(folder: Path) -> Figure:
     for panel, (run, column) in zip(panels, PANELS.values(), strict=True):
         learned = group(select(records, run=run, kind="learned"), "L")
         for i, (label, style) in enumerate(styles.items()):
-            pairs = {L: [select(same, strategy=s) for s in ("full", label)]
-                     for L, same in learned.items()}  # fmt: skip
+            pairs = {
+                L: [select(same, strategy=s) for s in (label, "full")]
+                for L, same in learned.items()
+            }
             if label == "full" or not all(all(pair) for pair in pairs.values()):
                 continue
-            gains = [_decibels_over(*paired(column, *pair)) for pair in pairs.values()]
+            gains = [
+                mean_interval(decibels_over(*paired(column, *pair))) for pair in pairs.values()
+            ]
             place = {"label": label, "style": style, "place": (i, 4)}
             draw_curve(panel, list(pairs), gains, **place)
         panel.axhline(0, color="k", linewidth=0.8)
     panels[0].set_ylabel("held-out PSNR over the last iterate's (dB)")
     legend_below(figure, panels[1])
     return figure
-
-
-def _decibels_over(full: np.ndarray, loss: np.ndarray) -> Interval:
-    return mean_interval(10 * np.log10(full / loss))
 
 
 def _panels_over_depth(records: Sequence[Record]) -> tuple[Figure, list[Axes], dict]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from _common import Record, main, paired, read, select, values
+from _common import Record, decibels_over, main, paired, read, select, values
 from matplotlib.figure import Figure
 from matplotlib.typing import FillStyleType
 
@@ -133,8 +133,7 @@ def shares(records: Sequence[Record], mine: Sequence[Record], column: str) -> np
 def over_full(records: Sequence[Record], mine: Sequence[Record], column: str) -> np.ndarray:
     """By seed: how much nearer to the truth than full unrolling, in dB."""
     full = select(records, kind="learned", strategy="full")
-    ours, theirs = paired(column, mine, full)
-    return 10 * np.log10(theirs / ours)
+    return decibels_over(*paired(column, mine, full))
 
 
 def draw_share(folder: Path) -> Figure:

@@ -24,11 +24,11 @@ def _scripts(monkeypatch):
         monkeypatch.syspath_prepend(str(ROOT / folder))
     yield
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith((str(ROOT / "paper_figs"),)):
+        if str(getattr(module, "__file__", "")).startswith(str(ROOT / "paper_figs")):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["_common", "statements"])
+@pytest.mark.parametrize("name", ["_common", "_findings"])
 def test_examples(name):
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
@@ -37,9 +37,9 @@ def test_examples(name):
 
 def test_a_verdict_needs_cases():
     """No records of large L are not a statement that holds."""
-    statements = importlib.import_module("statements")
+    findings = importlib.import_module("_findings")
     with pytest.raises(ValueError, match="case"):
-        statements.verdict_of([])
+        findings.verdict_of([])
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_a_verdict_needs_cases():
     ],
 )
 def test_verdicts(cases, verdict):
-    assert importlib.import_module("statements").verdict_of(cases) == verdict
+    assert importlib.import_module("_findings").verdict_of(cases) == verdict
 
 
 def test_one_seed_decides_nothing():
-    statements = importlib.import_module("statements")
-    assert statements.below(Interval(1.0, float("nan"), 1), 2.0) is None
+    findings = importlib.import_module("_findings")
+    assert findings.below(Interval(1.0, float("nan"), 1), 2.0) is None
 
 
 def test_a_missing_number_is_said_and_not_judged():
