@@ -147,8 +147,10 @@ class Layers:
 
         return np.sum([rows(left).T @ rows(right) for left, right in self.pairs], axis=0)
 
-    def norm(self, layers: slice | int) -> float:
-        return float(np.linalg.norm(self.gradient(layers)))
+    @functools.cached_property
+    def whole(self) -> np.ndarray:
+        """What all of them add up to: the gradient of the batch in K."""
+        return self.gradient(slice(None))
 
 
 def layers_of(task: Task, label: str, L: int) -> tuple[Layers, Record]:
@@ -182,13 +184,14 @@ def layers_of(task: Task, label: str, L: int) -> tuple[Layers, Record]:
         ),
     )
     free_P, free_D = _prox_derivatives(task.problem, sizes, z)
-    whole = layers.gradient(slice(None))
     data_of = x_tilde, jnp.asarray(task.x_true)
     plain = np.asarray(
         _by_differentiation(task.problem, *data_of, sizes, start, jnp.asarray(alpha))
     )
     return layers, {
-        "formula_error": rounded(float(np.linalg.norm(whole - plain) / np.linalg.norm(plain))),
+        "formula_error": rounded(
+            float(np.linalg.norm(layers.whole - plain) / np.linalg.norm(plain))
+        ),
         "saturated_primal": rounded(float(np.mean(free_P == 0))),
         "saturated_dual": rounded(float(np.mean(free_D == 0))),
         "residual": quantiles(np.asarray(trajectory.stats.residual), [0.5])[0],
@@ -255,10 +258,9 @@ def _over_depth(layers: Layers, L: int) -> dict[str, Any]:
         for place, layer in (("first", 0), ("middle", middle))
     }
     worst = quantiles(layers.to_reduced[middle], [1.0])[0]
-    gradient = layers.gradient(slice(None))
-    whole = float(np.linalg.norm(gradient))
+    whole = float(np.linalg.norm(layers.whole))
     # Along the whole gradient, so that early and late parts add up to 1.
-    early = float(np.sum(layers.gradient(slice(0, L // 2)) * gradient)) / (whole**2 or np.nan)
+    early = float(np.sum(layers.gradient(slice(0, L // 2)) * layers.whole)) / (whole**2 or np.nan)
     return found | {
         "to_reduced_worst": worst,
         "limit": quantiles(layers.limit, [0.5])[0],
@@ -270,12 +272,13 @@ def _over_depth(layers: Layers, L: int) -> dict[str, Any]:
 def _over_layers(config: Config, layers: Layers, L: int) -> dict[str, Any]:
     """Medians over the samples of chosen layers, and their shares of the gradient."""
     lags = np.unique(np.round(np.geomspace(1, L, config.lags)).astype(int)) - 1
-    whole = layers.norm(slice(None))
+    whole = np.linalg.norm(layers.whole)
     columns = {
         column: [quantiles(getattr(layers, column)[L - 1 - lag], [0.5])[0] for lag in lags]
         for column in ("primal", "dual")
     }
-    share = [rounded(layers.norm(int(L - 1 - lag)) / whole) for lag in lags]
+    parts = (layers.gradient(int(L - 1 - lag)) for lag in lags)
+    share = [rounded(float(np.linalg.norm(part) / whole)) for part in parts]
     return {"lag": lags.tolist(), **columns, "share": share}
 
 
