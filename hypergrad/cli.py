@@ -1,4 +1,4 @@
-"""The command line: `hypergrad compare | train | strategies`.
+"""The command line: `hypergrad compare | train | bench | strategies`.
 
 Usage errors end with status 2, unusable data or settings with 1, an interruption with 130; in each
 case with one line and without a traceback.
@@ -69,6 +69,20 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure time and memory as ratios within one run: the benchmark."""
+
+    only: tuple[str, ...] = ()
+    """Sections to run, separated by spaces. (default: all)"""
+    out: Path | None = None
+    """Folder for the results. Given again, the run goes on there. (default: results/bench)"""
+    quick: bool = False
+    """Every section in miniature, as a smoke test."""
+    shard: str = "0/1"
+    """i/n: every n-th measurement from number i on; all shards share one folder."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Strategies:
     """List the strategies: formula, cost, caveat and options."""
 
@@ -76,6 +90,7 @@ class Strategies:
 _Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Strategies, tyro.conf.subcommand("strategies")]
 )
 
@@ -95,6 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
             _list_strategies()
         elif isinstance(command, Compare):
             _study("compare", command.run, command.strategies)
+        elif isinstance(command, Bench):
+            return _bench(command)
         else:
             assert isinstance(command, Train)
             _study("train", command.run, (command.strategy,))
@@ -161,6 +178,22 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
             f"interrupted; finished and whole in {out}: {done}. "
             f"Give the same command with --out {out} to go on."
         ) from None
+
+
+def _bench(options: Bench) -> int:
+    import jax
+
+    # Sections say themselves where they want float32.
+    jax.config.update("jax_enable_x64", True)
+    from hypergrad.benchmark import Benchmark, cells, report
+    from hypergrad.sweep import Options, run_experiment
+
+    try:
+        benchmark = Benchmark(only=options.only) if options.only else Benchmark()
+    except ValueError as error:
+        raise _UsageError(error) from None
+    sweep = Options(benchmark, options.out, options.quick, options.shard)
+    return run_experiment("bench", sweep, cells, report)
 
 
 def _list_strategies() -> None:

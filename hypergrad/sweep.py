@@ -45,10 +45,12 @@ from hypergrad.records import (
 __all__ = [
     "AbstractSettings",
     "Cell",
+    "Options",
     "Result",
     "Shard",
     "Workspace",
     "main",
+    "run_experiment",
     "run_of",
     "run_sweep",
     "store",
@@ -280,7 +282,9 @@ C = TypeVar("C", bound=AbstractSettings)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Options(Generic[C]):
+class Options(Generic[C]):
+    """What an experiment is told on its command line."""
+
     config: Annotated[C, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; given again with the same settings, it goes on there."""
@@ -313,7 +317,18 @@ def main(
     `report(settings, records)`, the results in words and tables, is printed and written to
     `report.md`.
     """
-    options = tyro.cli(_Options[settings], prog=f"experiments/{name}.py")
+    options = tyro.cli(Options[settings], prog=f"experiments/{name}.py")
+    if (status := run_experiment(name, options, cells, report)) != 0:
+        sys.exit(status)
+
+
+def run_experiment(
+    name: str,
+    options: Options[C],
+    cells: Callable[[C], Sequence[Cell]],
+    report: Callable[[C, list[Record]], str] | None = None,
+) -> int:
+    """Run the cells, print and write the report; the exit status."""
     config = options.config.quick() if options.quick else options.config
     out = options.out or Path("results") / (f"{name}-quick" if options.quick else name)
     run = run_of(name, config)
@@ -321,13 +336,13 @@ def main(
         records = run_sweep(cells(config), out, config=run, shard=Shard.parse(options.shard))
     except (ValueError, FileNotFoundError) as error:  # settings, or data that are not there
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; the same command goes on in {out}", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        return _INTERRUPTED
     if records is None:
         print(f"{name}: this shard is finished, others are not; their cells are missing in {out}")
-        return
+        return 0
     if report is not None:
         text = report(config, records)
         write_text(out / "report.md", text)
@@ -335,3 +350,4 @@ def main(
     print(f"{name}: {len(records)} records in {out / 'records.jsonl'}")
     if options.store is not None:
         store(out, options.store)
+    return 0

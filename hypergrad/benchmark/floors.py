@@ -1,11 +1,7 @@
-"""What a strategy costs, as ratios within one run.
+"""An iteration and every strategy against the floor: time, memory, compilation.
 
-The floor is the time of the 2 L matrix products of L iterations alone (same shapes, dtype and
-process). Everything is compiled ahead, warmed up, interleaved and blocked until ready; the figure
-is the median. Also read from the compiled programs: memory, and whether an array of the size
-(batch, m, n) occurs; and counted: compilations on a second call at the same shapes.
-
-    python experiments/speed.py [--quick] [--out results/speed]
+Also read from the compiled programs: memory, and whether an array of the size (batch, m, n) occurs;
+and counted: compilations on a second call at the same shapes.
 """
 
 from __future__ import annotations
@@ -19,16 +15,29 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-import hypergrad as hg
+from hypergrad import operators
+from hypergrad.bilevel import hypergradient
+from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import one_hypergradient, solve_without_strategy
-from hypergrad.operators import operator_norm
+from hypergrad.functions import L1, Quadratic
+from hypergrad.lower_level import LowerLevel
 from hypergrad.records import markdown_table
-from hypergrad.sweep import Cell, Record, Result, main
+from hypergrad.strategies import (
+    AbstractStrategy,
+    ErgodicUnrolling,
+    FullUnrolling,
+    LimitFormula,
+    Steps,
+    Truncation,
+)
+from hypergrad.sweep import Cell, Record, Result
 from hypergrad.timing import compile_ahead, interleaved_medians, matrix_products_alone
+
+__all__ = ["Settings", "cells", "report"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Settings:
     """Ratios of time and memory, float32, L iterations."""
 
     sizes: tuple[tuple[int, int, int], ...] = (
@@ -41,19 +50,22 @@ class Config:
     iterations: int = 100
     repeats: int = 15
 
-    def quick(self) -> Config:
+    def quick(self) -> Settings:
         """One small size, two repeats."""
         return dataclasses.replace(self, sizes=((32, 16, 8),), repeats=2)
 
 
-MEASURED: tuple[hg.AbstractStrategy, ...] = (
-    hg.Truncation(1),
-    hg.LimitFormula(hg.Steps(1)),
-    hg.Truncation(10),
-    hg.LimitFormula(hg.Steps(10)),
-    hg.FullUnrolling(),
-    hg.ErgodicUnrolling(),
+MEASURED: tuple[AbstractStrategy, ...] = (
+    Truncation(1),
+    LimitFormula(Steps(1)),
+    Truncation(10),
+    LimitFormula(Steps(10)),
+    FullUnrolling(),
+    ErgodicUnrolling(),
 )
+
+# Where JAX says what it traces and compiles.
+_LOGGERS = ("dispatch", "interpreters.pxla", "compiler", "pjit")
 
 COLUMNS = {
     "size": "(m, n, batch)",
@@ -74,57 +86,54 @@ def arrays_of_size(text: str, *dimensions: int) -> int:
     return sum(all(shape.count(d) >= dimensions.count(d) for d in dimensions) for shape in shapes)
 
 
-class CompilationCounter(logging.Handler):
-    """Counts what JAX says it compiles."""
-
-    def __init__(self):
-        super().__init__(logging.DEBUG)
-        self.count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += record.getMessage().startswith("Compiling ")
-
-
 def count_compilations(call) -> int:
-    """Compilations during a call."""
-    counter, logger = CompilationCounter(), logging.getLogger("jax._src.interpreters.pxla")
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(counter)
+    """Compilations during a call, as JAX logs them (what it logs is swallowed)."""
+    compiled = 0
+
+    def swallow(record: logging.LogRecord) -> bool:
+        nonlocal compiled
+        compiled += record.getMessage().startswith("Compiling ")
+        return False
+
+    loggers = [logging.getLogger(f"jax._src.{name}") for name in _LOGGERS]
+    for logger in loggers:
+        logger.addFilter(swallow)
     try:
         with jax.log_compiles():
             jax.block_until_ready(call())
     finally:
-        logger.removeHandler(counter)
-        logger.propagate = propagate
-    return counter.count
+        for logger in loggers:
+            logger.removeFilter(swallow)
+    return compiled
 
 
-def measure(m: int, n: int, batch: int, config: Config) -> Result:
-    keys = jax.random.split(jax.random.key(0), 3)
-    K = hg.operators.random(m, n, key=keys[0])
-    x_true = jax.random.normal(keys[1], (batch, n))
-    x_tilde = x_true + 0.1 * jax.random.normal(keys[2], (batch, n))
-    problem = hg.LowerLevel(K=K, F=hg.L1(0.15), G=hg.Quadratic(1.0))
+def measure(m: int, n: int, batch: int, settings: Settings) -> Result:
+    keys, dtype = jax.random.split(jax.random.key(0), 3), jnp.float32
+    K = operators.random(m, n, key=keys[0]).astype(dtype)
+    x_true = jax.random.normal(keys[1], (batch, n), dtype)
+    x_tilde = x_true + 0.1 * jax.random.normal(keys[2], (batch, n), dtype)
+    problem = LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0))
     # The norm is paid once and reported in a row of its own.
-    solver = hg.ChambollePock(config.iterations).with_step_sizes(problem)
+    solver = ChambollePock(settings.iterations).with_step_sizes(problem)
 
     programs = {
-        "floor": compile_ahead(eqx.Partial(matrix_products_alone, L=config.iterations), K, x_tilde),
+        "floor": compile_ahead(
+            eqx.Partial(matrix_products_alone, L=settings.iterations), K, x_tilde
+        ),
         "forward": compile_ahead(solve_without_strategy, problem, x_tilde, solver),
-        "operator norm": compile_ahead(operator_norm, K),
+        "operator norm": compile_ahead(operators.operator_norm, K),
     }
     for strategy in MEASURED:
         programs[strategy.label] = compile_ahead(
             one_hypergradient, problem, x_tilde, x_true, solver, strategy
         )
     seconds = interleaved_medians(
-        {name: program.call for name, program in programs.items()}, repeats=config.repeats
+        {name: program.call for name, program in programs.items()}, repeats=settings.repeats
     )
     again = {s.label: _recompilations(problem, x_tilde, x_true, solver, s) for s in MEASURED}
     records = [
         {
             "size": f"({m}, {n}, {batch})",
-            "device": jax.devices()[0].device_kind,
             "name": name,
             "milliseconds": 1e3 * seconds[name],
             "over_floor": seconds[name] / seconds["floor"],
@@ -144,25 +153,23 @@ def _recompilations(problem, x_tilde, x_true, solver, strategy) -> int:
 
     def call(scale: float):
         x = jnp.asarray(scale, x_tilde.dtype) * x_tilde
-        return hg.hypergradient(problem, x, x_true, solver=solver, strategy=strategy)
+        return hypergradient(problem, x, x_true, solver=solver, strategy=strategy)
 
     jax.block_until_ready(call(1.0))
     return count_compilations(lambda: call(2.0))
 
 
-def cells(config: Config) -> list[Cell]:
+def cells(settings: Settings) -> list[Cell]:
     """One for each size."""
     return [
-        Cell({"m": m, "n": n, "batch": batch}, lambda _, size=(m, n, batch): measure(*size, config))
-        for m, n, batch in config.sizes
+        Cell(
+            {"section": "floors", "m": m, "n": n, "batch": batch},
+            lambda _, size=(m, n, batch): measure(*size, settings),
+        )
+        for m, n, batch in settings.sizes
     ]
 
 
-def report(config: Config, records: Sequence[Record]) -> str:
-    """The table, and the device that it was measured on."""
-    del config
-    return f"{markdown_table(records, COLUMNS)}\n\nDevice: {jax.devices()[0].device_kind}\n"
-
-
-if __name__ == "__main__":
-    main("speed", Config, cells, report)
+def report(records: Sequence[Record]) -> str:
+    """One table."""
+    return f"# Time and memory against the floor\n\n{markdown_table(records, COLUMNS)}\n"
