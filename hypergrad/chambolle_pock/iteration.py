@@ -57,28 +57,53 @@ class ProxArguments(NamedTuple):
     z_P: Float[Array, "*batch n"]
 
 
+class _Point(NamedTuple):
+    """What an iteration reads: `x_bar = x_tilde + r_bar` in the place of `r_bar`.
+
+    XLA makes a pass over memory of everything that a loop carries, so it carries no more than this.
+    """
+
+    r: Float[Array, "*batch n"]
+    x_bar: Float[Array, "*batch n"]
+    y: Float[Array, "*batch m"]
+
+
+def _point(x_tilde: Array, state: State) -> _Point:
+    return _Point(state.r, x_tilde + state.r_bar, state.y)
+
+
+def _advance(problem: LowerLevel, sizes: StepSizes, at: _Point) -> tuple[State, ProxArguments]:
+    K, F, G = problem.K, problem.F, problem.G
+    tau, sigma, theta = sizes
+
+    z_D = at.y + sigma * apply(K, at.x_bar)
+    y = F.prox_conjugate(z_D, sigma)
+    z_P = at.r - tau * apply_transpose(K, y)
+    r = G.prox(z_P, tau)
+    r_bar = r + theta * (r - at.r)
+    return State(r, r_bar, y), ProxArguments(z_D, z_P)
+
+
 def step(
     problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State
 ) -> tuple[State, ProxArguments]:
     """One Chambolle-Pock iteration: the next state, and the arguments of its two proxes."""
-    K, F, G = problem.K, problem.F, problem.G
-    tau, sigma, theta = sizes
-
-    z_D = state.y + sigma * apply(K, x_tilde + state.r_bar)
-    y = F.prox_conjugate(z_D, sigma)
-    z_P = state.r - tau * apply_transpose(K, y)
-    r = G.prox(z_P, tau)
-    r_bar = r + theta * (r - state.r)
-    return State(r, r_bar, y), ProxArguments(z_D, z_P)
+    return _advance(problem, sizes, _point(x_tilde, state))
 
 
-def run(problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, count: int) -> State:
+def run(
+    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, count: int | Array
+) -> State:
     """`count` iterations, without their history."""
+    if isinstance(count, int) and count == 0:
+        return state
 
-    def body(state: State, _):
-        return step(problem, x_tilde, sizes, state)[0], None
+    def body(_, at: _Point) -> _Point:
+        return _point(x_tilde, _advance(problem, sizes, at)[0])
 
-    return jax.lax.scan(body, state, None, length=count)[0]
+    # The last one by itself: it alone has to leave r_bar.
+    at = jax.lax.fori_loop(0, count - 1, body, _point(x_tilde, state))
+    return _advance(problem, sizes, at)[0]
 
 
 def record(
@@ -86,7 +111,10 @@ def record(
 ) -> tuple[State, ProxArguments]:
     """`count` iterations with their history, the prox arguments `(count, ..., m or n)`."""
 
-    def body(state: State, _):
-        return step(problem, x_tilde, sizes, state)
+    def body(at: _Point, _):
+        new, z = _advance(problem, sizes, at)
+        return _point(x_tilde, new), z
 
-    return jax.lax.scan(body, state, None, length=count)
+    last, history = jax.lax.scan(body, _point(x_tilde, state), None, length=count)
+    before = state.r if count == 1 else problem.G.prox(history.z_P[-2], sizes.tau)
+    return State(last.r, last.r + sizes.theta * (last.r - before), last.y), history

@@ -281,10 +281,7 @@ def _run_to_tolerance(
     def burst(carry):
         state, iterations, arrived, done = carry
         length = jnp.minimum(_CHECK_EVERY, most - done)
-        moved = jax.lax.fori_loop(
-            0, length, lambda _, s: step(problem, x_tilde, sizes, s)[0], state
-        )
-        state = where(arrived, state, moved)
+        state = where(arrived, state, run(problem, x_tilde, sizes, state, length))
         iterations = jnp.where(arrived, iterations, done + length)
         # A sample that is no longer finite will not arrive: it is not waited for.
         now = residual(state)
