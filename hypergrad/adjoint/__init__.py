@@ -30,5 +30,8 @@ from hypergrad.adjoint.results import SolvedPair as SolvedPair
 from hypergrad.adjoint.results import Tangents as Tangents
 from hypergrad.adjoint.results import problem_gradient as problem_gradient
 from hypergrad.adjoint.results import zero_gradient as zero_gradient
+from hypergrad.adjoint.unrolled import Checkpointed as Checkpointed
 from hypergrad.adjoint.unrolled import Recorded as Recorded
 from hypergrad.adjoint.unrolled import backpropagate as backpropagate
+from hypergrad.adjoint.unrolled import backpropagate_again as backpropagate_again
+from hypergrad.adjoint.unrolled import run_in_segments as run_in_segments

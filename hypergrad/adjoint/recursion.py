@@ -45,6 +45,7 @@ __all__ = [
     "DeltaSums",
     "StepTerms",
     "adjoint_step",
+    "entered",
     "first_layer",
     "nothing_like",
     "relative_size",
@@ -83,6 +84,12 @@ def start_adjoint(
         return AdjointState(earlier.Delta_P, earlier.Delta_D, KT_Delta_D, KT_Delta_D)
     zero_P, zero_D = jnp.zeros_like(g.x), jnp.zeros_like(g.y)
     return AdjointState(zero_P, zero_D, zero_P, zero_P)
+
+
+def entered(g: Cotangent) -> AdjointState:
+    """`delta[L+1] = g`, of which `delta_bar` knows nothing: the same as `g` entering layer L."""
+    nothing = jnp.zeros_like(g.x)
+    return AdjointState(g.x, g.y, nothing, nothing)
 
 
 def adjoint_step(

@@ -11,6 +11,7 @@ from hypergrad.chambolle_pock.iteration import ProxArguments as ProxArguments
 from hypergrad.chambolle_pock.iteration import State as State
 from hypergrad.chambolle_pock.iteration import StepSizes as StepSizes
 from hypergrad.chambolle_pock.iteration import record as record
+from hypergrad.chambolle_pock.iteration import run as run
 from hypergrad.chambolle_pock.iteration import step as step
 from hypergrad.chambolle_pock.solver import ChambollePock as ChambollePock
 from hypergrad.chambolle_pock.solver import Solution as Solution

@@ -25,7 +25,8 @@ def clip(z: Vector, bound: Array) -> Vector:
 @clip.defjvp
 def _clip_derivative(at: tuple[Array, Array], along: tuple[Array, Array]) -> tuple[Array, Array]:
     (z, bound), (dz, dbound) = at, along
-    return clip(z, bound), jnp.where(jnp.abs(z) < bound, dz, jnp.sign(z) * dbound)
+    outside = jnp.where(z > 0, dbound, jnp.where(z < 0, -dbound, 0.0))
+    return clip(z, bound), jnp.where(jnp.abs(z) < bound, dz, outside)
 
 
 def shrink_to_ball(z: Array, radius: Array, axis: int) -> Array:
