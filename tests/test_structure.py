@@ -72,6 +72,7 @@ HOUSE = """
     diagnostics.steps
     diagnostics
     checkpoints  variables  visits
+    devices
     training
     comparison
     baselines
