@@ -28,6 +28,7 @@ from jaxtyping import Array
 
 from hypergrad._checks import check_count, describe
 from hypergrad.bilevel import Loss
+from hypergrad.lower_level import LowerLevel
 from hypergrad.visits import Visit, Visited
 
 __all__ = [
@@ -228,21 +229,22 @@ class OnMesh(AbstractPlacement):
     def visit(self, visit: Visit) -> Visit:
         whole, shared = P(), P(self.mesh.axis_names)
 
-        def on_all(problem, x_tilde, x_true, left) -> Visited:
+        def on_all(problem: LowerLevel, x_tilde: Array, x_true: Array, left: Any) -> Visited:
             arrays, rest = eqx.partition(problem, eqx.is_array)
 
-            def on_one(arrays, x_tilde, x_true, left) -> Visited:
-                own = visit(eqx.combine(arrays, rest), x_tilde, x_true, left)
-                return _combine(own, self.mesh)
+            def on_one(arrays: LowerLevel, *rows: Any) -> tuple[Visited, Any]:
+                own = visit(eqx.combine(arrays, rest), *rows)
+                return _combine(own, self.mesh), own.left
 
-            return jax.shard_map(
+            visited, left = jax.shard_map(
                 on_one,
                 mesh=self.mesh,
                 in_specs=(whole, shared, shared, shared),
-                out_specs=Visited(whole, whole, whole, whole, whole, shared),
+                out_specs=(whole, shared),
                 # With it on, JAX would add a sum of its own to each derivative in the problem.
                 check_vma=False,
             )(arrays, x_tilde, x_true, left)
+            return visited._replace(left=left)
 
         return on_all
 
@@ -302,12 +304,15 @@ def placement(devices: int | Mesh | None) -> AbstractPlacement:
 
 
 def _combine(own: Visited, mesh: Mesh) -> Visited:
-    """The visit to the whole batch from that of each device to its share, by one all-reduce."""
+    """The visit to the whole batch from that of each device to its share, by one all-reduce.
+
+    (What is left of each sample stays where it is.)
+    """
     axes, size = mesh.axis_names, mesh.size
     loss, grad = jax.tree.map(lambda mean: mean / size, (own.loss, own.grad))
     # A maximum would be an all-reduce of its own: each device has a place in the sum instead.
-    mine = jnp.arange(size) == jax.lax.axis_index(axes)
-    residuals = jnp.where(mine, own.residual, 0.0)
+    nothing = jnp.zeros(size, own.residual.dtype)
+    residuals = nothing.at[jax.lax.axis_index(axes)].set(own.residual)
     vector, restore = ravel_pytree((loss, grad, own.converged, own.near, residuals))
     loss, grad, converged, near, residuals = restore(jax.lax.psum(vector, axes))
-    return Visited(loss, grad, converged, near, jnp.max(residuals), own.left)
+    return Visited(loss, grad, converged, near, jnp.max(residuals), None)

@@ -37,7 +37,7 @@ from hypergrad.strategies._base import AbstractStrategy
 from hypergrad.variables import K_is_a_gauge, Variables, rescale_K
 from hypergrad.visits import Visit, WarmStart, make_visit, nothing_left, put, take
 
-__all__ = ["History", "WarmStart", "evaluate", "solve_in_pieces", "train"]
+__all__ = ["History", "WarmStart", "evaluate", "make_update", "solve_in_pieces", "train"]
 
 Pair = tuple[Any, Any]
 
@@ -83,7 +83,7 @@ class _State(NamedTuple):
     memory: State | None
 
 
-def _make_update(
+def make_update(
     variables: Variables,
     visit: Visit,
     optimizer: optax.GradientTransformation,
@@ -263,9 +263,9 @@ def train(
 
     **Returns**: a `History`.
 
-    **Errors**: a `ValueError` for data that do not fit, a checkpoint of another run, or a batch that
-    the devices cannot share out. An interruption (`KeyboardInterrupt`) leaves the last epoch's
-    checkpoint.
+    **Errors**: a `ValueError` for data that do not fit, for a checkpoint of another run, and for a
+    batch that the devices cannot share out. An interruption (`KeyboardInterrupt`) leaves the last
+    epoch's checkpoint.
 
     **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch. On several
     devices, memory for its share on each, and a step sums up one vector of the size of the
@@ -327,7 +327,7 @@ def train(
         return place.rows((x_tilde[rows], x_true[rows], take(state.memory, rows)))
 
     def lower(place: AbstractPlacement) -> Any:
-        update = _make_update(variables, place.visit(visit), optimizer, project, share)
+        update = make_update(variables, place.visit(visit), optimizer, project, share)
         return update.lower(*place.everywhere(state[:2]), *batch(state, some, place))
 
     lowered = lower(place)
@@ -356,7 +356,8 @@ def train(
         checkpoints = Checkpoints(checkpoint_dir, fingerprint())
         state, records = place.from_first(lambda: checkpoints.load(state), (state, records))
         state = state._replace(memory=jax.tree.map(np.array, state.memory))  # to be written into
-    state = _State(*place.everywhere(state[:2]), state.memory)
+    problem, optimizer_state = place.everywhere(state[:2])
+    state = _State(problem, optimizer_state, state.memory)
 
     with _bar(progress if place.writes else False) as bar:
         steps = len(x_tilde) // batch_size
@@ -366,9 +367,11 @@ def train(
         for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
             measured, started = [], time.perf_counter()
             for rows in _batches(len(x_tilde), batch_size, seed, epoch):
-                *moved, now, left = compiled(*state[:2], *batch(state, rows, place))
+                problem, optimizer_state, now, left = compiled(
+                    *state[:2], *batch(state, rows, place)
+                )
                 put(state.memory, rows, left)
-                state = _State(*moved, state.memory)
+                state = _State(problem, optimizer_state, state.memory)
                 measured.append(jax.tree.map(float, now))
                 bar.update(task, advance=1, loss=f"loss {measured[-1]['train_loss']:.5f}")
             seconds = records[-1]["seconds"] + time.perf_counter() - started

@@ -77,7 +77,7 @@ HOUSE = """
     comparison
     baselines
     image_study
-    benchmark._device
+    benchmark._device  benchmark._on_devices
     benchmark.*
     benchmark
     cli
