@@ -124,6 +124,42 @@ def make_update(
     return eqx.filter_jit(update)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Learner:
+    """What takes training steps: the training data, what is learned from them, and where."""
+
+    x_tilde: np.ndarray
+    x_true: np.ndarray
+    variables: Variables
+    visit: Visit
+    optimizer: optax.GradientTransformation
+    project: Callable[[LowerLevel], LowerLevel] | None
+    share: float
+    place: AbstractPlacement
+
+    def spread(self, state: _State) -> _State:
+        """The state where the steps want it."""
+        problem, optimizer_state = self.place.everywhere((state.problem, state.optimizer_state))
+        return _State(problem, optimizer_state, state.memory)
+
+    def _arguments(self, state: _State, rows: Any) -> tuple[Any, ...]:
+        batch = (self.x_tilde[rows], self.x_true[rows], take(state.memory, rows))
+        return state.problem, state.optimizer_state, *self.place.rows(batch)
+
+    def lower(self, state: _State, rows: Any) -> Any:
+        """The program of a step, not yet compiled."""
+        visit = self.place.visit(self.visit)
+        update = make_update(self.variables, visit, self.optimizer, self.project, self.share)
+        return update.lower(*self._arguments(self.spread(state), rows))
+
+    def step(self, compiled: Any, state: _State, rows: Any) -> tuple[_State, dict[str, float]]:
+        """One update, and what was measured before it."""
+        *moved, measured, left = compiled(*self._arguments(state, rows))
+        put(state.memory, rows, left)
+        problem, optimizer_state = moved
+        return _State(problem, optimizer_state, state.memory), jax.tree.map(float, measured)
+
+
 # --------------------------------------------------------------------------------------------- data
 
 
@@ -145,6 +181,27 @@ def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
     if not (np.all(np.isfinite(x_tilde)) and np.all(np.isfinite(x_true))):
         raise ValueError(f"{name} must be finite; got NaN or infinity")
     return x_tilde, x_true
+
+
+def _of_one_dtype(
+    problem: LowerLevel, data: Pair, validation: Pair | None
+) -> tuple[LowerLevel, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
+    """The problem, and data that fit it, on the host."""
+    pair, held_out = _check_pair("data", data, problem.n), None
+    if validation is not None:
+        held_out = _check_pair("validation", validation, problem.n)
+    dtype = jnp.result_type(problem.dtype, jnp.asarray(pair[0][:1]).dtype)
+    # On the host: taking the rows of a batch costs NumPy microseconds, and JAX a millisecond.
+    pair, held_out = jax.tree.map(np.asarray, cast_floats((pair, held_out), dtype))
+    return cast_floats(problem, dtype), pair, held_out
+
+
+def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
+    if not isinstance(warm_start, (WarmStart, bool)):
+        raise ValueError(
+            f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
+        )
+    return WarmStart() if warm_start is True else warm_start or None
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -285,30 +342,16 @@ def train(
     """
     check_count("epochs", epochs, least=0)
     check_count("batch_size", batch_size)
-    if not isinstance(warm_start, (WarmStart, bool)):
-        raise ValueError(
-            f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
-        )
-    safeguard = WarmStart() if warm_start is True else warm_start or None
+    safeguard = _safeguard(warm_start)
     check_problem(problem)
     solver = usual_solver(solver)
     check_strategy(strategy, solver)
     optimizer = optax.adam(2e-3) if optimizer is None else optimizer
     _check_optimizer(optimizer)
-    x_tilde, x_true = _check_pair("data", data, problem.n)
-    held_out = None
-    if validation is not None:
-        held_out = _check_pair("validation", validation, problem.n)
+    problem, (x_tilde, x_true), held_out = _of_one_dtype(problem, data, validation)
     batch_size = min(batch_size, len(x_tilde))
     place = placement(devices)
     place.check(batch_size, warm=safeguard is not None)
-
-    dtype = jnp.result_type(problem.dtype, jnp.asarray(x_tilde[:1]).dtype)
-    problem = cast_floats(problem, dtype)
-    # On the host: taking the rows of a batch costs NumPy microseconds, and JAX a millisecond.
-    x_tilde, x_true, held_out = jax.tree.map(
-        np.asarray, cast_floats((x_tilde, x_true, held_out), dtype)
-    )
     some = slice(batch_size)
     check_loss(loss, jnp.asarray(x_true[some]))
     place.check_loss(loss, jnp.asarray(x_tilde[some]), jnp.asarray(x_true[some]))
@@ -317,26 +360,20 @@ def train(
         project = rescale_K
     visit = make_visit(solver, strategy, loss, safeguard)
     share = 0.0 if safeguard is None else safeguard.share
+    learner = _Learner(x_tilde, x_true, variables, visit, optimizer, project, share, place)
     memory = None
     if safeguard is not None:
         example = (problem, x_tilde[some], x_true[some])
         memory = nothing_left(len(x_tilde), *example, solver=solver, strategy=strategy)
-    state = _State(problem, optimizer.init(variables.free(problem)), memory)
-
-    def batch(state: _State, rows: Any, place: AbstractPlacement) -> tuple[Any, ...]:
-        return place.rows((x_tilde[rows], x_true[rows], take(state.memory, rows)))
-
-    def lower(place: AbstractPlacement) -> Any:
-        update = make_update(variables, place.visit(visit), optimizer, project, share)
-        return update.lower(*place.everywhere(state[:2]), *batch(state, some, place))
-
-    lowered = lower(place)
+    start = _State(problem, optimizer.init(variables.free(problem)), memory)
+    lowered = learner.lower(start, some)
 
     @functools.cache
     def fingerprint() -> str:
         # The program holds the optimiser, the loss, what is learned and how it is projected. That
         # for one device: a run may go on with another number of them.
-        program = (lowered if devices is None else lower(OneDevice())).as_text()
+        alone = dataclasses.replace(learner, place=OneDevice())
+        program = (lowered if devices is None else alone.lower(start, some)).as_text()
         settings = (strategy, epochs, batch_size, seed, safeguard, checkpoint_dir is None, program)
         return fingerprint_of(problem, x_tilde, x_true, held_out, solver, settings)
 
@@ -350,14 +387,14 @@ def train(
     def validate(problem: LowerLevel) -> float | None:
         return None if held_out is None else loss_on(held_out, problem)
 
+    state = start
     records = [_first_record(loss_on((x_tilde, x_true), problem), validate(problem))]
     checkpoints = None
     if checkpoint_dir is not None:
         checkpoints = Checkpoints(checkpoint_dir, fingerprint())
-        state, records = place.from_first(lambda: checkpoints.load(state), (state, records))
+        state, records = place.from_first(lambda: checkpoints.load(start), (start, records))
         state = state._replace(memory=jax.tree.map(np.array, state.memory))  # to be written into
-    problem, optimizer_state = place.everywhere(state[:2])
-    state = _State(problem, optimizer_state, state.memory)
+    state = learner.spread(state)
 
     with _bar(progress if place.writes else False) as bar:
         steps = len(x_tilde) // batch_size
@@ -367,13 +404,9 @@ def train(
         for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
             measured, started = [], time.perf_counter()
             for rows in _batches(len(x_tilde), batch_size, seed, epoch):
-                problem, optimizer_state, now, left = compiled(
-                    *state[:2], *batch(state, rows, place)
-                )
-                put(state.memory, rows, left)
-                state = _State(problem, optimizer_state, state.memory)
-                measured.append(jax.tree.map(float, now))
-                bar.update(task, advance=1, loss=f"loss {measured[-1]['train_loss']:.5f}")
+                state, now = learner.step(compiled, state, rows)
+                measured.append(now)
+                bar.update(task, advance=1, loss=f"loss {now['train_loss']:.5f}")
             seconds = records[-1]["seconds"] + time.perf_counter() - started
             records.append(_record(epoch, seconds, measured, validate(place.here(state.problem))))
             if checkpoints is not None and place.writes:

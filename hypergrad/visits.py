@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from hypergrad._checks import check_count, check_fraction, check_number
-from hypergrad.bilevel import Hypergradient, Loss, OnSamples, hypergradient
+from hypergrad.bilevel import Data, Hypergradient, Loss, OnSamples, hypergradient
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.status import Status
@@ -127,7 +127,7 @@ def _visited(h: Hypergradient, near: Bool[Array, " batch"], left: State | None) 
 
 
 def nothing_left(
-    samples: int, problem: LowerLevel, x_tilde: Array, x_true: Array, **settings: Any
+    samples: int, problem: LowerLevel, x_tilde: Data, x_true: Data, **settings: Any
 ) -> State:
     """What visits leave of each sample, before the first: zeros, from which a solve is a cold one.
 
