@@ -3,6 +3,7 @@
 min_K  sum_i loss(x_hat_i, x_true_i)    with    x_hat_i = argmin_x F(K x) + G(x - x_tilde_i)
 """
 
+from hypergrad import devices as devices
 from hypergrad import operators as operators
 from hypergrad.bilevel import Chosen as Chosen
 from hypergrad.bilevel import Hypergradient as Hypergradient

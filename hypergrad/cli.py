@@ -6,9 +6,12 @@ case with one line and without a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,6 +53,24 @@ class RunOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """Several devices, of one process or of several: each takes its share of every batch."""
+
+    devices: int | None = None
+    """Devices of each process that learning uses; a CPU is taken for so many. (default: one where
+    there is one process; all where there are several)"""
+    cluster: bool = False
+    """This is one of several processes that were started together (by SLURM's srun or Open MPI's
+    mpirun, say), with the same words: JAX asks the scheduler for the three below."""
+    coordinator: str | None = None
+    """Without a scheduler: host:port of the first process, the same word for all."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which of them this is, from 0 on; only 0 writes files."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Compare:
     """Compare strategies on photographs: one batch, training, tables and figures (the main job)."""
 
@@ -57,6 +78,7 @@ class Compare:
     """Strategies, separated by spaces: a name from `hypergrad strategies` with its options, as in
     truncation:k=5, or module:Class."""
     run: RunOptions = RunOptions()
+    on: DeviceOptions = DeviceOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +88,7 @@ class Train:
     strategy: str = "truncation:k=1"
     """The strategy, as in `compare`."""
     run: RunOptions = RunOptions()
+    on: DeviceOptions = DeviceOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +132,12 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(command, Strategies):
             _list_strategies()
         elif isinstance(command, Compare):
-            _study("compare", command.run, command.strategies)
+            _study("compare", command.run, command.on, command.strategies)
         elif isinstance(command, Bench):
             return _bench(command)
         else:
             assert isinstance(command, Train)
-            _study("train", command.run, (command.strategy,))
+            _study("train", command.run, command.on, (command.strategy,))
     except _UsageError as error:
         console.print(f"hypergrad: {error}", markup=False)
         return _USAGE
@@ -135,12 +158,14 @@ class _InterruptionError(Exception):
     """The user stopped a run; says what is finished and how to go on."""
 
 
-def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
+def _study(name: str, options: RunOptions, on: DeviceOptions, strategies: tuple[str, ...]) -> None:
     # The command line owns the process, so it may set JAX's global precision; the library may not.
     import jax
 
     jax.config.update("jax_enable_x64", options.dtype == "float64")
+    _start_processes(on)
     from hypergrad.chambolle_pock import ChambollePock
+    from hypergrad.devices import data_parallel
     from hypergrad.image_study import ImageStudy, run_image_study
     from hypergrad.strategies import parse_strategy
 
@@ -149,6 +174,7 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
         for field in ("epochs", "batch_size", "iterations", "learning_rate", "noise")
         if getattr(options, field) is not None
     }
+    several = on.devices is not None or jax.process_count() > 1
     try:
         config = dataclasses.replace(
             ImageStudy().quick() if options.quick else ImageStudy(),
@@ -160,13 +186,15 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
         )
         for text in strategies:
             parse_strategy(text).check(ChambollePock(config.iterations))
+        mesh = data_parallel(on.devices) if several else None
     except ValueError as error:
         raise _UsageError(error) from None
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = options.out or Path("results") / f"{name}-{stamp}"
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=jax.process_index() > 0)
     try:
-        run_image_study(config, out, console)
+        with _folder_of_this_process(out) as folder:
+            run_image_study(config, folder, console, mesh)
         if options.quick:
             console.print(
                 f"smoke test: {config.epochs} epochs on at most {config.samples} samples, not a "
@@ -178,6 +206,42 @@ def _study(name: str, options: RunOptions, strategies: tuple[str, ...]) -> None:
             f"interrupted; finished and whole in {out}: {done}. "
             f"Give the same command with --out {out} to go on."
         ) from None
+
+
+def _start_processes(on: DeviceOptions) -> None:
+    """What has to be said to JAX before it looks for its devices."""
+    import jax
+
+    from hypergrad._checks import check_count
+
+    words = {name: getattr(on, name) for name in ("coordinator", "processes", "process")}
+    given = [f"--{name}" for name, value in words.items() if value is not None]
+    if given and (on.cluster or len(given) < len(words)):
+        raise _UsageError(
+            "several processes must be given --coordinator, --processes and --process, or "
+            f"--cluster alone; got {', '.join([*given, *['--cluster'] * on.cluster])}: add what is "
+            "missing, or leave it to a scheduler"
+        )
+    try:
+        if on.devices is not None:
+            check_count("devices", on.devices)
+            jax.config.update("jax_num_cpu_devices", on.devices)  # other devices stay as they are
+        if on.cluster or given:
+            jax.distributed.initialize(on.coordinator, on.processes, on.process)
+    except (ValueError, RuntimeError) as error:
+        raise _UsageError(f"JAX cannot start here: {error}") from None
+
+
+@contextlib.contextmanager
+def _folder_of_this_process(out: Path) -> Iterator[Path]:
+    """Where it writes: what others than the first one write is what the first one writes, too."""
+    import jax
+
+    if jax.process_index() == 0:
+        yield out
+        return
+    with tempfile.TemporaryDirectory() as nowhere:
+        yield Path(nowhere)
 
 
 def _bench(options: Bench) -> int:

@@ -16,7 +16,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from rich.console import Console
+from rich.progress import Progress
 
 from hypergrad import data, operators, plotting
 from hypergrad._checks import check_count, check_number
@@ -135,8 +137,13 @@ class _Data:
 # ------------------------------------------------------------------------------------- stages
 
 
-def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
-    """Run all stages, write everything under `out`; finished training is taken from there."""
+def run_image_study(
+    config: ImageStudy, out: Path, console: Console, devices: Mesh | None = None
+) -> None:
+    """Run all stages, write everything under `out`; finished training is taken from there.
+
+    `devices` are those that learn: see `train`. A quiet console shows no progress, either.
+    """
     started = time.perf_counter()
     strategies = {s.label: s for s in map(parse_strategy, config.strategies)}
     solver = ChambollePock(config.iterations)
@@ -161,7 +168,10 @@ def run_image_study(config: ImageStudy, out: Path, console: Console) -> None:
     console.print(_terminal_table(comparison))
 
     console.print("[bold]4/5[/] learning K")
-    histories = _train_all(config, samples, problems["untrained"], solver, strategies, out)
+    with progress_bar(disable=console.quiet) as bar:
+        histories = _train_all(
+            config, samples, problems["untrained"], solver, strategies, out, bar, devices
+        )
 
     console.print("[bold]5/5[/] evaluation, tables and figures")
     rows = _evaluate_all(config, samples, problems, histories, solver, strategies)
@@ -273,32 +283,32 @@ def _train_all(
     solver: ChambollePock,
     strategies: Mapping[str, AbstractStrategy],
     out: Path,
+    bar: Progress,
+    devices: Mesh | None,
 ) -> dict[str, History]:
     held_out = (samples.held_out.x_tilde, samples.held_out.x_true)
     steps = config.epochs * (len(samples.train) // min(config.batch_size, len(samples.train)))
     schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps, 1))
     histories: dict[str, History] = {}
-    with progress_bar() as bar:
-        for label, strategy in strategies.items():
-            history = train(
-                problem,
-                (samples.train.x_tilde, samples.train.x_true),
-                validation=held_out,
-                solver=solver,
-                strategy=strategy,
-                optimizer=optax.adam(schedule),
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                checkpoint_dir=out / "checkpoints" / _file_name(label),
-                progress=bar,
-            )
-            histories[label] = history
-            # Written after each strategy: an interruption loses none that is finished.
-            write_jsonl(out / "records.jsonl", _training_records(histories))
-            write_npz(
-                out / f"operator_{_file_name(label)}.npz", {"K": np.asarray(history.problem.K)}
-            )
+    for label, strategy in strategies.items():
+        history = train(
+            problem,
+            (samples.train.x_tilde, samples.train.x_true),
+            validation=held_out,
+            solver=solver,
+            strategy=strategy,
+            optimizer=optax.adam(schedule),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            checkpoint_dir=out / "checkpoints" / _file_name(label),
+            progress=bar,
+            devices=devices,
+        )
+        histories[label] = history
+        # Written after each strategy: an interruption loses none that is finished.
+        write_jsonl(out / "records.jsonl", _training_records(histories))
+        write_npz(out / f"operator_{_file_name(label)}.npz", {"K": np.asarray(history.problem.K)})
     return histories
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 from rich.progress import Progress
 
@@ -28,14 +30,14 @@ from hypergrad.bilevel.arguments import (
 )
 from hypergrad.chambolle_pock import ChambollePock, SolverStats, State
 from hypergrad.checkpoints import Checkpoints, fingerprint_of
+from hypergrad.devices import AbstractPlacement, OneDevice, placement
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.progress import progress_bar
-from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy
 from hypergrad.variables import K_is_a_gauge, Variables, rescale_K
 from hypergrad.visits import Visit, WarmStart, make_visit, nothing_left, put, take
 
-__all__ = ["History", "WarmStart", "evaluate", "solve_in_pieces", "train"]
+__all__ = ["History", "WarmStart", "evaluate", "make_update", "solve_in_pieces", "train"]
 
 Pair = tuple[Any, Any]
 
@@ -73,13 +75,22 @@ class History:
 # --------------------------------------------------------------------------------------- one update
 
 
-def _make_update(
+class _State(NamedTuple):
+    """What a run carries from step to step; `memory`, what visits leave, stays on the host."""
+
+    problem: LowerLevel
+    optimizer_state: Any
+    memory: State | None
+
+
+def make_update(
     variables: Variables,
     visit: Visit,
     optimizer: optax.GradientTransformation,
     project: Callable[[LowerLevel], LowerLevel] | None,
+    share: float,
 ) -> Any:
-    """One step of the optimiser, as a jitted function."""
+    """One step of the optimiser, as a jitted function; where less than a share is near, none."""
 
     def step(problem: LowerLevel, optimizer_state: Any, grad: LowerLevel):
         gradient, free = variables.gradient(grad, problem), variables.free(problem)
@@ -92,24 +103,61 @@ def _make_update(
     def update(
         problem: LowerLevel, optimizer_state: Any, x_tilde: Array, x_true: Array, left: State | None
     ):
-        h, counted = visit(problem, x_tilde, x_true, left)
+        visited = visit(problem, x_tilde, x_true, left)
+        near = visited.near / len(x_tilde)
+        counted = jnp.where(near >= share, near, 0.0)
         before = (problem, optimizer_state)
         # Where nothing counts, neither the momentum of the optimiser nor a projection moves K.
         problem, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(jnp.any(counted), new, old) if eqx.is_array(new) else new,
-            step(*before, h.grad),
+            lambda new, old: jnp.where(counted > 0, new, old) if eqx.is_array(new) else new,
+            step(*before, visited.grad),
             before,
         )
-        stats = h.solution.stats
         measured = {
-            "train_loss": h.value,
-            "residual": jnp.max(stats.residual),
-            "converged": jnp.mean((stats.status == Status.CONVERGED).astype(x_tilde.dtype)),
-            "counted": jnp.mean(counted.astype(x_tilde.dtype)),
+            "train_loss": visited.loss,
+            "residual": visited.residual,
+            "converged": visited.converged / len(x_tilde),
+            "counted": counted,
         }
-        return problem, optimizer_state, measured, None if left is None else h.state
+        return problem, optimizer_state, measured, visited.left
 
     return eqx.filter_jit(update)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learner:
+    """What takes training steps: the training data, what is learned from them, and where."""
+
+    x_tilde: np.ndarray
+    x_true: np.ndarray
+    variables: Variables
+    visit: Visit
+    optimizer: optax.GradientTransformation
+    project: Callable[[LowerLevel], LowerLevel] | None
+    share: float
+    place: AbstractPlacement
+
+    def spread(self, state: _State) -> _State:
+        """The state where the steps want it."""
+        problem, optimizer_state = self.place.everywhere((state.problem, state.optimizer_state))
+        return _State(problem, optimizer_state, state.memory)
+
+    def _arguments(self, state: _State, rows: Any) -> tuple[Any, ...]:
+        batch = (self.x_tilde[rows], self.x_true[rows], take(state.memory, rows))
+        return state.problem, state.optimizer_state, *self.place.rows(batch)
+
+    def lower(self, state: _State, rows: Any) -> Any:
+        """The program of a step, not yet compiled."""
+        visit = self.place.visit(self.visit)
+        update = make_update(self.variables, visit, self.optimizer, self.project, self.share)
+        return update.lower(*self._arguments(self.spread(state), rows))
+
+    def step(self, compiled: Any, state: _State, rows: Any) -> tuple[_State, dict[str, float]]:
+        """One update, and what was measured before it."""
+        *moved, measured, left = compiled(*self._arguments(state, rows))
+        put(state.memory, rows, left)
+        problem, optimizer_state = moved
+        return _State(problem, optimizer_state, state.memory), jax.tree.map(float, measured)
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -133,6 +181,27 @@ def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
     if not (np.all(np.isfinite(x_tilde)) and np.all(np.isfinite(x_true))):
         raise ValueError(f"{name} must be finite; got NaN or infinity")
     return x_tilde, x_true
+
+
+def _of_one_dtype(
+    problem: LowerLevel, data: Pair, validation: Pair | None
+) -> tuple[LowerLevel, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
+    """The problem, and data that fit it, on the host."""
+    pair, held_out = _check_pair("data", data, problem.n), None
+    if validation is not None:
+        held_out = _check_pair("validation", validation, problem.n)
+    dtype = jnp.result_type(problem.dtype, jnp.asarray(pair[0][:1]).dtype)
+    # On the host: taking the rows of a batch costs NumPy microseconds, and JAX a millisecond.
+    pair, held_out = jax.tree.map(np.asarray, cast_floats((pair, held_out), dtype))
+    return cast_floats(problem, dtype), pair, held_out
+
+
+def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
+    if not isinstance(warm_start, (WarmStart, bool)):
+        raise ValueError(
+            f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
+        )
+    return WarmStart() if warm_start is True else warm_start or None
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -231,6 +300,7 @@ def train(
     project: Callable[[LowerLevel], LowerLevel] | None = None,
     loss: Loss = half_mean_squared_error,
     progress: Progress | bool = True,
+    devices: int | Mesh | None = None,
 ) -> History:
     """Learn leaves of a problem from pairs of observed and true samples.
 
@@ -243,16 +313,24 @@ def train(
     the scale of K is free, K is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
     called again with the same arguments, it goes on from there; `warm_start`, True or a
     `WarmStart`: visits to a training sample go on from its last one (losses of epoch 0 and of the
-    validation data are those of cold solves); `progress`, False or a shared `rich` bar.
+    validation data are those of cold solves); `progress`, False or a shared `rich` bar; `devices`,
+    over which each batch is shared out in equal parts: how many of every process, or a
+    `jax.sharding.Mesh`. Several processes (`jax.distributed`) all call this, with the same
+    arguments; the first of them alone writes checkpoints and shows progress.
 
     **Returns**: a `History`.
 
-    **Errors**: a `ValueError` for data that do not fit, or a checkpoint of another run. An
-    interruption (`KeyboardInterrupt`) leaves the last epoch's checkpoint.
+    **Errors**: a `ValueError` for data that do not fit, for a checkpoint of another run, and for a
+    batch that the devices cannot share out. An interruption (`KeyboardInterrupt`) leaves the last
+    epoch's checkpoint.
 
-    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch.
+    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch. On several
+    devices, memory for its share on each, and a step sums up one vector of the size of the
+    gradient over all of them.
 
-    **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle.
+    **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle. Over
+    several devices the loss must be a mean over the samples, warm starts need them in one process,
+    and validation and the losses of epoch 0 are computed on one device (by every process).
 
     >>> import hypergrad as hg, numpy as np
     >>> x_true = np.cumsum(np.random.default_rng(0).normal(size=(8, 5)), axis=1)
@@ -264,34 +342,42 @@ def train(
     """
     check_count("epochs", epochs, least=0)
     check_count("batch_size", batch_size)
-    if not isinstance(warm_start, (WarmStart, bool)):
-        raise ValueError(
-            f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
-        )
-    safeguard = WarmStart() if warm_start is True else warm_start or None
+    safeguard = _safeguard(warm_start)
     check_problem(problem)
     solver = usual_solver(solver)
     check_strategy(strategy, solver)
     optimizer = optax.adam(2e-3) if optimizer is None else optimizer
     _check_optimizer(optimizer)
-    x_tilde, x_true = _check_pair("data", data, problem.n)
-    held_out = None
-    if validation is not None:
-        held_out = _check_pair("validation", validation, problem.n)
+    problem, (x_tilde, x_true), held_out = _of_one_dtype(problem, data, validation)
     batch_size = min(batch_size, len(x_tilde))
-
-    dtype = jnp.result_type(problem.dtype, jnp.asarray(x_tilde[:1]).dtype)
-    problem = cast_floats(problem, dtype)
-    # On the host: taking the rows of a batch costs NumPy microseconds, and JAX a millisecond.
-    x_tilde, x_true, held_out = jax.tree.map(
-        np.asarray, cast_floats((x_tilde, x_true, held_out), dtype)
-    )
-    check_loss(loss, jnp.asarray(x_true[:batch_size]))
+    place = placement(devices)
+    place.check(batch_size, warm=safeguard is not None)
+    some = slice(batch_size)
+    check_loss(loss, jnp.asarray(x_true[some]))
+    place.check_loss(loss, jnp.asarray(x_tilde[some]), jnp.asarray(x_true[some]))
     variables = Variables(problem, trainable)
     if project is None and K_is_a_gauge(problem, variables):
         project = rescale_K
     visit = make_visit(solver, strategy, loss, safeguard)
-    update = _make_update(variables, visit, optimizer, project)
+    share = 0.0 if safeguard is None else safeguard.share
+    learner = _Learner(x_tilde, x_true, variables, visit, optimizer, project, share, place)
+    memory = None
+    if safeguard is not None:
+        example = (problem, x_tilde[some], x_true[some])
+        memory = nothing_left(len(x_tilde), *example, solver=solver, strategy=strategy)
+    start = _State(problem, optimizer.init(variables.free(problem)), memory)
+    lowered = learner.lower(start, some)
+
+    @functools.cache
+    def fingerprint() -> str:
+        # The program holds the optimiser, the loss, what is learned and how it is projected. That
+        # for one device: a run may go on with another number of them.
+        alone = dataclasses.replace(learner, place=OneDevice())
+        program = (lowered if devices is None else alone.lower(start, some)).as_text()
+        settings = (strategy, epochs, batch_size, seed, safeguard, checkpoint_dir is None, program)
+        return fingerprint_of(problem, x_tilde, x_true, held_out, solver, settings)
+
+    place.check_alike(fingerprint)
 
     def loss_on(pair: Pair, problem: LowerLevel) -> float:
         return evaluate(
@@ -301,37 +387,16 @@ def train(
     def validate(problem: LowerLevel) -> float | None:
         return None if held_out is None else loss_on(held_out, problem)
 
-    optimizer_state, memory = optimizer.init(variables.free(problem)), None
-    if safeguard is not None:
-        example = (problem, x_tilde[:batch_size], x_true[:batch_size])
-        memory = nothing_left(len(x_tilde), *example, solver=solver, strategy=strategy)
-    some = slice(batch_size)
-    lowered = update.lower(
-        problem, optimizer_state, x_tilde[some], x_true[some], take(memory, some)
-    )
-    records = [
-        {
-            "epoch": 0,
-            "seconds": 0.0,
-            "train_loss": loss_on((x_tilde, x_true), problem),
-            "validation_loss": validate(problem),
-            "residual": None,
-            "converged": None,
-            "counted": None,
-        }
-    ]
+    state = start
+    records = [_first_record(loss_on((x_tilde, x_true), problem), validate(problem))]
     checkpoints = None
     if checkpoint_dir is not None:
-        # The program holds the optimiser, the loss, what is learned and how it is projected.
-        settings = (strategy, epochs, batch_size, seed, safeguard, lowered.as_text())
-        run = fingerprint_of(problem, x_tilde, x_true, held_out, solver, settings)
-        checkpoints = Checkpoints(checkpoint_dir, run)
-        state = (problem, optimizer_state, memory)
-        state, records = checkpoints.load(state) or (state, records)
-        problem, optimizer_state, memory = state
-        memory = jax.tree.map(np.array, memory)  # to be written into
+        checkpoints = Checkpoints(checkpoint_dir, fingerprint())
+        state, records = place.from_first(lambda: checkpoints.load(start), (start, records))
+        state = state._replace(memory=jax.tree.map(np.array, state.memory))  # to be written into
+    state = learner.spread(state)
 
-    with _bar(progress) as bar:
+    with _bar(progress if place.writes else False) as bar:
         steps = len(x_tilde) // batch_size
         done = records[-1]["epoch"] * steps
         task = bar.add_task(strategy.label, total=epochs * steps, completed=done, loss="compiling")
@@ -339,17 +404,27 @@ def train(
         for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
             measured, started = [], time.perf_counter()
             for rows in _batches(len(x_tilde), batch_size, seed, epoch):
-                problem, optimizer_state, now, left = compiled(
-                    problem, optimizer_state, x_tilde[rows], x_true[rows], take(memory, rows)
-                )
-                put(memory, rows, left)
-                measured.append(jax.tree.map(float, now))
-                bar.update(task, advance=1, loss=f"loss {measured[-1]['train_loss']:.5f}")
+                state, now = learner.step(compiled, state, rows)
+                measured.append(now)
+                bar.update(task, advance=1, loss=f"loss {now['train_loss']:.5f}")
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            records.append(_record(epoch, seconds, measured, validate(problem)))
-            if checkpoints is not None:
-                checkpoints.save(epoch, (problem, optimizer_state, memory), records)
-    return History(problem, records)
+            records.append(_record(epoch, seconds, measured, validate(place.here(state.problem))))
+            if checkpoints is not None and place.writes:
+                checkpoints.save(epoch, state, records)
+    return History(place.here(state.problem), records)
+
+
+def _first_record(train_loss: float, validation_loss: float | None) -> dict[str, Any]:
+    """Of the untrained problem: no update, and so nothing of its solves."""
+    return {
+        "epoch": 0,
+        "seconds": 0.0,
+        "train_loss": train_loss,
+        "validation_loss": validation_loss,
+        "residual": None,
+        "converged": None,
+        "counted": None,
+    }
 
 
 def _record(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from hypergrad._checks import check_count, check_fraction, check_number
-from hypergrad.bilevel import Hypergradient, Loss, OnSamples, hypergradient
+from hypergrad.bilevel import Data, Hypergradient, Loss, OnSamples, hypergradient
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["Visit", "WarmStart", "make_visit", "nothing_left", "put", "take"]
+__all__ = ["Visit", "Visited", "WarmStart", "make_visit", "nothing_left", "put", "take"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,36 +74,60 @@ def _approach(
     return State(state.r, state.r_bar, state.y, adjoint), near
 
 
-Visit = Callable[..., tuple[Hypergradient, Bool[Array, " batch"]]]
+class Visited(NamedTuple):
+    """What a visit to a batch gives.
+
+    `loss` and `grad` are means over the samples; `converged` counts those whose forward solve did,
+    `near` those whose gradient is in `grad`; `residual` is the largest relative one of a forward
+    solve; `left` is where the solves of each sample ended (None where the next one starts cold).
+    """
+
+    loss: Float[Array, ""]
+    grad: LowerLevel
+    converged: Float[Array, ""]
+    near: Float[Array, ""]
+    residual: Float[Array, ""]
+    left: State | None
+
+
+Visit = Callable[[LowerLevel, Array, Array, Any], Visited]
 
 
 def make_visit(
     solver: ChambollePock, strategy: AbstractStrategy, loss: Loss, warm_start: WarmStart | None
 ) -> Visit:
-    """`visit(problem, x_tilde, x_true, left)`: a hypergradient, and which samples count in it."""
+    """`visit(problem, x_tilde, x_true, left)`: a hypergradient on a batch, cold or warm."""
     settings = {"solver": solver, "strategy": strategy}
 
-    def cold(problem: LowerLevel, x_tilde: Array, x_true: Array, left: None):
+    def cold(problem: LowerLevel, x_tilde: Array, x_true: Array, left: None) -> Visited:
         del left
         h = hypergradient(problem, x_tilde, x_true, loss=loss, **settings)
-        return h, jnp.ones(len(x_tilde), bool)
+        return _visited(h, jnp.ones(len(x_tilde), bool), None)
 
     if warm_start is None:
         return cold
     patient = dataclasses.replace(solver, iterations=warm_start.most, tolerance=warm_start.residual)
 
-    def warm(problem: LowerLevel, x_tilde: Array, x_true: Array, left: State):
+    def warm(problem: LowerLevel, x_tilde: Array, x_true: Array, left: State) -> Visited:
         init, near = _approach(problem, x_tilde, patient, left)
         on_near = OnSamples(loss, near)
         h = hypergradient(problem, x_tilde, x_true, loss=on_near, init=init, **settings)
-        enough = jnp.mean(near.astype(x_tilde.dtype)) >= warm_start.share
-        return h, near & enough
+        return _visited(h, near, h.state)
 
     return warm
 
 
+def _visited(h: Hypergradient, near: Bool[Array, " batch"], left: State | None) -> Visited:
+    def count(chosen: Array) -> Array:
+        return jnp.sum(chosen.astype(h.value.dtype))
+
+    stats = h.solution.stats
+    converged = count(stats.status == Status.CONVERGED)
+    return Visited(h.value, h.grad, converged, count(near), jnp.max(stats.residual), left)
+
+
 def nothing_left(
-    samples: int, problem: LowerLevel, x_tilde: Array, x_true: Array, **settings: Any
+    samples: int, problem: LowerLevel, x_tilde: Data, x_true: Data, **settings: Any
 ) -> State:
     """What visits leave of each sample, before the first: zeros, from which a solve is a cold one.
 

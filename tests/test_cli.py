@@ -482,7 +482,7 @@ def test_the_settings_reach_the_run(tmp_path, monkeypatch) -> None:
 
 def test_without_a_name_results_get_a_dated_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(image_study, "run_image_study", lambda config, out, console: print(out))
+    monkeypatch.setattr(image_study, "run_image_study", lambda config, out, *_: print(out))
     assert _run("train").out.startswith("results/train-2")
     assert _run("compare").out.startswith("results/compare-2")
 

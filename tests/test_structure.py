@@ -72,11 +72,12 @@ HOUSE = """
     diagnostics.steps
     diagnostics
     checkpoints  variables  visits
+    devices
     training
     comparison
     baselines
     image_study
-    benchmark._device
+    benchmark._device  benchmark._on_devices
     benchmark.*
     benchmark
     cli

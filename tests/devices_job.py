@@ -1,0 +1,176 @@
+"""What `test_devices.py` runs in processes of their own: the devices are counted when JAX starts.
+
+    python devices_job.py JOB FOLDER [COORDINATOR PROCESS]
+
+prints one JSON object. With a coordinator it is one of two processes, else alone; the environment
+says how many devices it has.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from helpers import L1, Poster, Quadratic, random_data, to_hypergrad
+from jax.sharding import Mesh
+
+import hypergrad as hg
+from hypergrad.devices import OnMesh, count_collectives, data_parallel
+from hypergrad.training import make_update
+from hypergrad.variables import Variables, rescale_K
+from hypergrad.visits import make_visit
+
+# Processes have to find each other before JAX is used, and the problem below is made of its arrays.
+if __name__ == "__main__" and sys.argv[3:]:
+    jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
+
+M, N, SAMPLES = 7, 5, 16
+DATA = random_data(SAMPLES, N)
+K = np.random.default_rng(1).standard_normal((M, N)) / 4
+POSTER = Poster(K, L1(np.linspace(0.1, 0.4, M)), Quadratic(1.2), 0.4, 0.5, 1.0, 12)
+PROBLEM, SOLVER = to_hypergrad(POSTER)
+TRUNCATION = hg.Truncation(3)
+# Samples need different numbers of iterations, and so do the devices that have them.
+PATIENT = hg.ChambollePock(500, tolerance=1e-6)
+# Some samples are near enough to count in some visits, and others are not.
+WARM = {
+    "warm_start": hg.WarmStart(residual=1e-2, most=5, share=0.7),
+    "strategy": hg.LimitFormula(hg.Steps(2)),
+}
+
+
+def learn(folder: Path | None = None, **settings: Any) -> hg.History:
+    """A run whose optimiser has a state, and with several leaves learned."""
+    defaults = {"solver": SOLVER, "strategy": TRUNCATION, "optimizer": optax.adam(0.05)}
+    defaults |= {"epochs": 3, "batch_size": 8, "seed": 3, "progress": False}
+    defaults |= {"trainable": lambda p: (p.K, p.F.weight), "checkpoint_dir": folder}
+    defaults |= {"validation": random_data(3, N, seed=7)}
+    settings = defaults | settings
+    problem = settings.pop("problem", PROBLEM)
+    return hg.train(problem, settings.pop("data", DATA), **settings)
+
+
+def told(history: hg.History) -> dict[str, Any]:
+    """A run as JSON."""
+    leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(history.problem)]
+    return {"leaves": leaves, "records": history.records}
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("it was not refused")
+
+
+def visit(mesh: Mesh, solver: hg.ChambollePock, strategy: hg.AbstractStrategy) -> dict[str, Any]:
+    """A visit to all data on a mesh: value, gradient, statistics."""
+    place = OnMesh(mesh)
+    on_mesh = eqx.filter_jit(
+        place.visit(make_visit(solver, strategy, hg.half_mean_squared_error, None))
+    )
+    visited = on_mesh(place.everywhere(PROBLEM), *place.rows(DATA), None)
+    leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(visited.grad)]
+    return {"grad": leaves} | {
+        name: float(getattr(visited, name)) for name in ("loss", "converged", "near", "residual")
+    }
+
+
+def collectives(mesh: Mesh, problem: hg.LowerLevel, strategy: hg.AbstractStrategy) -> dict:
+    """Those of a whole training step, compiled as users get it, a projection included."""
+    place, optimizer = OnMesh(mesh), optax.adam(0.1)
+    variables = Variables(problem, lambda p: p)
+    one = make_visit(SOLVER, strategy, hg.half_mean_squared_error, None)
+    update = make_update(variables, place.visit(one), optimizer, rescale_K, 0.0)
+    state = place.everywhere((problem, optimizer.init(variables.free(problem))))
+    x_tilde, x_true = DATA
+    lowered = update.lower(*state, *place.rows((x_tilde, x_true, None)))
+    return count_collectives(lowered.compile().compiled.as_text())
+
+
+def every_collective(mesh: Mesh) -> dict[str, int]:
+    """Of a program that is known to have several of them."""
+    axis, whole = "batch", jax.P()
+
+    def program(x):
+        largest = jax.lax.pmax(x, axis)
+        everything = jax.lax.all_gather(x, axis)
+        shifted = jax.lax.ppermute(x, axis, [(i, (i + 1) % 8) for i in range(8)])
+        return jax.lax.psum(x * largest, axis), everything, shifted
+
+    specs = {"in_specs": jax.P(axis), "out_specs": (whole, whole, jax.P(axis))}
+    mapped = jax.jit(jax.shard_map(program, mesh=mesh, check_vma=False, **specs))
+    return count_collectives(mapped.lower(np.ones(16)).compile().as_text())
+
+
+# ------------------------------------------------------------------------------------------- jobs
+
+
+def one_process(folder: Path) -> Iterator[tuple[str, Any]]:
+    meshes = {str(size): data_parallel(size) for size in (1, 2, 4, 8)}
+    yield "truncation", {name: visit(mesh, SOLVER, TRUNCATION) for name, mesh in meshes.items()}
+    square = jax.make_mesh((2, 4), ("rows", "columns"), (jax.sharding.AxisType.Auto,) * 2)
+    yield "square", visit(square, SOLVER, TRUNCATION)
+    yield "patient", visit(meshes["8"], PATIENT, hg.LimitFormula(hg.Tolerance(1e-6)))
+
+    yield "trained", told(learn(devices=2))
+    yield "warm", told(learn(devices=4, **WARM))
+    yield "first half", told(learn(folder, devices=2))
+    (folder / "checkpoint-000003.npz").unlink()
+    yield "second half", told(learn(folder, devices=4))
+
+    yield (
+        "refused",
+        {
+            "too many": refusal(lambda: learn(devices=9)),
+            "batch": refusal(lambda: learn(devices=4, batch_size=6)),
+            "small data": refusal(lambda: learn(devices=4, data=random_data(7, N), batch_size=8)),
+            "sum": refusal(lambda: learn(devices=2, loss=lambda x, t: 0.5 * ((x - t) ** 2).sum())),
+        },
+    )
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield "all kinds", every_collective(meshes["8"])
+    box = hg.LowerLevel(K=PROBLEM.K, F=PROBLEM.F, G=hg.Box(0.3))
+    yield (
+        "collectives",
+        [
+            collectives(meshes["2"], PROBLEM, TRUNCATION),
+            collectives(meshes["8"], box, hg.LimitFormula(hg.Steps(3))),
+        ],
+    )
+
+
+def two_processes(folder: Path) -> Iterator[tuple[str, Any]]:
+    own = folder / str(jax.process_index())
+    yield "truncation", visit(data_parallel(), SOLVER, TRUNCATION)
+    yield "first", told(learn(own, devices=2))
+    yield "files", sorted(path.name for path in own.glob("*"))
+    for path in own.glob("checkpoint-000003.npz"):
+        path.unlink()
+    # The others have nothing on their disks: the first one tells them.
+    yield "again", told(learn(own, devices=1))
+
+    other_seed = {"seed": jax.process_index()}
+    elsewhere = Mesh(jax.local_devices(process_index=1 - jax.process_index()), "batch")
+    yield (
+        "refused",
+        {
+            "warm": refusal(lambda: learn(devices=2, warm_start=True)),
+            "elsewhere": refusal(lambda: learn(devices=elsewhere)),
+            "other seeds": refusal(lambda: learn(devices=2, **other_seed)),
+            "another run": refusal(lambda: learn(own, devices=2, seed=4)),
+        },
+    )
+
+
+if __name__ == "__main__":
+    jobs = {"one_process": one_process, "two_processes": two_processes}
+    print(json.dumps(dict(jobs[sys.argv[1]](Path(sys.argv[2])))))
