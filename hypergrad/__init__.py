@@ -11,6 +11,7 @@ from hypergrad.bilevel import half_mean_squared_error as half_mean_squared_error
 from hypergrad.bilevel import hypergradient as hypergradient
 from hypergrad.bilevel import solve as solve
 from hypergrad.chambolle_pock import ChambollePock as ChambollePock
+from hypergrad.chambolle_pock import RestartedHalpern as RestartedHalpern
 from hypergrad.chambolle_pock import Solution as Solution
 from hypergrad.chambolle_pock import SolverStats as SolverStats
 from hypergrad.chambolle_pock import State as State

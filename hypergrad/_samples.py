@@ -12,5 +12,9 @@ __all__ = ["where"]
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:
-    """`new` for the chosen samples, `old` for the others: pytrees of `(..., size)`."""
-    return jax.tree.map(lambda a, b: jnp.where(chosen[..., None], a, b), new, old)
+    """`new` for the chosen samples, `old` for the others: pytrees of `(...)` or `(..., size)`."""
+
+    def either(a: Array, b: Array) -> Array:
+        return jnp.where(chosen.reshape(chosen.shape + (1,) * (a.ndim - chosen.ndim)), a, b)
+
+    return jax.tree.map(either, new, old)

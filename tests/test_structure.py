@@ -41,6 +41,7 @@ HOUSE = """
     lower_level
     chambolle_pock.iteration
     chambolle_pock.certificate
+    chambolle_pock.acceleration
     chambolle_pock.solver
     chambolle_pock
     adjoint.linear_solves  adjoint.results
@@ -52,6 +53,7 @@ HOUSE = """
     newton.active_sets
     newton.normal_map
     newton.path
+    newton.search
     newton
     error_bound.result
     error_bound._base

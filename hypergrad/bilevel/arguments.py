@@ -70,12 +70,21 @@ def check_is_strategy(name: str, strategy: Any) -> None:
 def check_strategy(strategy: Any, solver: ChambollePock) -> None:
     """Refuse what is no strategy, or does not go with the solver."""
     check_is_strategy("strategy", strategy)
+    if strategy.differentiates_every_iteration and solver.acceleration is not None:
+        raise ValueError(
+            f"{strategy.label} must have plain iterations, since it differentiates them all; got a "
+            "solver with an acceleration: leave it out, or use Truncation or LimitFormula"
+        )
     strategy.check(solver)
 
 
-def check_trace(trace: Any, strategy: AbstractStrategy) -> None:
+def check_trace(trace: Any, strategy: AbstractStrategy, solver: ChambollePock) -> None:
     """Refuse a trace of iterates that are not those of the strategy's own solve."""
     check_flag("trace", trace)
+    if trace and solver.acceleration is not None:
+        raise ValueError(
+            "trace=True must have plain iterations; got a solver with an acceleration: leave it out"
+        )
     if trace and not strategy.follows_solver:
         raise ValueError(
             f"trace=True must have a strategy that takes the solver's iterations; got "

@@ -64,7 +64,7 @@ def solve(
     """
     problem, x_tilde, solver, init = prepare_solve(problem, x_tilde, solver, strategy, init)
     check_flag("throw", throw)
-    check_trace(trace, strategy)
+    check_trace(trace, strategy, solver)
     solution = _solve_jit((problem, x_tilde, solver), strategy, init, trace)
     if throw:
         solution = throw_if_bad(solution, solution.stats.status, "the forward solve")

@@ -1,5 +1,7 @@
 """The core: the Chambolle-Pock method that every strategy runs."""
 
+from hypergrad.chambolle_pock.acceleration import AbstractAcceleration as AbstractAcceleration
+from hypergrad.chambolle_pock.acceleration import RestartedHalpern as RestartedHalpern
 from hypergrad.chambolle_pock.certificate import SolverStats as SolverStats
 from hypergrad.chambolle_pock.certificate import certify as certify
 from hypergrad.chambolle_pock.certificate import default_tolerance as default_tolerance

@@ -14,9 +14,11 @@ from hypergrad._checks import (
     check_count,
     check_fraction,
     check_number,
+    describe,
     is_concrete,
 )
 from hypergrad._samples import where
+from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, default_tolerance
 from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
 from hypergrad.lower_level import LowerLevel
@@ -77,7 +79,8 @@ class ChambollePock(eqx.Module):
     with dual scale the weight of F (its median), primal scale the radius of G, else 1. Scaling
     data, weight and radius together then changes nothing. `tolerance`: each sample stops when its
     optimality residual is below it (looked at every 10 iterations), so that a batch equals its
-    samples.
+    samples. `acceleration`, another way to the same solution (`RestartedHalpern()`) for all
+    iterations but those that are differentiated.
 
     **Errors**: a `ValueError` for a setting out of range.
 
@@ -103,6 +106,7 @@ class ChambollePock(eqx.Module):
     step_ratio: Float[Array, ""]
     primal_scale: Float[Array, ""] | None
     tolerance: Float[Array, ""] | None
+    acceleration: AbstractAcceleration | None
 
     def __init__(
         self,
@@ -113,6 +117,7 @@ class ChambollePock(eqx.Module):
         step_ratio: float | Array = 1.0,
         primal_scale: float | Array | None = None,
         tolerance: float | Array | None = None,
+        acceleration: AbstractAcceleration | None = None,
     ):
         check_count("iterations", iterations)
         self.iterations = iterations
@@ -122,6 +127,12 @@ class ChambollePock(eqx.Module):
         self.step_ratio = as_inexact(step_ratio, "step_ratio")
         self.primal_scale = _positive_or_none("primal_scale", primal_scale)
         self.tolerance = _positive_or_none("tolerance", tolerance)
+        if acceleration is not None and not isinstance(acceleration, AbstractAcceleration):
+            raise ValueError(
+                f"acceleration must be one of this package; got {describe(acceleration)}: pass "
+                "hg.RestartedHalpern() or None"
+            )
+        self.acceleration = acceleration
         check_fraction("theta", self.theta, "1 is the usual", zero_allowed=True, one_allowed=True)
         check_number("step_ratio", self.step_ratio)
 
@@ -199,11 +210,14 @@ class ChambollePock(eqx.Module):
         With a tolerance: until every sample has arrived, each frozen from then on.
         """
         count = self.iterations - keep
+        way = _Plain() if self.acceleration is None else self.acceleration
+        at = way.begin(problem, x_tilde, sizes, state)
         if self.tolerance is None:
-            state = run(problem, x_tilde, sizes, state, count)
+            if count > 0:
+                state = way.state(way.advance(problem, x_tilde, sizes, at, count))
             return state, jnp.full(x_tilde.shape[:-1], count, jnp.int32)
         tolerance = jax.lax.stop_gradient(self.tolerance)
-        return _run_to_tolerance(problem, x_tilde, sizes, state, count, tolerance)
+        return _run_to_tolerance(problem, x_tilde, sizes, way, at, count, tolerance)
 
     def certify(
         self,
@@ -264,36 +278,57 @@ def _compiled_norm(K):
     return operator_norm(K)
 
 
+class _Plain(AbstractAcceleration):
+    """The iteration as it is."""
+
+    def begin(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> State:
+        return state
+
+    def advance(
+        self,
+        problem: LowerLevel,
+        x_tilde: Array,
+        sizes: StepSizes,
+        at: State,
+        count: int | Array,
+    ) -> State:
+        return run(problem, x_tilde, sizes, at, count)
+
+    def state(self, at: State) -> State:
+        return at
+
+
 def _run_to_tolerance(
     problem: LowerLevel,
     x_tilde: Array,
     sizes: StepSizes,
-    state: State,
+    way: AbstractAcceleration,
+    at: Any,
     most: int,
     tolerance: Array,
 ) -> tuple[State, Array]:
     """Bursts of iterations; a sample that has arrived is frozen, so that others cannot move it."""
 
-    def residual(state: State) -> Array:
-        none = jnp.zeros((), jnp.int32)
+    def residual(at: Any) -> Array:
+        state, none = way.state(at), jnp.zeros((), jnp.int32)
         return certify(problem, x_tilde, sizes, state.r, state.y, none, tolerance).residual
 
     def burst(carry):
-        state, iterations, arrived, done = carry
+        at, iterations, arrived, done = carry
         length = jnp.minimum(_CHECK_EVERY, most - done)
-        state = where(arrived, state, run(problem, x_tilde, sizes, state, length))
+        at = where(arrived, at, way.advance(problem, x_tilde, sizes, at, length))
         iterations = jnp.where(arrived, iterations, done + length)
         # A sample that is no longer finite will not arrive: it is not waited for.
-        now = residual(state)
-        return state, iterations, (now <= tolerance) | ~jnp.isfinite(now), done + length
+        now = residual(at)
+        return at, iterations, (now <= tolerance) | ~jnp.isfinite(now), done + length
 
     def unfinished(carry):
         *_, arrived, done = carry
         return ~jnp.all(arrived) & (done < most)
 
     iterations = jnp.zeros(x_tilde.shape[:-1], jnp.int32)
-    arrived = residual(state) <= tolerance
-    state, iterations, *_ = jax.lax.while_loop(
-        unfinished, burst, (state, iterations, arrived, jnp.zeros((), jnp.int32))
+    arrived = residual(at) <= tolerance
+    at, iterations, *_ = jax.lax.while_loop(
+        unfinished, burst, (at, iterations, arrived, jnp.zeros((), jnp.int32))
     )
-    return state, iterations
+    return way.state(at), iterations

@@ -14,7 +14,8 @@ factorisation serves both:
     (I - D_P) a + s K^T D_D b = f_P
     (I - D_D) b - s K D_P a   = f_D
 
-The search for the solution follows a path: see `hypergrad.newton.path`.
+How the solution is searched for: `hypergrad.newton.search`, and for the hardest
+`hypergrad.newton.path`.
 """
 
 from hypergrad.newton.active_sets import ActiveSystem as ActiveSystem
@@ -22,6 +23,6 @@ from hypergrad.newton.active_sets import active_system as active_system
 from hypergrad.newton.active_sets import norm as norm
 from hypergrad.newton.active_sets import shrink_of as shrink_of
 from hypergrad.newton.normal_map import NormalMap as NormalMap
-from hypergrad.newton.path import ExactPair as ExactPair
 from hypergrad.newton.path import least_margin as least_margin
-from hypergrad.newton.path import solve_exactly as solve_exactly
+from hypergrad.newton.search import ExactPair as ExactPair
+from hypergrad.newton.search import solve_exactly as solve_exactly

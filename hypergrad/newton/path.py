@@ -11,21 +11,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
 from hypergrad._samples import where
-from hypergrad.chambolle_pock import ProxArguments, State, StepSizes, default_tolerance, step
+from hypergrad.chambolle_pock import ProxArguments, default_tolerance
 from hypergrad.functions import prox, prox_conjugate
-from hypergrad.lower_level import LowerLevel
-from hypergrad.newton.active_sets import REFINEMENTS, ActiveSystem, active_system, norm, shrink_of
+from hypergrad.newton.active_sets import REFINEMENTS, active_system, moved_system, norm, shrink_of
 from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.smoothing import smoothed
-from hypergrad.operators import apply, apply_transpose, dense_matrix
+from hypergrad.operators import apply, apply_transpose
 
-__all__ = ["ExactPair", "least_margin", "solve_exactly"]
+__all__ = ["POLISHING", "Found", "follow_path", "jump", "least_margin"]
 
 _FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 10.0
 # Where a coordinate sits on its kink, only a path that has come so far tells which of the optimal
@@ -34,8 +32,8 @@ _STRICT_SMOOTHING = 1e-4
 _LENGTHS = 10  # step lengths 1, 1/2, …; each costs two products with K
 _MEMORY = 4  # the line search may rise above the last few residuals: pieces are crossed sooner
 _SUFFICIENT_DECREASE = 0.1
-_POLISHING = 3  # Newton steps at t = 0; one is enough where the proxes are piecewise affine
-_FIRST_BURST, _BURST = 200, 50  # Chambolle-Pock iterations: at the start, and out of a dead end
+POLISHING = 3  # Newton steps at t = 0 at the most
+_BURST = 50  # Chambolle-Pock iterations out of a dead end
 _SHORT = 0.25  # a step length that counts as a dead end
 
 
@@ -44,28 +42,7 @@ def least_margin(dtype: jnp.dtype) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.575
 
 
-class ExactPair(NamedTuple):
-    """Where the search ended: `z` at t = 0, and what is known of it, a sample.
-
-    `iterations` of Chambolle-Pock and `newton_steps` that were taken; `unique_P`, `unique_D`,
-    whether the primal and the dual solution are (no kernel on that side); the `system` there.
-    """
-
-    z: ProxArguments
-    residual: Float[Array, " batch"]
-    unique_P: Bool[Array, " batch"]
-    unique_D: Bool[Array, " batch"]
-    system: ActiveSystem
-    iterations: Int[Array, " batch"]
-    newton_steps: Int[Array, " batch"]
-
-    @property
-    def products(self) -> Int[Array, " batch"]:
-        """Products with K that the Newton steps took (in the line search, mostly)."""
-        return self.newton_steps * 2 * (_LENGTHS + 3)
-
-
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """A point at t = 0, its relative residual, and whether nothing speaks against accepting it."""
 
     z: ProxArguments
@@ -73,44 +50,50 @@ class _Found(NamedTuple):
     accepted: Array
 
 
-def _jump(
+def jump(
     normal_map: NormalMap, pair: tuple[Array, Array], strict: Array, tolerance: float
-) -> _Found:
+) -> Found:
     """From a pair `r`, `y` by Newton steps at t = 0, and there to the pair of minimum norm.
 
     What is accepted has a small residual with its kernel part taken away. That is the pair of
     minimum norm among those with the same active sets, hence of all unless something sits on its
     kink; then it has to come from far enough down the path (`strict`).
+
+    **Cost**: one factorisation where the active sets are right, `POLISHING` more where not.
     """
+    problem, sizes = normal_map.problem, normal_map.sizes
     none = jnp.zeros(strict.shape, pair[0].dtype)
     z = normal_map.arguments(*pair)
-    best = _Found(z, normal_map.relative(z, none), jnp.zeros(strict.shape, bool))
+    best = Found(z, normal_map.relative(z, none), jnp.zeros(strict.shape, bool))
+    precise = 100 * float(jnp.finfo(none.dtype).eps)
 
-    def closer(best: _Found, z: ProxArguments) -> _Found:
-        residual = normal_map.relative(z, none)
-        better = residual < best.residual
-        return best._replace(
-            z=where(better, z, best.z), residual=jnp.where(better, residual, best.residual)
-        )
-
-    def polish(_, carry):
-        z, best = carry
-        system = active_system(normal_map.problem, normal_map.sizes, z)
+    def polish(carry):
+        z, system, best, done, _ = carry
         f = jax.tree.map(jnp.negative, normal_map(z, none))
         z = normal_map.moved(z, none + 1, system.solve(f, refinements=REFINEMENTS))
-        return z, closer(best, z)
+        residual = normal_map.relative(z, none)
+        better = residual < best.residual
+        best = best._replace(
+            z=where(better, z, best.z), residual=jnp.where(better, residual, best.residual)
+        )
+        return z, moved_system(problem, sizes, z, system), best, done + 1, residual
 
-    _, best = jax.lax.fori_loop(0, _POLISHING, polish, (z, best))
-    system = active_system(normal_map.problem, normal_map.sizes, best.z)
-    r, y = normal_map.pair(best.z, none)
+    def unpolished(carry):
+        *_, done, residual = carry
+        return (done < POLISHING) & jnp.any(residual > precise)
+
+    system = active_system(problem, sizes, z)
+    carry = (z, system, best, jnp.zeros((), jnp.int32), none + jnp.inf)
+    z, system, best, *_ = jax.lax.while_loop(unpolished, polish, carry)
+    r, y = normal_map.pair(z, none)
     kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
-    shortest = normal_map.moved(best.z, none - 1, kernel)
+    shortest = normal_map.moved(z, none - 1, kernel)
     residual = normal_map.relative(shortest, none)
     feasible = residual <= tolerance
     off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
     sure = off_kinks | strict
     z = where(feasible, shortest, best.z)
-    return _Found(z, jnp.where(feasible, residual, best.residual), feasible & sure)
+    return Found(z, jnp.where(feasible, residual, best.residual), feasible & sure)
 
 
 class _Path(NamedTuple):
@@ -119,7 +102,7 @@ class _Path(NamedTuple):
     z: ProxArguments
     t: Array
     recent: Array  # (memory, batch), residual norms at this t
-    found: _Found
+    found: Found
     finished: Array
     iterations: Array
     newton_steps: Array
@@ -172,21 +155,21 @@ def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
     z = where(running, z, path.z)
     settled = running & (normal_map.relative(z, path.t) <= settled_below)
 
-    def jump(found: _Found) -> _Found:
+    def to_the_end(found: Found) -> Found:
         pair, strict = normal_map.pair(z, path.t), path.t <= _STRICT_SMOOTHING
-        new = _jump(normal_map, pair, strict, tolerance)
+        new = jump(normal_map, pair, strict, tolerance)
         better = settled & (new.accepted | (new.residual < found.residual))
-        return _Found(
+        return Found(
             where(better, new.z, found.z),
             jnp.where(better, new.residual, found.residual),
             jnp.where(better, new.accepted, found.accepted),
         )
 
-    found = jax.lax.cond(jnp.any(settled), jump, lambda found: found, path.found)
+    found = jax.lax.cond(jnp.any(settled), to_the_end, lambda found: found, path.found)
     finished = path.finished | (settled & (found.accepted | last))
     stuck = running & ~settled & (length <= _SHORT)
 
-    def burst(found: _Found, z: ProxArguments) -> tuple[_Found, ProxArguments]:
+    def burst(found: Found, z: ProxArguments) -> tuple[Found, ProxArguments]:
         return found, where(stuck, _burst(normal_map, z, path.t), z)
 
     # What was found goes through as well, so that the two branches run one after the other: side by
@@ -205,75 +188,29 @@ def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
     )
 
 
-def solve_exactly(
-    problem: LowerLevel,
-    x_tilde: Float[Array, "batch n"],
-    sizes: StepSizes,
-    start: State,
-    *,
-    most: int,
-) -> ExactPair:
-    """The primal-dual pair of minimum norm, to rounding, by at most `most` Newton steps a sample.
+def follow_path(
+    normal_map: NormalMap, pair: tuple[Array, Array], found: Found, finished: Array, *, most: int
+) -> tuple[Found, Array, Array]:
+    """Down the path from a pair, for the samples that are not finished.
 
-    **Cost**: 200 Chambolle-Pock iterations and a few Newton steps for most samples (each about as
-    long as 30 iterations at (m, n) = (128, 64)); where active rows are dependent, or in a linear
-    programme, tens of them.
+    **Returns**: what was found, and the iterations and Newton steps that it took.
 
-    **Source**: the normal map is Robinson's (1992); the path is Tikhonov's; the alternation with a
-    first-order method follows what was measured on natural patches.
+    **Cost**: at most `most` Newton steps, each a factorisation and `2 _LENGTHS` products.
     """
-    tolerance = default_tolerance(x_tilde.dtype)
-    count = x_tilde.shape[0]
-
-    def iterate(_, state: State) -> State:
-        return step(problem, x_tilde, sizes, state)[0]
-
-    state = jax.lax.fori_loop(0, _FIRST_BURST, iterate, start)
-    # From here on K is a matrix, built once: every factorisation needs it.
-    problem = eqx.tree_at(lambda p: p.K, problem, dense_matrix(problem.K))
-    normal_map = NormalMap(problem, x_tilde, sizes)
-    z = normal_map.arguments(state.r, state.y)
-    t = jnp.zeros(count, x_tilde.dtype)
-    found = _jump(normal_map, (state.r, state.y), jnp.zeros(count, bool), tolerance)
+    tolerance, t = default_tolerance(found.residual.dtype), jnp.zeros_like(found.residual)
+    none = jnp.zeros(t.shape, jnp.int32)
     path = _Path(
-        z=z,
+        z=normal_map.arguments(*pair),
         t=t + _FIRST_SMOOTHING,
-        recent=jnp.full((_MEMORY, count), -jnp.inf, x_tilde.dtype),
+        recent=jnp.full((_MEMORY, *t.shape), -jnp.inf, t.dtype),
         found=found,
-        finished=found.accepted | ~jnp.isfinite(found.residual),
-        iterations=jnp.full(count, _FIRST_BURST, jnp.int32),
-        newton_steps=jnp.full(count, _POLISHING, jnp.int32),
+        finished=finished,
+        iterations=none,
+        newton_steps=none,
     )
 
     def unfinished(path: _Path) -> Array:
         return jnp.any(~path.finished & (path.newton_steps < most))
 
     path = jax.lax.while_loop(unfinished, lambda p: _advance(normal_map, p, tolerance), path)
-    system = active_system(problem, sizes, path.found.z)
-    unique_P, unique_D = _uniqueness(system)
-    return ExactPair(
-        path.found.z,
-        path.found.residual,
-        unique_P,
-        unique_D,
-        system,
-        path.iterations,
-        path.newton_steps,
-    )
-
-
-def _uniqueness(system: ActiveSystem) -> tuple[Array, Array]:
-    """Whether the kernel is empty on either side: a random vector would have a part in it."""
-    key_P, key_D = jax.random.split(jax.random.key(0))
-    like_P, like_D = system.D_P.values, system.D_D.values
-    kernel_P, kernel_D = system.kernel_part(
-        (
-            jax.random.normal(key_P, like_P.shape, like_P.dtype),
-            jax.random.normal(key_D, like_D.shape, like_D.dtype),
-        )
-    )
-    most = 1e-3  # of a vector of size sqrt(n): far above rounding, far below what is typical
-    return (
-        jnp.max(jnp.abs(kernel_P), axis=-1) <= most,
-        jnp.max(jnp.abs(kernel_D), axis=-1) <= most,
-    )
+    return path.found, path.iterations, path.newton_steps

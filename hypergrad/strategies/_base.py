@@ -29,6 +29,7 @@ class AbstractStrategy(eqx.Module):
     `caveat`) and on the command line (`name`, and in `choices` a word for each object that a field
     can hold: word -> (field, constructor)). `follows_solver` says that its iterates are those
     of the solver; where it is False, `solve` refuses to trace them.
+    `differentiates_every_iteration` says that none may be replaced by an acceleration.
     """
 
     name: ClassVar[str]
@@ -37,6 +38,7 @@ class AbstractStrategy(eqx.Module):
     caveat: ClassVar[str] = ""
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {}
     follows_solver: ClassVar[bool] = True
+    differentiates_every_iteration: ClassVar[bool] = False
 
     @abc.abstractmethod
     def forward(

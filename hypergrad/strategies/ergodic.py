@@ -161,6 +161,7 @@ class ErgodicUnrolling(AbstractStrategy):
     formula: ClassVar[str] = "the delta recursion with alpha_l g in every iteration"
     cost: ClassVar[str] = "time 3 solves, memory L (m + n) a sample"
     caveat: ClassVar[str] = "returns the average, biased towards the start (by O(1/L) if uniform)"
+    differentiates_every_iteration: ClassVar[bool] = True
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
         "uniform": ("weights", Uniform),
         "tail": ("weights", Tail),

@@ -182,7 +182,7 @@ def _certified(
     tolerance = default_tolerance(r.dtype)
     stats = certify(problem, x_tilde, sizes, r, y, found.iterations, tolerance)
     on_kink = stats.margin <= least_margin(r.dtype)
-    rank, x = found.system.rank(), x_tilde + r
+    rank, x = found.system.rank(found.unique_D), x_tilde + r
     # Active rows that leave no freedom keep x at 0 whatever moves: then their dependence is nothing
     # to the gradient, which is that of a constant.
     is_0 = jnp.linalg.norm(x, axis=-1) <= tolerance * jnp.linalg.norm(x_tilde, axis=-1)

@@ -55,6 +55,7 @@ class ForwardUnrolling(AbstractStrategy):
     formula: ClassVar[str] = "<g, dx[L]/dp>, the derivative carried through all L iterations"
     cost: ClassVar[str] = "time 2 solves a scalar parameter and n more, memory independent of L"
     caveat: ClassVar[str] = "exact for the finite L only; for few parameters, and no dense K"
+    differentiates_every_iteration: ClassVar[bool] = True
 
     def run(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None

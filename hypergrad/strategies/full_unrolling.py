@@ -52,6 +52,7 @@ class FullUnrolling(AbstractStrategy):
     formula: ClassVar[str] = "sum over all L iterations of the delta recursion"
     cost: ClassVar[str] = "time 3 solves, memory L (m + n) a sample"
     caveat: ClassVar[str] = "exact for the finite L only"
+    differentiates_every_iteration: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.checkpoints is not None:

@@ -194,6 +194,7 @@ class OptimistixCheckpointed(AbstractStrategy):
     formula: ClassVar[str] = "sum over all L iterations of the delta recursion, by optimistix"
     cost: ClassVar[str] = "time 4 solves or more, memory checkpoints (m + n) a sample"
     caveat: ClassVar[str] = "exact for the finite L only"
+    differentiates_every_iteration: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.checkpoints is not None:

@@ -73,6 +73,7 @@ class Piggyback(AbstractStrategy):
     formula: ClassVar[str] = "sigma Delta_D x^T - tau y Delta_P^T, Delta iterated along with x, y"
     cost: ClassVar[str] = "time 3 solves, memory independent of L"
     caveat: ClassVar[str] = "wrong where the lower level or the adjoint is not converged"
+    differentiates_every_iteration: ClassVar[bool] = True
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
