@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import optax
 from jaxtyping import Array
 from rich.progress import Progress
 
-from hypergrad._checks import as_inexact, check_count, describe
+from hypergrad._checks import check_count, check_finite, describe
+from hypergrad._rows import ROWS_A_PIECE, Rows, rows_of
 from hypergrad.bilevel import Loss, half_mean_squared_error, solve
 from hypergrad.bilevel.arguments import (
     check_loss,
     check_problem,
     check_strategy,
-    prepare_truth,
+    check_truth_shape,
     usual_solver,
 )
 from hypergrad.chambolle_pock import ChambollePock, SolverStats, State
@@ -38,9 +39,6 @@ from hypergrad.visits import Visit, WarmStart, make_visit, nothing_left, put, ta
 __all__ = ["History", "WarmStart", "evaluate", "solve_in_pieces", "train"]
 
 Pair = tuple[Any, Any]
-
-# Validation runs through the data in pieces, so that its memory does not grow with them.
-_EVALUATION_BATCH = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,23 +113,23 @@ def _make_update(
 # --------------------------------------------------------------------------------------------- data
 
 
-def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _check_pair(name: str, pair: Pair, n: int) -> tuple[Rows, Rows]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = type(pair).__name__ + (f" of {len(pair)}" if hasattr(pair, "__len__") else "")
         raise ValueError(f"{name} must be a pair (x_tilde, x_true); got a {got}")
     x_tilde, x_true = (
-        np.asarray(as_inexact(array, f"{part} of {name}"))
+        rows_of(array, f"{part} of {name}")
         for part, array in zip(("x_tilde", "x_true"), pair, strict=True)
     )
-    if x_tilde.shape != x_true.shape or x_tilde.ndim != 2 or x_tilde.shape[1] != n:
+    if x_tilde.shape != x_true.shape or len(x_tilde.shape) != 2 or x_tilde.shape[1] != n:
         raise ValueError(
             f"{name} must be two arrays of the same shape (samples, {n}); got {x_tilde.shape} and "
             f"{x_true.shape}"
         )
     if len(x_tilde) == 0:
         raise ValueError(f"{name} must hold at least one sample; got none")
-    if not (np.all(np.isfinite(x_tilde)) and np.all(np.isfinite(x_true))):
-        raise ValueError(f"{name} must be finite; got NaN or infinity")
+    for part in (x_tilde, x_true):
+        part.check_finite(name)
     return x_tilde, x_true
 
 
@@ -148,11 +146,12 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.
     """Indices of an epoch's batches, all of one size (one compilation).
 
     The order depends on seed and epoch alone, so that a resumed run sees the same batches. What
-    does not fill a batch is left out of this epoch; the next one is shuffled anew.
+    does not fill a batch is left out of this epoch; the next one is shuffled anew. Within a batch
+    they ascend: a file is read forwards (and HDF5 reads in no other way).
     """
     order = np.random.default_rng([seed, epoch]).permutation(count)
     for start in range(0, count - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+        yield np.sort(order[start : start + batch_size])
 
 
 def solve_in_pieces(
@@ -163,29 +162,46 @@ def solve_in_pieces(
     strategy: AbstractStrategy,
     piece: int | None = None,
 ) -> tuple[np.ndarray, SolverStats]:
-    """`x` and the statistics for `(samples, n)` of any size, with the memory of one piece.
+    """`x` and the statistics for `(samples, n)` of any size, with the memory of one piece (and x).
 
-    Pieces have one size (the last is filled up with zeros), so there is one compilation.
+    Pieces have one size (the last is filled up with zeros), so there is one compilation. `x_tilde`
+    is read by rows: a memory map is not loaded.
     """
+    solved = _pieces_solved(problem, rows_of(x_tilde, "x_tilde"), solver, strategy, piece)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *(found for _, found in solved))
+
+
+def _pieces_solved(
+    problem: LowerLevel,
+    x_tilde: Rows,
+    solver: ChambollePock | None,
+    strategy: AbstractStrategy,
+    piece: int | None,
+) -> Iterator[tuple[slice, tuple[np.ndarray, SolverStats]]]:
+    """Piece by piece: which rows it is, their `x` and their statistics."""
     check_problem(problem)
-    x_tilde = np.asarray(x_tilde)
-    if x_tilde.ndim != 2 or x_tilde.shape[1] != problem.n:
-        raise ValueError(
-            f"x_tilde must have shape (samples, {problem.n}); got {x_tilde.shape}: one sample is "
-            "x_tilde[None]"
-        )
-    count = len(x_tilde)
-    if count == 0:
-        raise ValueError("x_tilde must hold at least one sample; got none")
+    count = _check_samples(x_tilde.shape, problem.n)
     if piece is not None:
         check_count("piece", piece)
-    piece = min(_EVALUATION_BATCH, count) if piece is None else piece
-    filled = np.concatenate([x_tilde, np.zeros((-count % piece, problem.n), x_tilde.dtype)])
-    solved = []
-    for rows in filled.reshape(-1, piece, problem.n):
-        solution = solve(problem, rows, solver=solver, strategy=strategy)
-        solved.append(jax.tree.map(np.asarray, (solution.x, solution.stats)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *solved)
+    size = min(ROWS_A_PIECE, count) if piece is None else piece
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        few = x_tilde[rows]
+        filled = np.concatenate([few, np.zeros((size - len(few), problem.n), few.dtype)])
+        solution = solve(problem, filled, solver=solver, strategy=strategy)
+        found = (solution.x, solution.stats)
+        yield rows, jax.tree.map(lambda a, few=few: np.asarray(a)[: len(few)], found)
+
+
+def _check_samples(shape: tuple[int, ...], n: int) -> int:
+    """How many samples there are; refuse what is not one a row."""
+    if len(shape) != 2 or shape[1] != n:
+        raise ValueError(
+            f"x_tilde must have shape (samples, {n}); got {shape}: one sample is x_tilde[None]"
+        )
+    if shape[0] == 0:
+        raise ValueError("x_tilde must hold at least one sample; got none")
+    return shape[0]
 
 
 def evaluate(
@@ -198,10 +214,21 @@ def evaluate(
     loss: Loss = half_mean_squared_error,
     piece: int | None = None,
 ) -> float:
-    """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default)."""
-    x_true = prepare_truth(x_true, as_inexact(x_tilde, "x_tilde"), loss)
-    x, _ = solve_in_pieces(problem, x_tilde, solver=solver, strategy=strategy, piece=piece)
-    return float(loss(jnp.asarray(x), x_true.astype(x.dtype)))
+    """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default).
+
+    With the memory of one piece: data are read by rows, and the loss has to be a mean over samples
+    (that of all is the mean of those of the pieces).
+    """
+    x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
+    check_truth_shape(x_true.shape, x_tilde.shape)
+    total = 0.0
+    for rows, (x, _) in _pieces_solved(problem, x_tilde, solver, strategy, piece):
+        truth = jnp.asarray(x_true[rows], x.dtype)
+        check_finite("x_true", truth)
+        if rows.start == 0:
+            check_loss(loss, truth)
+        total += len(x) * float(loss(jnp.asarray(x), truth))
+    return total / len(x_tilde)
 
 
 def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
@@ -230,27 +257,33 @@ def train(
     trainable: Callable[[LowerLevel], Any] = lambda p: p.K,
     project: Callable[[LowerLevel], LowerLevel] | None = None,
     loss: Loss = half_mean_squared_error,
+    measure: Callable[[LowerLevel], Mapping[str, float]] = lambda p: {},
     progress: Progress | bool = True,
 ) -> History:
     """Learn leaves of a problem from pairs of observed and true samples.
 
         min_p  mean_i loss(x_hat_i(p), x_true_i),     p = trainable(problem)
 
-    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`; `optimizer`, from
-    optax (Adam with rate 2e-3 by default); `trainable`, which leaves (or nodes) of the problem are
-    learned; leaves that their function declares positive are learned in the log; `project`, applied
-    to the problem after each update (by default, where F is homogeneous and G an indicator, so that
-    the scale of K is free, K is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
-    called again with the same arguments, it goes on from there; `warm_start`, True or a
-    `WarmStart`: visits to a training sample go on from its last one (losses of epoch 0 and of the
-    validation data are those of cold solves); `progress`, False or a shared `rich` bar.
+    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`, arrays or what is
+    indexed by rows like one (`np.load(..., mmap_mode="r")`, a data set of HDF5), which is read
+    batch by batch and never held as a whole; `optimizer`, from optax (Adam with rate 2e-3 by
+    default); `trainable`, which leaves (or nodes) of the problem are learned; leaves that their
+    function declares positive are learned in the log; `project`, applied to the problem after each
+    update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, K
+    is rescaled to norm 1); `checkpoint_dir`, written after every epoch: called again with the same
+    arguments, it goes on from there; `warm_start`, True or a `WarmStart`: visits to a training
+    sample go on from its last one (losses of epoch 0 and of the validation data are those of cold
+    solves); `loss`, a mean over samples; `measure`, called with the problem before the first epoch
+    and after each: its numbers are added to the record, its time is not; `progress`, False or a
+    shared `rich` bar.
 
     **Returns**: a `History`.
 
     **Errors**: a `ValueError` for data that do not fit, or a checkpoint of another run. An
     interruption (`KeyboardInterrupt`) leaves the last epoch's checkpoint.
 
-    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch.
+    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch, besides the data
+    where they are arrays (they are not copied) and the states of all samples with a `warm_start`.
 
     **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle.
 
@@ -280,11 +313,10 @@ def train(
         held_out = _check_pair("validation", validation, problem.n)
     batch_size = min(batch_size, len(x_tilde))
 
-    dtype = jnp.result_type(problem.dtype, jnp.asarray(x_tilde[:1]).dtype)
+    dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
     problem = cast_floats(problem, dtype)
-    # On the host: taking the rows of a batch costs NumPy microseconds, and JAX a millisecond.
     x_tilde, x_true, held_out = jax.tree.map(
-        np.asarray, cast_floats((x_tilde, x_true, held_out), dtype)
+        lambda rows: rows.astype(dtype), (x_tilde, x_true, held_out)
     )
     check_loss(loss, jnp.asarray(x_true[:batch_size]))
     variables = Variables(problem, trainable)
@@ -318,6 +350,7 @@ def train(
             "residual": None,
             "converged": None,
             "counted": None,
+            **measure(problem),
         }
     ]
     checkpoints = None
@@ -346,7 +379,7 @@ def train(
                 measured.append(jax.tree.map(float, now))
                 bar.update(task, advance=1, loss=f"loss {measured[-1]['train_loss']:.5f}")
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            records.append(_record(epoch, seconds, measured, validate(problem)))
+            records.append(_record(epoch, seconds, measured, validate(problem)) | measure(problem))
             if checkpoints is not None:
                 checkpoints.save(epoch, (problem, optimizer_state, memory), records)
     return History(problem, records)

@@ -398,7 +398,7 @@ def test_pieces_have_one_size_and_give_what_all_at_once_gives(piece, monkeypatch
 
 def test_nobody_has_to_think_of_the_size_of_a_piece(monkeypatch) -> None:
     expected = _evaluate(_problem())
-    monkeypatch.setattr(training, "_EVALUATION_BATCH", 3)
+    monkeypatch.setattr(training, "ROWS_A_PIECE", 3)
     assert _evaluate(_problem()) == pytest.approx(expected, rel=RTOL)
 
 
