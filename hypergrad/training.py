@@ -23,6 +23,7 @@ from hypergrad.bilevel import Loss, half_mean_squared_error, solve
 from hypergrad.bilevel.arguments import (
     check_loss,
     check_problem,
+    check_samples,
     check_strategy,
     check_truth_shape,
     usual_solver,
@@ -180,9 +181,10 @@ def _pieces_solved(
 ) -> Iterator[tuple[slice, tuple[np.ndarray, SolverStats]]]:
     """Piece by piece: which rows it is, their `x` and their statistics."""
     check_problem(problem)
-    count = _check_samples(x_tilde.shape, problem.n)
+    check_samples(x_tilde.shape, problem.n)
     if piece is not None:
         check_count("piece", piece)
+    count = len(x_tilde)
     size = min(ROWS_A_PIECE, count) if piece is None else piece
     for start in range(0, count, size):
         rows = slice(start, min(start + size, count))
@@ -191,17 +193,6 @@ def _pieces_solved(
         solution = solve(problem, filled, solver=solver, strategy=strategy)
         found = (solution.x, solution.stats)
         yield rows, jax.tree.map(lambda a, few=few: np.asarray(a)[: len(few)], found)
-
-
-def _check_samples(shape: tuple[int, ...], n: int) -> int:
-    """How many samples there are; refuse what is not one a row."""
-    if len(shape) != 2 or shape[1] != n:
-        raise ValueError(
-            f"x_tilde must have shape (samples, {n}); got {shape}: one sample is x_tilde[None]"
-        )
-    if shape[0] == 0:
-        raise ValueError("x_tilde must hold at least one sample; got none")
-    return shape[0]
 
 
 def evaluate(
@@ -379,7 +370,8 @@ def train(
                 measured.append(jax.tree.map(float, now))
                 bar.update(task, advance=1, loss=f"loss {measured[-1]['train_loss']:.5f}")
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            records.append(_record(epoch, seconds, measured, validate(problem)) | measure(problem))
+            record = _record(epoch, seconds, measured, validate(problem))
+            records.append({**record, **measure(problem)})
             if checkpoints is not None:
                 checkpoints.save(epoch, (problem, optimizer_state, memory), records)
     return History(problem, records)

@@ -19,6 +19,7 @@ __all__ = [
     "check_is_strategy",
     "check_loss",
     "check_problem",
+    "check_samples",
     "check_strategy",
     "check_trace",
     "check_truth_shape",
@@ -166,6 +167,16 @@ def prepare_truth(x_true: Any, x_tilde: Array, loss: Any) -> Array:
     check_finite("x_true", x_true)
     check_loss(loss, x_true)
     return x_true
+
+
+def check_samples(shape: tuple[int, ...], n: int) -> None:
+    """Refuse what is not one sample a row."""
+    if len(shape) != 2 or shape[1] != n:
+        raise ValueError(
+            f"x_tilde must have shape (samples, {n}); got {shape}: one sample is x_tilde[None]"
+        )
+    if shape[0] == 0:
+        raise ValueError("x_tilde must hold at least one sample; got none")
 
 
 def check_truth_shape(x_true: tuple[int, ...], x_tilde: tuple[int, ...]) -> None:
