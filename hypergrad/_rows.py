@@ -59,10 +59,10 @@ class Rows:
         """The same samples, cast to another dtype as they are read."""
         return Rows(self.source, np.dtype(dtype))
 
-    def pieces(self, size: int = ROWS_A_PIECE) -> Iterator[np.ndarray]:
-        """All rows in their order, `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
+    def pieces(self) -> Iterator[np.ndarray]:
+        """All rows in their order, so many at a time."""
+        for start in range(0, len(self), ROWS_A_PIECE):
+            yield self[start : start + ROWS_A_PIECE]
 
     def check_finite(self, name: str) -> None:
         """Refuse NaN and infinity, wherever they are."""
