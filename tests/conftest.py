@@ -20,6 +20,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compiling is nearly all that the tests do: a quick program that runs a little longer is the better
 # bargain (tests that read a compiled program ask for the `optimised` one).
 jax.config.update("jax_disable_most_optimizations", True)
+# The command line, where it is run in this process, would keep programs in the user's cache.
+jax.config.update("jax_enable_compilation_cache", False)
 
 # Every annotated function of the numerical core then checks the shapes of what it is given. It has
 # to be in place before the package is imported for the first time.

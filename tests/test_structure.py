@@ -76,7 +76,7 @@ HOUSE = """
     comparison
     baselines
     image_study
-    benchmark._device
+    benchmark._compilations  benchmark._device
     benchmark.*
     benchmark
     cli
