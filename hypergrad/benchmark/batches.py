@@ -9,7 +9,6 @@ memory count in it, up to the size of the file.)
 from __future__ import annotations
 
 import dataclasses
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,8 @@ from hypergrad.training import train
 __all__ = ["NAME", "Settings", "cells", "report"]
 
 NAME = "batches"
+
+_DRAWN_AT_ONCE = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ COLUMNS = {
 
 
 def _peak_megabytes() -> float:
+    import resource  # not on every system
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
@@ -75,23 +78,18 @@ def _peak_megabytes() -> float:
 def _patches_on_disk(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """`x_tilde` and `x_true` of natural patches, float32, as memory maps."""
     folder.mkdir(parents=True, exist_ok=True)
-    mapped = []
-    names = ("x_tilde", "x_true")
-    maps = {
-        name: np.lib.format.open_memmap(
-            folder / f"{name}-{count}.npy", mode="w+", dtype=np.float32, shape=(count, 64)
-        )
-        for name in names
+    files = {name: folder / f"{name}-{count}.npy" for name in ("x_tilde", "x_true")}
+    written = {
+        name: np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(count, 64))
+        for name, file in files.items()
     }
-    for start in range(0, count, 10_000):
-        few = min(10_000, count - start)
+    for start in range(0, count, _DRAWN_AT_ONCE):
+        few = min(_DRAWN_AT_ONCE, count - start)
         drawn = data.noisy_patches(data.PHOTOGRAPHS_TRAIN, few, noise=0.1, seed=start)
-        for name in names:
-            maps[name][start : start + few] = getattr(drawn, name)
-    for name in names:
-        maps[name].flush()
-        mapped.append(np.load(folder / f"{name}-{count}.npy", mmap_mode="r"))
-    return mapped[0], mapped[1]
+        for name, rows in written.items():
+            rows[start : start + few] = getattr(drawn, name)
+    x_tilde, x_true = (np.load(file, mmap_mode="r") for file in files.values())
+    return x_tilde, x_true
 
 
 def measure(settings: Settings, workspace: Workspace) -> Result:
@@ -123,10 +121,10 @@ def measure(settings: Settings, workspace: Workspace) -> Result:
     records = []
     for job, seconds_of in jobs.items():
         # Compilation, and the memory that it takes, is no matter of the number of samples.
-        seconds_of(_patches_on_disk(workspace.files, settings.samples[0]))
+        seconds_of(_patches_on_disk(workspace.checkpoints, settings.samples[0]))
         start = _peak_megabytes()
         for count in settings.samples:
-            pair = _patches_on_disk(workspace.files, count)
+            pair = _patches_on_disk(workspace.checkpoints, count)
             seconds = seconds_of(pair)
             records.append(
                 {
