@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from hypergrad import operators
 from hypergrad.benchmark._compilations import count_compilations
@@ -58,23 +58,33 @@ COLUMNS = {
 }
 
 
-def measure(settings: Settings, name: str) -> Result:
-    """One strategy: compiled ahead, then called with two sets of numbers."""
-    strategy: AbstractStrategy = STRATEGIES[name]()
+def _arguments(
+    m: int, n: int, batch: int
+) -> tuple[LowerLevel, Float[Array, "batch n"], Float[Array, "batch n"]]:
     keys, dtype = jax.random.split(jax.random.key(0), 3), jnp.float64
-    K = operators.random(settings.m, settings.n, key=keys[0]).astype(dtype)
-    problem = LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0))
-    solver = ChambollePock(settings.iterations)
-    x_true = jax.random.normal(keys[1], (settings.batch, settings.n), dtype)
+    K = operators.random(m, n, key=keys[0]).astype(dtype)
+    x_true = jax.random.normal(keys[1], (batch, n), dtype)
     x_tilde = x_true + 0.1 * jax.random.normal(keys[2], x_true.shape, dtype)
+    return LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0)), x_tilde, x_true
+
+
+def measure(settings: Settings, name: str) -> Result:
+    """One strategy: compiled ahead; then called with two sets of numbers, of a small size.
+
+    (How many programs there are is no matter of the size, and forward mode would take minutes.)
+    """
+    strategy: AbstractStrategy = STRATEGIES[name]()
+    solver = ChambollePock(settings.iterations)
+    large = _arguments(settings.m, settings.n, settings.batch)
+    problem, x_tilde, x_true = _arguments(8, 4, 3)
     other = jax.block_until_ready(0.9 * x_tilde)
 
-    def call(x: Any):
+    def call(x: Array):
         return hypergradient(problem, x, x_true, solver=solver, strategy=strategy)
 
     try:
         jax.clear_caches()
-        compiled = compile_ahead(one_hypergradient, problem, x_tilde, x_true, solver, strategy)
+        compiled = compile_ahead(one_hypergradient, *large, solver, strategy)
         jax.clear_caches()
         record = {
             "compile_seconds": compiled.compile_seconds,
