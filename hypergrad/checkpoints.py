@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad._rows import Rows
 from hypergrad.records import write_npz
 
 __all__ = ["Checkpoints", "fingerprint_of"]
@@ -64,11 +66,20 @@ class Checkpoints:
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """A hash of what makes a run what it is; arrays by their bytes."""
+    """A hash of what makes a run what it is; arrays by their bytes, samples piece by piece."""
     digest = hashlib.sha256()
     for part in parts:
         for leaf in jax.tree.leaves(part):
-            is_array = isinstance(leaf, (np.ndarray, jax.Array))
-            digest.update(np.asarray(leaf).tobytes() if is_array else repr(leaf).encode())
+            for content in _contents(leaf):
+                digest.update(content)
         digest.update(str(jax.tree.structure(part)).encode())
     return digest.hexdigest()
+
+
+def _contents(leaf: Any) -> Iterator[bytes]:
+    if isinstance(leaf, Rows):
+        yield from (piece.tobytes() for piece in leaf.pieces())
+    elif isinstance(leaf, (np.ndarray, jax.Array)):
+        yield np.asarray(leaf).tobytes()
+    else:
+        yield repr(leaf).encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from rich.console import Console
 __all__ = ["main"]
 
 _USAGE, _DATA, _INTERRUPTED = 2, 1, 130
+
+# Programs that took longer to compile (s) are kept on disk; reading one takes about a tenth of it.
+_WORTH_KEEPING = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +168,7 @@ def _study(name: str, options: RunOptions, on: DeviceOptions, strategies: tuple[
 
     jax.config.update("jax_enable_x64", options.dtype == "float64")
     _start_processes(on)
+    _keep_programs()
     from hypergrad.chambolle_pock import ChambollePock
     from hypergrad.devices import data_parallel
     from hypergrad.image_study import ImageStudy, run_image_study
@@ -242,6 +247,44 @@ def _folder_of_this_process(out: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as nowhere:
         yield Path(nowhere)
+
+
+def _keep_programs() -> None:
+    """Let JAX keep what it compiles in the user's cache, so that the next run need not.
+
+    Only where nobody has settled it already: `JAX_COMPILATION_CACHE_DIR` names another folder,
+    `JAX_ENABLE_COMPILATION_CACHE=false` has none. Without a folder to write to, nothing is kept.
+    """
+    import jax
+
+    settled, folder = jax.config.values, _cache_folder()
+    if not settled["jax_enable_compilation_cache"] or folder is None:
+        return
+    if settled["jax_compilation_cache_dir"] is None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+
+
+def _cache_folder() -> Path | None:
+    """Where this system keeps what can be made again; None for a user without a home."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    if sys.platform == "darwin":
+        caches = home / "Library" / "Caches"
+    elif sys.platform == "win32":
+        caches = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    else:
+        # The XDG convention: a relative path does not count.
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        caches = named if named.is_absolute() else home / ".cache"
+    return caches / "hypergrad" / "programs"
 
 
 def _bench(options: Bench) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from hypergrad._checks import check_count, check_flag, describe
+from hypergrad._rows import Rows, rows_of
+from hypergrad.adjoint import AdjointStats
 from hypergrad.bilevel import (
     Hypergradient,
     Loss,
@@ -20,8 +23,16 @@ from hypergrad.bilevel import (
     half_mean_squared_error,
     hypergradient,
 )
-from hypergrad.bilevel.arguments import check_is_strategy, prepare, prepare_truth
-from hypergrad.chambolle_pock import ChambollePock, Solution, State
+from hypergrad.bilevel.arguments import (
+    check_is_strategy,
+    check_loss,
+    check_problem,
+    check_samples,
+    check_truth_shape,
+    prepare,
+    prepare_truth,
+)
+from hypergrad.chambolle_pock import ChambollePock, Solution, SolverStats, State
 from hypergrad.diagnostics import are_certified
 from hypergrad.diagnostics._gradients import check_learnable, flat
 from hypergrad.error_bound import Regime
@@ -184,6 +195,7 @@ def compare(
     repeats: int = 5,
     reference: Hypergradient | None = None,
     error_bound: bool = False,
+    piece: int | None = None,
 ) -> Comparison:
     """Every strategy on the same batch: value, gradient, error, time, memory, statuses.
 
@@ -198,9 +210,15 @@ def compare(
     **Arguments**: as for `hypergradient`; `reference`, by default `reference_hypergradient` (of a
     given one, the state it ended in is used, and which samples it is certified on);
     `error_bound=True` adds the bound on the error of the gradient in `parameters`, relative to the
-    reference (a dash where a sample is not certified), and the share of samples that it certifies.
+    reference (a dash where a sample is not certified), and the share of samples that it certifies;
+    `piece`, how many of the samples are looked at at a time: data `(samples, n)` of any size, read
+    by rows (see `train`), with the memory of one piece. Everything is then over all samples; times
+    are those of all pieces, memory and compilation those of one.
 
     **Returns**: a `Comparison`. A strategy that fails is a row with its reason.
+
+    **Caveat**: with a `piece` the loss has to be a mean over samples, and the error bound is the
+    sum of those of the pieces, which is larger than that of all samples at once.
 
     >>> import hypergrad as hg, jax.numpy as jnp
     >>> problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
@@ -212,56 +230,23 @@ def compare(
     """
     check_count("repeats", repeats)
     check_flag("error_bound", error_bound)
-    strategies = _as_strategies(strategies)
-    problem, x_tilde, solver, _ = prepare(problem, x_tilde, solver, None)
-    x_true = prepare_truth(x_true, x_tilde, loss)
+    labelled = _distinct_labels(_as_strategies(strategies))
+    problem, solver, pieces = _in_pieces(problem, x_tilde, x_true, solver, loss, piece)
     check_learnable("parameters(problem)", parameters(problem))
-    on_all = OnSamples(loss, jnp.ones(x_tilde.shape[:-1], bool))
-    refer = functools.partial(reference_hypergradient, problem, x_tilde, x_true, solver=solver)
-    reference = refer(loss=on_all) if reference is None else reference
-    chosen = {
-        "certified": certified_samples(reference),
-        "differentiable": differentiable_samples(reference),
-    }
-    losses = {name: OnSamples(loss, samples) for name, samples in chosen.items()}
-
-    def gradient(h: Hypergradient) -> Array:
-        return flat(parameters(h.grad))
-
-    # What is certified stays where it is: no steps for what was given up.
-    exact = {
-        name: gradient(refer(loss=on_some, init=reference.state, most=1))
-        for name, on_some in losses.items()
-    }
-
-    records: list[dict[str, Any]] = []
-    compiled = {"forward": compile_ahead(solve_without_strategy, problem, x_tilde, solver)}
-    for label, strategy in _distinct_labels(strategies).items():
-        try:
-            arguments = (problem, x_tilde, x_true, solver, strategy)
-            one = compile_ahead(one_hypergradient, *arguments, on_all)
-            h = one.call()
-            found = {name: gradient(one(*arguments, on_some)) for name, on_some in losses.items()}
-        except Exception as error:  # one that fails is a row with its reason, not the end of all
-            records.append({"strategy": label, "error": reason_of(error)})
-            continue
-        record = _record(label, h, one) | _errors(found, exact)
-        if error_bound:
-            record |= _bound(*arguments, loss, parameters, jnp.linalg.norm(exact["certified"]))
-        records.append(record)
-        compiled[label] = one
-
-    seconds = interleaved_medians(
-        {name: one.call for name, one in compiled.items()}, repeats=repeats
-    )
-    for record in records:
-        if record["strategy"] in seconds:
-            time = seconds[record["strategy"]]
-            record["milliseconds"] = 1e3 * time
-            record["over_forward"] = time / seconds["forward"]
-    shares = {name: float(jnp.mean(samples.astype(float))) for name, samples in chosen.items()}
-    about = _describe_reference(reference) | shares
-    return Comparison(records, about, environment() | _device())
+    judge = _Reference(problem, solver, loss, parameters, reference)
+    rows = {label: _Row(strategy, judge) for label, strategy in labelled.items()}
+    forward = _Forward(problem, solver)
+    for one in pieces:
+        judged = judge.look_at(one)
+        calls = {"forward": forward.look_at(one)}
+        for label, row in rows.items():
+            call = row.look_at(one, judged, with_bound=error_bound)
+            if call is not None:
+                calls[label] = call
+        for name, seconds in interleaved_medians(calls, repeats=repeats).items():
+            (forward if name == "forward" else rows[name]).seconds += seconds
+    records = [row.record(label, forward.seconds) for label, row in rows.items()]
+    return Comparison(records, judge.describe(), environment() | _device())
 
 
 def _as_strategies(strategies: Any) -> list[AbstractStrategy]:
@@ -311,19 +296,254 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
-def _record(label: str, h: Hypergradient, compiled: Compiled) -> dict[str, Any]:
-    stats, peak = h.solution.stats, compiled.peak_bytes
+# ---------------------------------------------------------------------------- piece by piece
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Some of the samples, or all: to one size the last piece is filled up with copies of its end.
+
+    `start`, the number of its first sample; `real`, those that are no copies; `share`, of all
+    samples, and `scale`, what a mean over the piece counts for in the mean over all.
+    """
+
+    x_tilde: Array
+    x_true: Array
+    start: int
+    real: np.ndarray
+    share: float
+    scale: float
+
+    def of_real(self, values: Any) -> np.ndarray:
+        """One entry for each sample that is no copy."""
+        return np.asarray(values)[self.real]
+
+    def part_of(self, tree: Any) -> Any:
+        """These samples of a pytree with an entry for each of all of them."""
+        if self.share == 1:
+            return tree
+        size, count = len(self.real), int(self.real.sum())
+
+        def part(a: Array) -> Array:
+            edges = [(0, size - count)] + [(0, 0)] * (a.ndim - 1)
+            return jnp.pad(a[self.start : self.start + count], edges, mode="edge")
+
+        return jax.tree.map(part, tree)
+
+    def mean_loss(self, h: Hypergradient, loss: Loss) -> float:
+        """The mean over the samples that are no copies."""
+        if self.real.all():
+            return float(h.value)
+        return float(loss(h.solution.x[self.real], self.x_true[self.real]))
+
+
+def _in_pieces(
+    problem: LowerLevel, x_tilde: Any, x_true: Any, solver: Any, loss: Loss, piece: int | None
+) -> tuple[LowerLevel, ChambollePock, Iterator[_Piece]]:
+    """The arguments checked and cast; the samples as they are, or `piece` at a time."""
+    if piece is None:
+        problem, x_tilde, solver, _ = prepare(problem, x_tilde, solver, None)
+        x_true = prepare_truth(x_true, x_tilde, loss)
+        real = np.ones(x_tilde.shape[:-1], bool)
+        return problem, solver, iter([_Piece(x_tilde, x_true, 0, real, 1.0, 1.0)])
+    check_count("piece", piece)
+    check_problem(problem)
+    x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
+    check_samples(x_tilde.shape, problem.n)
+    check_truth_shape(x_true.shape, x_tilde.shape)
+    for name, rows in {"x_tilde": x_tilde, "x_true": x_true}.items():
+        rows.check_finite(name)
+    problem, first, solver, _ = prepare(problem, x_tilde[:1], solver, None)
+    check_loss(loss, first)
+    x_tilde, x_true = x_tilde.astype(first.dtype), x_true.astype(first.dtype)
+    return problem, solver, _pieces_of(x_tilde, x_true, min(piece, len(x_tilde)))
+
+
+def _pieces_of(x_tilde: Rows, x_true: Rows, size: int) -> Iterator[_Piece]:
+    total = len(x_tilde)
+    for start in range(0, total, size):
+        rows = slice(start, min(start + size, total))
+        count = rows.stop - start
+        observed, truth = (
+            jnp.asarray(np.pad(part[rows], ((0, size - count), (0, 0)), mode="edge"))
+            for part in (x_tilde, x_true)
+        )
+        yield _Piece(observed, truth, start, np.arange(size) < count, count / total, size / total)
+
+
+class _Judged(NamedTuple):
+    """What the reference says of a piece: losses of the samples that count, and its gradients."""
+
+    on_all: OnSamples
+    on_some: dict[str, OnSamples]
+
+
+class _Reference:
+    """The yardstick over all pieces: its gradients summed up, and how good they are."""
+
+    def __init__(
+        self,
+        problem: LowerLevel,
+        solver: ChambollePock,
+        loss: Loss,
+        parameters: Callable[[LowerLevel], Any],
+        given: Hypergradient | None,
+    ):
+        self.problem, self.solver, self.loss, self.given = problem, solver, loss, given
+        self.parameters = parameters
+        self.gradients: dict[str, Any] = dict.fromkeys(("certified", "differentiable"), 0.0)
+        self.shares = dict.fromkeys(self.gradients, 0.0)
+        self.stats: list[dict[str, np.ndarray]] = []
+
+    def gradient(self, h: Hypergradient) -> Array:
+        return flat(self.parameters(h.grad))
+
+    def look_at(self, piece: _Piece) -> _Judged:
+        refer = functools.partial(
+            reference_hypergradient, self.problem, piece.x_tilde, piece.x_true, solver=self.solver
+        )
+        on_all = OnSamples(self.loss, jnp.asarray(piece.real))
+        found = refer(loss=on_all) if self.given is None else self.given
+        about = (found.state, found.solution.stats, found.adjoint, _chosen(found))
+        if self.given is not None:
+            about = piece.part_of(about)
+        state, forward, adjoint, chosen = about
+        self.stats.append(jax.tree.map(piece.of_real, _statistics(forward, adjoint)))
+        on_some = {name: OnSamples(self.loss, some & piece.real) for name, some in chosen.items()}
+        for name, on in on_some.items():
+            # What is certified stays where it is: no steps for what was given up.
+            exact = self.gradient(refer(loss=on, init=state, most=1))
+            self.gradients[name] += piece.scale * exact
+            self.shares[name] += piece.share * float(np.mean(piece.of_real(chosen[name])))
+        return _Judged(on_all, on_some)
+
+    def describe(self) -> dict[str, Any]:
+        stats = _over_all(self.stats)
+        return {
+            "how": "Exact (semismooth Newton, minimum norm)",
+            "status": Status.summary(stats["forward_status"]),
+            "residual": float(np.max(stats["forward_residual"])),
+            "iterations": int(np.max(stats["iterations"])),
+            "adjoint_status": Status.summary(stats["adjoint_status"]),
+            "adjoint_residual": float(np.max(stats["adjoint_residual"])),
+            **self.shares,
+        }
+
+
+def _chosen(reference: Hypergradient) -> dict[str, Array]:
     return {
-        "strategy": label,
-        "loss": float(h.value),
-        "compile_seconds": compiled.compile_seconds,
-        "peak_megabytes": None if peak is None else peak / 1e6,
-        "forward_status": Status.summary(stats.status),
-        "forward_residual": float(jnp.max(stats.residual)),
-        "adjoint_status": Status.summary(h.adjoint.status),
-        "adjoint_residual": float(jnp.max(h.adjoint.residual)),
-        "products": float(jnp.mean((stats.products + h.adjoint.products).astype(float))),
+        "certified": certified_samples(reference),
+        "differentiable": differentiable_samples(reference),
     }
+
+
+def _statistics(forward: SolverStats, adjoint: AdjointStats) -> dict[str, Array]:
+    return {
+        "iterations": forward.iterations,
+        "forward_status": forward.status,
+        "forward_residual": forward.residual,
+        "adjoint_status": adjoint.status,
+        "adjoint_residual": adjoint.residual,
+        "products": forward.products + adjoint.products,
+    }
+
+
+def _over_all(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Forward:
+    """The forward solve alone: what a hypergradient's time is held against."""
+
+    def __init__(self, problem: LowerLevel, solver: ChambollePock):
+        self.problem, self.solver, self.seconds = problem, solver, 0.0
+        self.compiled: Compiled | None = None
+
+    def look_at(self, piece: _Piece) -> Callable[[], Any]:
+        arguments = (self.problem, piece.x_tilde, self.solver)
+        self.compiled = self.compiled or compile_ahead(solve_without_strategy, *arguments)
+        return functools.partial(self.compiled, *arguments)
+
+
+class _Row:
+    """One strategy over all pieces."""
+
+    def __init__(self, strategy: AbstractStrategy, judge: _Reference):
+        self.strategy, self.judge, self.seconds = strategy, judge, 0.0
+        self.compiled: Compiled | None = None
+        self.error: str | None = None
+        self.loss, self.bound, self.certified = 0.0, None, 0.0
+        self.gradients: dict[str, Any] = dict.fromkeys(judge.gradients, 0.0)
+        self.stats: list[dict[str, np.ndarray]] = []
+
+    def look_at(
+        self, piece: _Piece, judged: _Judged, *, with_bound: bool
+    ) -> Callable[[], Any] | None:
+        """Take a piece in; what is to be timed, or None where the strategy has failed."""
+        if self.error is not None:
+            return None
+        try:
+            return self._take_in(piece, judged, with_bound=with_bound)
+        except Exception as error:  # one that fails is a row with its reason, not the end of all
+            self.error = reason_of(error)
+            return None
+
+    def _take_in(self, piece: _Piece, judged: _Judged, *, with_bound: bool) -> Callable[[], Any]:
+        judge = self.judge
+        arguments = (judge.problem, piece.x_tilde, piece.x_true, judge.solver, self.strategy)
+        if self.compiled is None:
+            self.compiled = compile_ahead(one_hypergradient, *arguments, judged.on_all)
+        call = functools.partial(self.compiled, *arguments, judged.on_all)
+        h = call()
+        self.loss += piece.share * piece.mean_loss(h, judge.loss)
+        self.stats.append(jax.tree.map(piece.of_real, _statistics(h.solution.stats, h.adjoint)))
+        for name, on_some in judged.on_some.items():
+            found = judge.gradient(self.compiled(*arguments, on_some))
+            self.gradients[name] += piece.scale * found
+        if with_bound:
+            self._take_in_bound(piece)
+        return call
+
+    def _take_in_bound(self, piece: _Piece) -> None:
+        """The bound on the error of all samples' gradient, and on how many of them it stands."""
+        judge = self.judge
+        x_tilde, x_true = piece.x_tilde, piece.x_true
+        if not piece.real.all():
+            x_tilde, x_true = x_tilde[piece.real], x_true[piece.real]
+        bound = hypergradient(
+            judge.problem, x_tilde, x_true,
+            solver=judge.solver, strategy=self.strategy, loss=judge.loss, error_bound=True,
+        ).error_bound  # fmt: skip
+        assert bound is not None
+        part = piece.share * flat(judge.parameters(bound.grad))
+        self.bound = part if self.bound is None else self.bound + part
+        held = np.asarray(bound.certified) != Regime.NEITHER
+        self.certified += piece.share * float(np.mean(held))
+
+    def record(self, label: str, forward_seconds: float) -> dict[str, Any]:
+        if self.error is not None:
+            return {"strategy": label, "error": self.error}
+        assert self.compiled is not None
+        stats, peak = _over_all(self.stats), self.compiled.peak_bytes
+        record = {
+            "strategy": label,
+            "loss": self.loss,
+            "compile_seconds": self.compiled.compile_seconds,
+            "peak_megabytes": None if peak is None else peak / 1e6,
+            "forward_status": Status.summary(stats["forward_status"]),
+            "forward_residual": float(np.max(stats["forward_residual"])),
+            "adjoint_status": Status.summary(stats["adjoint_status"]),
+            "adjoint_residual": float(np.max(stats["adjoint_residual"])),
+            "products": float(np.mean(stats["products"])),
+            **_errors(self.gradients, self.judge.gradients),
+        }
+        if self.bound is not None:
+            size = jnp.linalg.norm(self.judge.gradients["certified"])
+            record["error_bound"] = _number(jnp.linalg.norm(self.bound) / size)
+            record["certified"] = self.certified
+        record["milliseconds"] = 1e3 * self.seconds
+        record["over_forward"] = self.seconds / forward_seconds
+        return record
 
 
 def _errors(found: dict[str, Array], exact: dict[str, Array]) -> dict[str, Any]:
@@ -344,35 +564,9 @@ def _errors(found: dict[str, Array], exact: dict[str, Array]) -> dict[str, Any]:
     }
 
 
-def _bound(
-    problem, x_tilde, x_true, solver, strategy, loss, parameters, size: Array
-) -> dict[str, Any]:
-    """The bound on the error of the whole batch's gradient, and on how much of it that stands."""
-    bound = hypergradient(
-        problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss, error_bound=True
-    ).error_bound
-    assert bound is not None
-    return {
-        "error_bound": _number(jnp.linalg.norm(flat(parameters(bound.grad))) / size),
-        "certified": float(jnp.mean((bound.certified != Regime.NEITHER).astype(float))),
-    }
-
-
 def _number(value: Array) -> float | None:
     """A JSON number; None where it is not finite."""
     return float(value) if jnp.isfinite(value) else None
-
-
-def _describe_reference(reference: Hypergradient) -> dict[str, Any]:
-    stats = reference.solution.stats
-    return {
-        "how": "Exact (semismooth Newton, minimum norm)",
-        "status": Status.summary(stats.status),
-        "residual": float(jnp.max(stats.residual)),
-        "iterations": int(jnp.max(stats.iterations)),
-        "adjoint_status": Status.summary(reference.adjoint.status),
-        "adjoint_residual": float(jnp.max(reference.adjoint.residual)),
-    }
 
 
 def _device() -> dict[str, Any]:

@@ -329,11 +329,13 @@ def load_own(
     rate: int = 8000,
     seed: int,
     split_seed: int = 0,
+    most: Mapping[Split, int] | None = None,
 ) -> dict[str, Samples]:
     """One's own data as `{"train": Samples, "test": Samples}`, a fifth of it held out.
 
     * A `.npy` of shape `(samples, n)`: `noise`, in its units, is added, and the last fifth of the
-      rows tests (so keep rows that are alike together).
+      rows tests (so keep rows that are alike together). Of a split with a `most`, so many rows are
+      drawn with `seed` where there are more: the file may be larger than the memory.
     * A folder of PNG, JPEG or TIFF: grey in [0, 1], patches side by side, `noise` added.
     * A folder of WAV or FLAC: as `speech_frames`, all frames, no file left out.
 
@@ -356,7 +358,7 @@ def load_own(
 
     def load(split: Split) -> Samples:
         if is_rows:
-            rows = _npy_rows(path, split)
+            rows = _npy_rows(path, split, (most or {}).get(split), rng)
             return _samples({path.name: rows}, rows.shape[1:], lambda x: _noisy(x, noise, rng))
         files = _part(images or audio, split, split_seed, choose=0.0)
         if audio:
@@ -367,19 +369,18 @@ def load_own(
     return {"train": load("train"), "test": load("test")}
 
 
-def _npy_rows(file: Path, split: Split) -> Floats:
-    def read(file: Path) -> NDArray[Any]:
-        with file.open("rb") as stream:  # np.load would unpickle and unzip as well
-            return np.lib.format.read_array(stream, allow_pickle=False)
-
-    rows = _read(file, read)
+def _npy_rows(file: Path, split: Split, most: int | None, rng: np.random.Generator) -> Floats:
+    # np.load would unpickle and unzip as well.
+    rows = _read(file, lambda file: np.lib.format.open_memmap(file, mode="r"))
     usable = rows.ndim == 2 and len(rows) > 1 and rows.size > 0 and rows.dtype.kind in "fiu"
     rule = "a .npy must hold real numbers of shape (samples, n), two samples at least"
     got = f"{rows.dtype} of shape {rows.shape} in {file}"
     _require(usable, rule, got, "save one flattened sample a row")
     held_out = max(1, round(len(rows) / 5))
-    rows = _finite(rows, file).astype(float)
-    return rows[-held_out:] if split == "test" else rows[:-held_out]
+    rows = rows[-held_out:] if split == "test" else rows[:-held_out]
+    if most is not None and len(rows) > most:
+        rows = rows[np.sort(rng.choice(len(rows), most, replace=False))]
+    return _finite(np.array(rows, float), file)
 
 
 def _patches_of(file: Path, size: int) -> Floats:

@@ -192,7 +192,13 @@ def run_image_study(
 
 def _load(config: ImageStudy) -> _Data:
     if config.data is not None:
-        own = data.load_own(config.data, noise=config.noise, size=config.patch, seed=config.seed)
+        own = data.load_own(
+            config.data,
+            noise=config.noise,
+            size=config.patch,
+            seed=config.seed,
+            most={"train": config.samples, "test": config.held_out_samples},
+        )
         rng = np.random.default_rng(config.seed)
         return _Data(
             _subset(own["train"], config.samples, rng),

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +19,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from rich.progress import Progress
 
-from hypergrad._checks import as_inexact, check_count, describe
+from hypergrad._checks import check_count, check_finite, describe
+from hypergrad._rows import ROWS_A_PIECE, Rows, rows_of
 from hypergrad.bilevel import Loss, half_mean_squared_error, solve
 from hypergrad.bilevel.arguments import (
     check_loss,
     check_problem,
+    check_samples,
     check_strategy,
-    prepare_truth,
+    check_truth_shape,
     usual_solver,
 )
 from hypergrad.chambolle_pock import ChambollePock, SolverStats, State
@@ -40,9 +42,6 @@ from hypergrad.visits import Visit, WarmStart, make_visit, nothing_left, put, ta
 __all__ = ["History", "WarmStart", "evaluate", "make_update", "solve_in_pieces", "train"]
 
 Pair = tuple[Any, Any]
-
-# Validation runs through the data in pieces, so that its memory does not grow with them.
-_EVALUATION_BATCH = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +127,8 @@ def make_update(
 class _Learner:
     """What takes training steps: the training data, what is learned from them, and where."""
 
-    x_tilde: np.ndarray
-    x_true: np.ndarray
+    x_tilde: Rows
+    x_true: Rows
     variables: Variables
     visit: Visit
     optimizer: optax.GradientTransformation
@@ -163,36 +162,35 @@ class _Learner:
 # --------------------------------------------------------------------------------------------- data
 
 
-def _check_pair(name: str, pair: Pair, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _check_pair(name: str, pair: Pair, n: int) -> tuple[Rows, Rows]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = type(pair).__name__ + (f" of {len(pair)}" if hasattr(pair, "__len__") else "")
         raise ValueError(f"{name} must be a pair (x_tilde, x_true); got a {got}")
     x_tilde, x_true = (
-        np.asarray(as_inexact(array, f"{part} of {name}"))
+        rows_of(array, f"{part} of {name}")
         for part, array in zip(("x_tilde", "x_true"), pair, strict=True)
     )
-    if x_tilde.shape != x_true.shape or x_tilde.ndim != 2 or x_tilde.shape[1] != n:
+    if x_tilde.shape != x_true.shape or len(x_tilde.shape) != 2 or x_tilde.shape[1] != n:
         raise ValueError(
             f"{name} must be two arrays of the same shape (samples, {n}); got {x_tilde.shape} and "
             f"{x_true.shape}"
         )
     if len(x_tilde) == 0:
         raise ValueError(f"{name} must hold at least one sample; got none")
-    if not (np.all(np.isfinite(x_tilde)) and np.all(np.isfinite(x_true))):
-        raise ValueError(f"{name} must be finite; got NaN or infinity")
+    for part in (x_tilde, x_true):
+        part.check_finite(name)
     return x_tilde, x_true
 
 
 def _of_one_dtype(
     problem: LowerLevel, data: Pair, validation: Pair | None
-) -> tuple[LowerLevel, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray] | None]:
-    """The problem, and data that fit it, on the host."""
+) -> tuple[LowerLevel, tuple[Rows, Rows], tuple[Rows, Rows] | None]:
+    """The problem, and data that fit it and are read in its dtype."""
     pair, held_out = _check_pair("data", data, problem.n), None
     if validation is not None:
         held_out = _check_pair("validation", validation, problem.n)
-    dtype = jnp.result_type(problem.dtype, jnp.asarray(pair[0][:1]).dtype)
-    # On the host: taking the rows of a batch costs NumPy microseconds, and JAX a millisecond.
-    pair, held_out = jax.tree.map(np.asarray, cast_floats((pair, held_out), dtype))
+    dtype = jnp.result_type(problem.dtype, pair[0].dtype)
+    pair, held_out = jax.tree.map(lambda rows: rows.astype(dtype), (pair, held_out))
     return cast_floats(problem, dtype), pair, held_out
 
 
@@ -217,11 +215,12 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.
     """Indices of an epoch's batches, all of one size (one compilation).
 
     The order depends on seed and epoch alone, so that a resumed run sees the same batches. What
-    does not fill a batch is left out of this epoch; the next one is shuffled anew.
+    does not fill a batch is left out of this epoch; the next one is shuffled anew. Within a batch
+    they ascend: a file is read forwards (and HDF5 reads in no other way).
     """
     order = np.random.default_rng([seed, epoch]).permutation(count)
     for start in range(0, count - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+        yield np.sort(order[start : start + batch_size])
 
 
 def solve_in_pieces(
@@ -232,29 +231,36 @@ def solve_in_pieces(
     strategy: AbstractStrategy,
     piece: int | None = None,
 ) -> tuple[np.ndarray, SolverStats]:
-    """`x` and the statistics for `(samples, n)` of any size, with the memory of one piece.
+    """`x` and the statistics for `(samples, n)` of any size, with the memory of one piece (and x).
 
-    Pieces have one size (the last is filled up with zeros), so there is one compilation.
+    Pieces have one size (the last is filled up with zeros), so there is one compilation. `x_tilde`
+    is read by rows: a memory map is not loaded.
     """
+    solved = _pieces_solved(problem, rows_of(x_tilde, "x_tilde"), solver, strategy, piece)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *(found for _, found in solved))
+
+
+def _pieces_solved(
+    problem: LowerLevel,
+    x_tilde: Rows,
+    solver: ChambollePock | None,
+    strategy: AbstractStrategy,
+    piece: int | None,
+) -> Iterator[tuple[slice, tuple[np.ndarray, SolverStats]]]:
+    """Piece by piece: which rows it is, their `x` and their statistics."""
     check_problem(problem)
-    x_tilde = np.asarray(x_tilde)
-    if x_tilde.ndim != 2 or x_tilde.shape[1] != problem.n:
-        raise ValueError(
-            f"x_tilde must have shape (samples, {problem.n}); got {x_tilde.shape}: one sample is "
-            "x_tilde[None]"
-        )
-    count = len(x_tilde)
-    if count == 0:
-        raise ValueError("x_tilde must hold at least one sample; got none")
+    check_samples(x_tilde.shape, problem.n)
     if piece is not None:
         check_count("piece", piece)
-    piece = min(_EVALUATION_BATCH, count) if piece is None else piece
-    filled = np.concatenate([x_tilde, np.zeros((-count % piece, problem.n), x_tilde.dtype)])
-    solved = []
-    for rows in filled.reshape(-1, piece, problem.n):
-        solution = solve(problem, rows, solver=solver, strategy=strategy)
-        solved.append(jax.tree.map(np.asarray, (solution.x, solution.stats)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *solved)
+    count = len(x_tilde)
+    size = min(ROWS_A_PIECE, count) if piece is None else piece
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        few = x_tilde[rows]
+        filled = np.concatenate([few, np.zeros((size - len(few), problem.n), few.dtype)])
+        solution = solve(problem, filled, solver=solver, strategy=strategy)
+        found = (solution.x, solution.stats)
+        yield rows, jax.tree.map(lambda a, few=few: np.asarray(a)[: len(few)], found)
 
 
 def evaluate(
@@ -267,10 +273,21 @@ def evaluate(
     loss: Loss = half_mean_squared_error,
     piece: int | None = None,
 ) -> float:
-    """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default)."""
-    x_true = prepare_truth(x_true, as_inexact(x_tilde, "x_tilde"), loss)
-    x, _ = solve_in_pieces(problem, x_tilde, solver=solver, strategy=strategy, piece=piece)
-    return float(loss(jnp.asarray(x), x_true.astype(x.dtype)))
+    """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default).
+
+    With the memory of one piece: data are read by rows, and the loss has to be a mean over samples
+    (that of all is the mean of those of the pieces).
+    """
+    x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
+    check_truth_shape(x_true.shape, x_tilde.shape)
+    total = 0.0
+    for rows, (x, _) in _pieces_solved(problem, x_tilde, solver, strategy, piece):
+        truth = jnp.asarray(x_true[rows], x.dtype)
+        check_finite("x_true", truth)
+        if rows.start == 0:
+            check_loss(loss, truth)
+        total += len(x) * float(loss(jnp.asarray(x), truth))
+    return total / len(x_tilde)
 
 
 def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
@@ -299,6 +316,7 @@ def train(
     trainable: Callable[[LowerLevel], Any] = lambda p: p.K,
     project: Callable[[LowerLevel], LowerLevel] | None = None,
     loss: Loss = half_mean_squared_error,
+    measure: Callable[[LowerLevel], Mapping[str, float]] = lambda p: {},
     progress: Progress | bool = True,
     devices: int | Mesh | None = None,
 ) -> History:
@@ -306,17 +324,20 @@ def train(
 
         min_p  mean_i loss(x_hat_i(p), x_true_i),     p = trainable(problem)
 
-    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`; `optimizer`, from
-    optax (Adam with rate 2e-3 by default); `trainable`, which leaves (or nodes) of the problem are
-    learned; leaves that their function declares positive are learned in the log; `project`, applied
-    to the problem after each update (by default, where F is homogeneous and G an indicator, so that
-    the scale of K is free, K is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
-    called again with the same arguments, it goes on from there; `warm_start`, True or a
-    `WarmStart`: visits to a training sample go on from its last one (losses of epoch 0 and of the
-    validation data are those of cold solves); `progress`, False or a shared `rich` bar; `devices`,
-    over which each batch is shared out in equal parts: how many of every process, or a
-    `jax.sharding.Mesh`. Several processes (`jax.distributed`) all call this, with the same
-    arguments; the first of them alone writes checkpoints and shows progress.
+    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`, arrays or what is
+    indexed by rows like one (`np.load(..., mmap_mode="r")`, a data set of HDF5), which is read
+    batch by batch and never held as a whole; `optimizer`, from optax (Adam with rate 2e-3 by
+    default); `trainable`, which leaves (or nodes) of the problem are learned; leaves that their
+    function declares positive are learned in the log; `project`, applied to the problem after each
+    update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, K
+    is rescaled to norm 1); `checkpoint_dir`, written after every epoch: called again with the same
+    arguments, it goes on from there; `warm_start`, True or a `WarmStart`: visits to a training
+    sample go on from its last one (losses of epoch 0 and of the validation data are those of cold
+    solves); `loss`, a mean over samples; `measure`, called with the problem before the first epoch
+    and after each: its numbers are added to the record, its time is not; `progress`, False or a
+    shared `rich` bar; `devices`, over which each batch is shared out in equal parts: how many of
+    every process, or a `jax.sharding.Mesh`. Several processes (`jax.distributed`) all call this,
+    with the same arguments; the first of them alone writes checkpoints and shows progress.
 
     **Returns**: a `History`.
 
@@ -324,9 +345,10 @@ def train(
     batch that the devices cannot share out. An interruption (`KeyboardInterrupt`) leaves the last
     epoch's checkpoint.
 
-    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch. On several
-    devices, memory for its share on each, and a step sums up one vector of the size of the
-    gradient over all of them.
+    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch, besides the data
+    where they are arrays (they are not copied) and the states of all samples with a `warm_start`.
+    On several devices, memory for its share on each, and a step sums up one vector of the size of
+    the gradient over all of them.
 
     **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle. Over
     several devices the loss must be a mean over the samples, warm starts need them in one process,
@@ -353,8 +375,9 @@ def train(
     place = placement(devices)
     place.check(batch_size, warm=safeguard is not None)
     some = slice(batch_size)
-    check_loss(loss, jnp.asarray(x_true[some]))
-    place.check_loss(loss, jnp.asarray(x_tilde[some]), jnp.asarray(x_true[some]))
+    example = x_tilde[some], x_true[some]
+    check_loss(loss, jnp.asarray(example[1]))
+    place.check_loss(loss, *map(jnp.asarray, example))
     variables = Variables(problem, trainable)
     if project is None and K_is_a_gauge(problem, variables):
         project = rescale_K
@@ -363,8 +386,8 @@ def train(
     learner = _Learner(x_tilde, x_true, variables, visit, optimizer, project, share, place)
     memory = None
     if safeguard is not None:
-        example = (problem, x_tilde[some], x_true[some])
-        memory = nothing_left(len(x_tilde), *example, solver=solver, strategy=strategy)
+        settings = {"solver": solver, "strategy": strategy}
+        memory = nothing_left(len(x_tilde), problem, *example, **settings)
     start = _State(problem, optimizer.init(variables.free(problem)), memory)
     lowered = learner.lower(start, some)
 
@@ -388,7 +411,8 @@ def train(
         return None if held_out is None else loss_on(held_out, problem)
 
     state = start
-    records = [_first_record(loss_on((x_tilde, x_true), problem), validate(problem))]
+    train_loss, validation_loss = loss_on((x_tilde, x_true), problem), validate(problem)
+    records = [{**_first_record(train_loss, validation_loss), **measure(problem)}]
     checkpoints = None
     if checkpoint_dir is not None:
         checkpoints = Checkpoints(checkpoint_dir, fingerprint())
@@ -408,7 +432,9 @@ def train(
                 measured.append(now)
                 bar.update(task, advance=1, loss=f"loss {now['train_loss']:.5f}")
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            records.append(_record(epoch, seconds, measured, validate(place.here(state.problem))))
+            learned = place.here(state.problem)
+            record = _record(epoch, seconds, measured, validate(learned))
+            records.append({**record, **measure(learned)})
             if checkpoints is not None and place.writes:
                 checkpoints.save(epoch, state, records)
     return History(place.here(state.problem), records)

@@ -20,6 +20,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compiling is nearly all that the tests do: a quick program that runs a little longer is the better
 # bargain (tests that read a compiled program ask for the `optimised` one).
 jax.config.update("jax_disable_most_optimizations", True)
+# The command line would keep programs in the user's cache, here and in processes of their own.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_enable_compilation_cache", False)
 
 # Every annotated function of the numerical core then checks the shapes of what it is given. It has
 # to be in place before the package is imported for the first time.

@@ -1,9 +1,9 @@
 """What `test_devices.py` runs in processes of their own: the devices are counted when JAX starts.
 
-    python devices_job.py JOB FOLDER [COORDINATOR PROCESS]
+    python devices_job.py FOLDER
 
-prints one JSON object. With a coordinator it is one of two processes, else alone; the environment
-says how many devices it has.
+prints one JSON object; the environment says how many devices it has. One of two processes imports
+this when it has found the other one: the problem below is made of arrays of JAX.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ from hypergrad.training import make_update
 from hypergrad.variables import Variables, rescale_K
 from hypergrad.visits import make_visit
 
-# Processes have to find each other before JAX is used, and the problem below is made of its arrays.
-if __name__ == "__main__" and sys.argv[3:]:
-    jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
-
 M, N, SAMPLES = 7, 5, 16
 DATA = random_data(SAMPLES, N)
 K = np.random.default_rng(1).standard_normal((M, N)) / 4
@@ -52,6 +48,7 @@ def learn(folder: Path | None = None, **settings: Any) -> hg.History:
     defaults |= {"epochs": 3, "batch_size": 8, "seed": 3, "progress": False}
     defaults |= {"trainable": lambda p: (p.K, p.F.weight), "checkpoint_dir": folder}
     defaults |= {"validation": random_data(3, N, seed=7)}
+    defaults |= {"measure": lambda p: {"size": float(np.sum(np.asarray(p.K) ** 2))}}
     settings = defaults | settings
     problem = settings.pop("problem", PROBLEM)
     return hg.train(problem, settings.pop("data", DATA), **settings)
@@ -61,6 +58,14 @@ def told(history: hg.History) -> dict[str, Any]:
     """A run as JSON."""
     leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(history.problem)]
     return {"leaves": leaves, "records": history.records}
+
+
+def on_disk(folder: Path) -> list[np.ndarray]:
+    """The data as memory maps."""
+    files = [folder / f"{name}.npy" for name in ("x_tilde", "x_true")]
+    for file, array in zip(files, DATA, strict=True):
+        np.save(file, array)
+    return [np.load(file, mmap_mode="r") for file in files]
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -121,11 +126,10 @@ def one_process(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "square", visit(square, SOLVER, TRUNCATION)
     yield "patient", visit(meshes["8"], PATIENT, hg.LimitFormula(hg.Tolerance(1e-6)))
 
-    yield "trained", told(learn(devices=2))
     yield "warm", told(learn(devices=4, **WARM))
-    yield "first half", told(learn(folder, devices=2))
+    yield "trained", told(learn(folder, devices=2))
     (folder / "checkpoint-000003.npz").unlink()
-    yield "second half", told(learn(folder, devices=4))
+    yield "resumed", told(learn(folder, devices=4, data=on_disk(folder)))
 
     yield (
         "refused",
@@ -148,8 +152,7 @@ def one_process(folder: Path) -> Iterator[tuple[str, Any]]:
     )
 
 
-def two_processes(folder: Path) -> Iterator[tuple[str, Any]]:
-    own = folder / str(jax.process_index())
+def two_processes(own: Path) -> Iterator[tuple[str, Any]]:
     yield "truncation", visit(data_parallel(), SOLVER, TRUNCATION)
     yield "first", told(learn(own, devices=2))
     yield "files", sorted(path.name for path in own.glob("*"))
@@ -172,5 +175,4 @@ def two_processes(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    jobs = {"one_process": one_process, "two_processes": two_processes}
-    print(json.dumps(dict(jobs[sys.argv[1]](Path(sys.argv[2])))))
+    print(json.dumps(dict(one_process(Path(sys.argv[1])))))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 import skimage.io
@@ -513,3 +514,69 @@ for options in ([], ["--dtype", "float32"]):
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == ["float32", "float64 float64", "float32 float32"]
+
+
+KEPT = """
+import collections, json, sys
+import jax
+from jax import monitoring
+from hypergrad import cli, image_study
+
+events = collections.Counter()
+monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition("/")[2]]))
+
+def run(*given):
+    del given
+    jax.jit(lambda x: x @ x.T)(jax.numpy.ones((3, 3))).block_until_ready()
+    print(json.dumps(events))
+
+image_study.run_image_study = run
+sys.exit(cli.main(["compare", "--out", "out"]))
+"""
+
+
+def _kept(folder: Path, **settings: str) -> dict[str, int]:
+    """What JAX says of its cache after one program, in a process with this home."""
+    cleared = ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in cleared}
+    environment |= {"HOME": str(folder), "MPLCONFIGDIR": matplotlib.get_cachedir()}
+    # However quick this machine is.
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    ran = subprocess.run(
+        [sys.executable, "-c", KEPT], capture_output=True, text=True, check=False, cwd=folder,
+        env=environment | settings,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    return json.loads(ran.stdout)
+
+
+def _only_below(folder: Path, kept: str) -> bool:
+    files = _files(folder)
+    return bool(files) and all(name.startswith(f"{kept}/") for name in files)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders are those of the XDG convention")
+def test_a_second_run_need_not_compile(tmp_path) -> None:
+    first, second = _kept(tmp_path), _kept(tmp_path)
+    assert first.get("cache_hits", 0) == 0 < first["cache_misses"]
+    assert second["cache_hits"] == first["cache_misses"]
+    assert _only_below(tmp_path, ".cache/hypergrad/programs")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders are those of the XDG convention")
+def test_where_programs_are_kept_can_be_settled(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    for settings, kept in (
+        ({"XDG_CACHE_HOME": str(tmp_path / "named")}, "named/hypergrad/programs"),
+        ({"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")}, "mine"),
+        ({"XDG_CACHE_HOME": str(tmp_path / "file")}, None),  # no folder can be made there
+    ):
+        _kept(tmp_path, **settings)
+        if kept is None:
+            assert _files(tmp_path) == {"file"}
+        else:
+            (tmp_path / "file").unlink(missing_ok=True)
+            assert _only_below(tmp_path, kept)
+            shutil.rmtree(tmp_path / kept.partition("/")[0])
+            (tmp_path / "file").touch()

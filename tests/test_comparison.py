@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import hypergrad as hg
 from hypergrad import comparison as module
+from hypergrad import timing
 from hypergrad.records import read_jsonl
 from hypergrad.status import Status
 
@@ -296,6 +297,98 @@ def test_two_strategies_of_one_label_are_told_apart(reference, monkeypatch) -> N
     loss = float(hg.half_mean_squared_error(x, jnp.asarray(_data()[1])))
     assert result.records[1]["loss"] == pytest.approx(loss, rel=1e-12)
     assert result.records[0]["loss"] != pytest.approx(loss, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------ piece by piece
+
+
+class _Forwards:
+    """Data of HDF5, say: nothing but rows that ascend can be read."""
+
+    def __init__(self, array: np.ndarray):
+        self.shape, self.dtype, self._array = array.shape, array.dtype, array
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        assert np.all(np.diff(np.arange(len(self._array))[rows]) > 0)
+        return self._array[rows].copy()
+
+
+UNTIMED = {"milliseconds", "over_forward", "compile_seconds", "peak_megabytes"}
+
+
+def _assert_same(some: hg.Comparison, other: hg.Comparison) -> None:
+    """Every number to 1e-12, but for times, and the bound where only one of them has it."""
+    pairs = [*zip(some.records, other.records, strict=True), (some.reference, other.reference)]
+    for one, two in pairs:
+        for column in (set(one) & set(two)) - UNTIMED:
+            expected = two[column]
+            if isinstance(expected, float):
+                expected = pytest.approx(expected, rel=1e-12, abs=1e-12)
+            assert one[column] == expected, column
+
+
+@pytest.mark.parametrize("piece", [4, 100])
+def test_pieces_give_what_all_at_once_gives(piece, comparison) -> None:
+    """Of six samples: the second piece of four is filled up; a piece of 100 holds them all."""
+    result = hg.compare(
+        _problem(), *_data(), solver=SOLVER, strategies=STRATEGIES, repeats=1, piece=piece
+    )
+    columns = {*_row(comparison, "full")} - {"error_bound", "certified"}
+    assert columns == {*_row(result, "full")}
+    _assert_same(result, comparison)
+    assert all(_row(result, label)["milliseconds"] > 0 for label in WORKING)
+
+
+def test_a_given_reference_is_cut_into_the_same_pieces(comparison, reference) -> None:
+    settings = {"solver": SOLVER, "strategies": [hg.Truncation(1)], "repeats": 1}
+    few, at_once = (
+        hg.compare(_problem(), *_data(), reference=reference, piece=piece, **settings)
+        for piece in (4, None)
+    )
+    _assert_same(few, at_once)
+    expected = _row(comparison, "truncation:k=1")["relative_error"]
+    assert few.records[0]["relative_error"] == pytest.approx(expected, rel=1e-8)
+
+
+def test_pieces_are_read_by_rows_and_one_program_does_for_all(monkeypatch) -> None:
+    compiled = []
+
+    def compile_ahead(function, *arguments):
+        compiled.append(function.__name__)
+        return timing.compile_ahead(function, *arguments)
+
+    monkeypatch.setattr(module, "compile_ahead", compile_ahead)
+    data = [_Forwards(array) for array in _data()]
+    settings = {"solver": SOLVER, "strategies": [hg.Truncation(1)], "repeats": 1}
+    result = hg.compare(_problem(), *data, piece=4, **settings)
+    assert compiled == ["solve_without_strategy", "one_hypergradient"]
+    _assert_same(result, hg.compare(_problem(), *_data(), piece=4, **settings))
+
+
+def test_the_bounds_of_pieces_add_up() -> None:
+    """Each holds for its own share of the gradient, so that their sum holds for all of it."""
+    smooth = [array[DIFFERENTIABLE] for array in _data()]
+    settings = {"solver": SOLVER, "strategies": [hg.Truncation(1)], "repeats": 1}
+    few, at_once = (
+        hg.compare(_problem(), *smooth, error_bound=True, piece=piece, **settings).records[0]
+        for piece in (4, None)
+    )
+    assert few["certified"] == at_once["certified"] == 1.0
+    assert few["relative_error"] == pytest.approx(at_once["relative_error"], rel=1e-10)
+    assert at_once["error_bound"] <= few["error_bound"] <= 5 * at_once["error_bound"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda x: (x[0], x[0]), r"x_tilde must have shape \(samples, 5\); got \(5,\)"),
+        (lambda x: (x, x[1:]), r"x_true must have the shape of x_tilde, \(6, 5\); got \(5, 5\)"),
+        (lambda x: (x, x * np.nan), "x_true must be finite; got 30 NaN"),
+    ],
+)
+def test_what_cannot_be_cut_into_pieces(data, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hg.compare(_problem(), *data(_data()[0]), strategies=[hg.Truncation(1)], piece=2)
 
 
 # --------------------------------------------------------------------- tables, files, pictures

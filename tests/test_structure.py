@@ -34,7 +34,7 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 # From the ground up: a module imports from lower floors only. A new module gets its floor here.
 HOUSE = """
     _checks  _samples  status
-    functions._base  operators  timing
+    _rows  functions._base  operators  timing
     functions._blocks
     functions.indicators  functions.norms  functions.smooth  functions.sums
     functions
@@ -79,7 +79,7 @@ HOUSE = """
     comparison
     baselines
     image_study
-    benchmark._device  benchmark._on_devices
+    benchmark._compilations  benchmark._device  benchmark._on_devices
     benchmark.*
     benchmark
     cli

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from helpers import assert_close, random_data, relative_error, solve_l1_quadratic
 
 import hypergrad as hg
-from hypergrad import training
+from hypergrad import _rows, training
 from hypergrad.chambolle_pock import AdjointPair
 from hypergrad.checkpoints import Checkpoints
 from hypergrad.progress import progress_bar
@@ -398,7 +400,7 @@ def test_pieces_have_one_size_and_give_what_all_at_once_gives(piece, monkeypatch
 
 def test_nobody_has_to_think_of_the_size_of_a_piece(monkeypatch) -> None:
     expected = _evaluate(_problem())
-    monkeypatch.setattr(training, "_EVALUATION_BATCH", 3)
+    monkeypatch.setattr(training, "ROWS_A_PIECE", 3)
     assert _evaluate(_problem()) == pytest.approx(expected, rel=RTOL)
 
 
@@ -452,6 +454,84 @@ def test_a_shared_bar_is_left_to_its_owner() -> None:
         assert bar.live.is_started
         (task,) = bar.tasks
         assert (task.description, task.completed, task.total) == ("truncation:k=1", 4, 4)
+
+
+def test_measured_numbers_are_in_the_records() -> None:
+    """Of the untrained problem, and of each after its epoch."""
+    history = _train(_problem(), epochs=2, measure=lambda p: {"size": float(jnp.sum(p.K**2))})
+    sizes = history.column("size")
+    assert sizes[0] == pytest.approx(np.sum(np.asarray(_problem().K) ** 2), rel=RTOL)
+    assert sizes[2] == pytest.approx(np.sum(np.asarray(history.problem.K) ** 2), rel=RTOL)
+    assert len(np.unique(sizes)) == 3
+
+
+# ------------------------------------------------------------------ data that are not in memory
+
+
+class _OnDisk:
+    """Data of HDF5, say: rows of integers that can be read forwards only; the most at once."""
+
+    def __init__(self, array: np.ndarray):
+        self.shape, self.dtype, self.most, self._array = array.shape, array.dtype, 0, array
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        numbers = np.arange(len(self._array))[rows]
+        assert np.all(np.diff(numbers) > 0)
+        self.most = max(self.most, len(numbers))
+        return self._array[rows].copy()
+
+
+def test_data_are_read_by_rows(tmp_path, monkeypatch) -> None:
+    """In pieces for their checks, their hash and their losses, in batches for the steps."""
+    x_tilde, x_true = (np.round(100 * array).astype(np.int32) for array in DATA)
+    settings = {"epochs": 2, "batch_size": 3, "checkpoint_dir": tmp_path / "from arrays"}
+    expected = _train(_problem(), (x_tilde, x_true), validation=(x_tilde, x_true), **settings)
+    monkeypatch.setattr(_rows, "ROWS_A_PIECE", 4)
+    on_disk = _OnDisk(x_tilde), _OnDisk(x_true)
+    settings["checkpoint_dir"] = tmp_path / "from disk"
+    history = _train(_problem(), on_disk, validation=on_disk, **settings)
+    _assert_same_run(history, expected)
+    assert [data.most for data in on_disk] == [4, 4]
+    # The hash sees the same bytes: the run from arrays is this run.
+    settings["checkpoint_dir"] = tmp_path / "from arrays"
+    _assert_same_run(_train(_problem(), on_disk, validation=on_disk, **settings), expected)
+
+
+MEMORY = """
+import resource
+import jax, numpy as np, optax
+jax.config.update("jax_enable_x64", True)
+import hypergrad as hg
+
+class Made:
+    "(count, 64) numbers that are nowhere: what is read of them is made."
+    dtype = np.dtype(float)
+    def __init__(self, count): self.shape = (count, 64)
+    def __getitem__(self, rows):
+        numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        return np.sin(numbers[:, None] + 7.0 * np.arange(64))
+    def __len__(self): return self.shape[0]
+
+problem = hg.LowerLevel(K=hg.operators.differences(64), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+def megabytes(count, folder):
+    hg.train(problem, (Made(count), Made(count)), validation=(Made(count), Made(count)),
+             solver=hg.ChambollePock(1), strategy=hg.Truncation(1), optimizer=optax.sgd(1e-3),
+             epochs=1, batch_size=1000, checkpoint_dir=folder, progress=False)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+few, many = megabytes(5_000, "few"), megabytes(50_000, "many")
+print(many - few)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ru_maxrss has other units, or none")
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path) -> None:
+    """JAX's part included: ten times the samples, none of which are anywhere but in a batch."""
+    ran = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    # One more copy of x_tilde alone would be 23 MB.
+    assert float(ran.stdout) < 12
 
 
 # -------------------------------------------------------------------------------- precision

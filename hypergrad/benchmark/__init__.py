@@ -13,14 +13,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from hypergrad.benchmark import devices, floors
+from hypergrad.benchmark import batches, compilation, devices, floors, learning
 from hypergrad.benchmark._device import device_name
 from hypergrad.sweep import Cell, Record
 
 __all__ = ["Benchmark", "cells", "report"]
 
 # In the order in which they are run and printed.
-SECTIONS: Mapping[str, ModuleType] = {"floors": floors, "devices": devices}
+SECTIONS: Mapping[str, ModuleType] = {
+    "floors": floors,
+    "compilation": compilation,
+    "batches": batches,
+    "devices": devices,
+    "learning": learning,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,10 @@ class Benchmark:
     only: tuple[str, ...] = tuple(SECTIONS)
     """Sections to run, separated by spaces."""
     floors: floors.Settings = dataclasses.field(default_factory=floors.Settings)
+    compilation: compilation.Settings = dataclasses.field(default_factory=compilation.Settings)
+    batches: batches.Settings = dataclasses.field(default_factory=batches.Settings)
     devices: devices.Settings = dataclasses.field(default_factory=devices.Settings)
+    learning: learning.Settings = dataclasses.field(default_factory=learning.Settings)
 
     def __post_init__(self):
         unknown = [name for name in self.only if name not in SECTIONS]

@@ -7,7 +7,6 @@ and counted: compilations on a second call at the same shapes.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hypergrad import operators
+from hypergrad.benchmark._compilations import count_compilations
 from hypergrad.bilevel import hypergradient
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import one_hypergradient, solve_without_strategy
@@ -64,9 +64,6 @@ MEASURED: tuple[AbstractStrategy, ...] = (
     ErgodicUnrolling(),
 )
 
-# Where JAX says what it traces and compiles.
-_LOGGERS = ("dispatch", "interpreters.pxla", "compiler", "pjit")
-
 COLUMNS = {
     "size": "(m, n, batch)",
     "name": "what",
@@ -84,27 +81,6 @@ def arrays_of_size(text: str, *dimensions: int) -> int:
     """How many shapes of a compiled program hold all of these dimensions."""
     shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f\d+\[([\d,]+)\]", text)}
     return sum(all(shape.count(d) >= dimensions.count(d) for d in dimensions) for shape in shapes)
-
-
-def count_compilations(call) -> int:
-    """Compilations during a call, as JAX logs them (what it logs is swallowed)."""
-    compiled = 0
-
-    def swallow(record: logging.LogRecord) -> bool:
-        nonlocal compiled
-        compiled += record.getMessage().startswith("Compiling ")
-        return False
-
-    loggers = [logging.getLogger(f"jax._src.{name}") for name in _LOGGERS]
-    for logger in loggers:
-        logger.addFilter(swallow)
-    try:
-        with jax.log_compiles():
-            jax.block_until_ready(call())
-    finally:
-        for logger in loggers:
-            logger.removeFilter(swallow)
-    return compiled
 
 
 def measure(m: int, n: int, batch: int, settings: Settings) -> Result:

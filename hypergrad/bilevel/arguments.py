@@ -19,8 +19,10 @@ __all__ = [
     "check_is_strategy",
     "check_loss",
     "check_problem",
+    "check_samples",
     "check_strategy",
     "check_trace",
+    "check_truth_shape",
     "flatten_batch",
     "prepare",
     "prepare_hypergradient",
@@ -170,14 +172,29 @@ def _check_batch(name: str, x: Array, n: int) -> None:
 def prepare_truth(x_true: Any, x_tilde: Array, loss: Any) -> Array:
     """`x_true` in the shape and the dtype of `x_tilde`, with a loss that takes them."""
     x_true = as_inexact(x_true, "x_true").astype(x_tilde.dtype)
-    if x_true.shape != x_tilde.shape:
-        raise ValueError(
-            f"x_true must have the shape of x_tilde, {x_tilde.shape}; got {x_true.shape}: "
-            "one true sample for each observed one"
-        )
+    check_truth_shape(x_true.shape, x_tilde.shape)
     check_finite("x_true", x_true)
     check_loss(loss, x_true)
     return x_true
+
+
+def check_samples(shape: tuple[int, ...], n: int) -> None:
+    """Refuse what is not one sample a row."""
+    if len(shape) != 2 or shape[1] != n:
+        raise ValueError(
+            f"x_tilde must have shape (samples, {n}); got {shape}: one sample is x_tilde[None]"
+        )
+    if shape[0] == 0:
+        raise ValueError("x_tilde must hold at least one sample; got none")
+
+
+def check_truth_shape(x_true: tuple[int, ...], x_tilde: tuple[int, ...]) -> None:
+    """Refuse a truth of another shape than what was observed."""
+    if x_true != x_tilde:
+        raise ValueError(
+            f"x_true must have the shape of x_tilde, {x_tilde}; got {x_true}: one true sample for "
+            "each observed one"
+        )
 
 
 def _check_init(init: Any, problem: LowerLevel, x_tilde: Array) -> None:
