@@ -61,42 +61,43 @@ _STRIP_PIXELS = 8192
 
 
 class Direct(AbstractConvolution):
-    """Sums over the taps of the filters.
+    """Sums over the taps of a filter, one filter after the other.
 
-    **Cost**: `2 f h w` operations a pixel; no memory but for one padded image. The products are
-    sums of shifted images that XLA fuses with what is done to them. The program grows with `h w`.
+    The loop over the filters is what makes it fast: the image of one filter stays in the cache, and
+    XLA cannot fuse the sums into what is done to the flat responses (which is 6 times slower, since
+    it then finds row and column of every entry by division).
+
+    **Cost**: `2 f h w` operations a pixel; memory for one padded image. The program grows with
+    `h w`.
     """
 
     def correlate(self, filters: Filters, images: Images) -> Responses:
-        _, h, w = filters.shape
+        f, h, w = filters.shape
         H, W = images.shape[-2] - h + 1, images.shape[-1] - w + 1
-        return sum(
-            filters[:, p, q, None, None] * images[:, None, p : p + H, q : q + W]
-            for p in range(h)
-            for q in range(w)
-        )
+
+        def put(i: Array, responses: Array) -> Array:
+            taps = jax.lax.dynamic_index_in_dim(filters, i, keepdims=False)
+            response = _sum_of_shifts(taps, images, (H, W))
+            return jax.lax.dynamic_update_slice_in_dim(responses, response[:, None], i, axis=1)
+
+        return jax.lax.fori_loop(0, f, put, jnp.zeros((len(images), f, H, W), images.dtype))
 
     def correlate_adjoint(self, filters: Filters, responses: Responses) -> Images:
-        """One response after the other, so that a sum over its taps runs in the cache."""
         f, h, w = filters.shape
         batch, _, H, W = responses.shape
-        P, Q = H + h - 1, W + w - 1
+        size = H + h - 1, W + w - 1
 
         def add(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             images, framed = carry
+            taps = jax.lax.dynamic_index_in_dim(filters, i, keepdims=False)[::-1, ::-1]
             response = jax.lax.dynamic_index_in_dim(responses, i, axis=1, keepdims=False)
-            taps = jax.lax.dynamic_index_in_dim(filters, i, keepdims=False)
             framed = jax.lax.dynamic_update_slice(framed, response, (0, h - 1, w - 1))
-            images = images + sum(
-                taps[h - 1 - p, w - 1 - q] * framed[:, p : p + P, q : q + Q]
-                for p in range(h)
-                for q in range(w)
-            )
-            return images, framed
+            return images + _sum_of_shifts(taps, framed, size), framed
 
-        frame = jnp.zeros((batch, P + h - 1, Q + w - 1), responses.dtype)
-        images = jnp.zeros((batch, P, Q), responses.dtype)
-        return jax.lax.fori_loop(0, f, add, (images, frame))[0]
+        # The frame of zeros around a response is written once: only what is inside changes.
+        framed = jnp.zeros((batch, size[0] + h - 1, size[1] + w - 1), responses.dtype)
+        images = jnp.zeros((batch, *size), responses.dtype)
+        return jax.lax.fori_loop(0, f, add, (images, framed))[0]
 
     def filter_gradient(self, images: Images, responses: Responses) -> Filters:
         """Matrix products of responses with shifted copies of the image, strip by strip."""
@@ -122,6 +123,15 @@ class Direct(AbstractConvolution):
         total = jax.lax.fori_loop(0, batch * strips, add_strip, total)
         total = jax.lax.fori_loop(0, batch, add_rest, total) if rest else total
         return total.reshape(f, h, w)
+
+
+def _sum_of_shifts(taps: Array, images: Array, size: tuple[int, int]) -> Array:
+    """`sum_{p,q} taps[p,q] images[b,i+p,j+q]` on a field of this size."""
+    (h, w), (H, W) = taps.shape, size
+    return sum(
+        (taps[p, q] * images[:, p : p + H, q : q + W] for p in range(h) for q in range(w)),
+        jnp.zeros((), images.dtype),
+    )
 
 
 # ----------------------------------------------------------------------------------------- FFT
