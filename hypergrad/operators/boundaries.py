@@ -14,16 +14,17 @@ __all__ = ["AbstractBoundary", "Margins", "Periodic", "Symmetric", "ZeroOutside"
 # Rows above and below, columns left and right.
 Margins = tuple[tuple[int, int], tuple[int, int]]
 Images = Float[Array, "*batch height width"]
+Padded = Float[Array, "*batch P Q"]
 
 
 class AbstractBoundary(eqx.Module):
     """How an image goes on outside: linear in the image, so that a filtering has an adjoint."""
 
     @abc.abstractmethod
-    def pad(self, images: Images, margins: Margins) -> Images:
+    def pad(self, images: Images, margins: Margins) -> Padded:
         """The images with margins around them."""
 
-    def fold(self, padded: Images, margins: Margins) -> Images:
+    def fold(self, padded: Padded, margins: Margins) -> Images:
         """The adjoint of `pad`: what lies in the margins is added to where it came from."""
         *batch, height, width = padded.shape
         shape = (*batch, height - sum(margins[0]), width - sum(margins[1]))
@@ -44,7 +45,7 @@ class Symmetric(AbstractBoundary):
     The usual choice for photographs. Differences across the border are 0.
     """
 
-    def pad(self, images: Images, margins: Margins) -> Images:
+    def pad(self, images: Images, margins: Margins) -> Padded:
         return _pad(images, margins, mode="symmetric")
 
     def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
@@ -55,7 +56,7 @@ class Symmetric(AbstractBoundary):
 class ZeroOutside(AbstractBoundary):
     """Zeros: `… 0 0 | a b c | 0 0 …`. For images that are 0 at their border."""
 
-    def pad(self, images: Images, margins: Margins) -> Images:
+    def pad(self, images: Images, margins: Margins) -> Padded:
         return _pad(images, margins, mode="constant")
 
     def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
@@ -66,7 +67,7 @@ class ZeroOutside(AbstractBoundary):
 class Periodic(AbstractBoundary):
     """Periodic: `… b c | a b c | a b …`. K is then diagonal in the Fourier basis, its norm known."""
 
-    def pad(self, images: Images, margins: Margins) -> Images:
+    def pad(self, images: Images, margins: Margins) -> Padded:
         return _pad(images, margins, mode="wrap")
 
     def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:

@@ -33,8 +33,9 @@ __all__ = [
     "filter_gradient",
 ]
 
+# P = H + h - 1, Q = W + w - 1.
 Filters = Float[Array, "filters h w"]
-Images = Float[Array, "batch H+h-1 W+w-1"]
+Images = Float[Array, "batch P Q"]
 Responses = Float[Array, "batch filters H W"]
 
 
@@ -80,7 +81,10 @@ class Direct(AbstractConvolution):
             response = _sum_of_shifts(taps, images, (H, W))
             return jax.lax.dynamic_update_slice_in_dim(responses, response[:, None], i, axis=1)
 
-        return jax.lax.fori_loop(0, f, put, jnp.zeros((len(images), f, H, W), images.dtype))
+        # What stands there first is written over. It is no constant because XLA would make one array
+        # of the zeros of all products, keep it, and copy it for each.
+        anything = jnp.broadcast_to(images[:, None, :1, :1], (len(images), f, H, W))
+        return jax.lax.fori_loop(0, f, put, anything)
 
     def correlate_adjoint(self, filters: Filters, responses: Responses) -> Images:
         f, h, w = filters.shape

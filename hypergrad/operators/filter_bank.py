@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_counts, check_finite
+from hypergrad._checks import as_inexact, check_counts, check_finite, is_concrete
 from hypergrad.operators.boundaries import AbstractBoundary, Margins, Symmetric
 from hypergrad.operators.convolutions import (
     AbstractConvolution,
@@ -56,9 +57,9 @@ class FilterBank(lx.AbstractLinearOperator):
     def __init__(
         self,
         filters: Any,
-        image_shape: tuple[int, int],
-        boundary: AbstractBoundary | None = None,
-        convolution: AbstractConvolution | None = None,
+        image_shape: Any,
+        boundary: Any = None,
+        convolution: Any = None,
     ):
         filters = as_inexact(filters, "filters", rule="an (f, h, w) array")
         _check_filters(filters, image_shape)
@@ -158,6 +159,11 @@ def _check_filters(filters: Array, image_shape: Any) -> None:
             f"filters must have shape (f, h, w); got {filters.shape}: a single one is filters[None]"
         )
     check_finite("filters", filters)
+    if is_concrete(filters) and not np.any(np.asarray(filters)):
+        raise ValueError(
+            "filters must not be zero (their norm sets the step sizes); got only zeros: start from "
+            "differences, a DCT or random filters"
+        )
     if filters.shape[1] > image_shape[0] or filters.shape[2] > image_shape[1]:
         raise ValueError(
             f"filters must not be larger than the image; got {filters.shape[1:]} on an image of "
