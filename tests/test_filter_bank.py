@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from helpers import assert_close, relative_error
 from jax.test_util import check_grads
 from scipy.signal import correlate2d
 
 import hypergrad as hg
-from helpers import assert_close, relative_error
 from hypergrad.operators import (
     FFT,
     Direct,
@@ -247,9 +247,7 @@ def central_differences(scene):
 )
 def test_hypergradients_are_central_differences(label, rtol, scene, central_differences):
     problem, x_tilde, x_true, solver = scene
-    h = hg.hypergradient(
-        problem, x_tilde, x_true, solver=solver, strategy=hg.parse_strategy(label)
-    )
+    h = hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=hg.parse_strategy(label))
     assert relative_error(h.grad.K.filters, central_differences) < rtol
 
 

@@ -13,14 +13,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from hypergrad.benchmark import floors
+from hypergrad.benchmark import floors, images
 from hypergrad.benchmark._device import device_name
 from hypergrad.sweep import Cell, Record
 
 __all__ = ["Benchmark", "cells", "report"]
 
 # In the order in which they are run and printed.
-SECTIONS: Mapping[str, ModuleType] = {"floors": floors}
+SECTIONS: Mapping[str, ModuleType] = {"floors": floors, "images": images}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Benchmark:
     only: tuple[str, ...] = tuple(SECTIONS)
     """Sections to run, separated by spaces."""
     floors: floors.Settings = dataclasses.field(default_factory=floors.Settings)
+    images: images.Settings = dataclasses.field(default_factory=images.Settings)
 
     def __post_init__(self):
         unknown = [name for name in self.only if name not in SECTIONS]

@@ -47,7 +47,8 @@ class Hypergradient(eqx.Module):
     `h.grad.F.weight`); `grad_x_tilde (..., n)`; `grad_solver`, in the structure of the solver
     (`tau`, `sigma`, `theta`; zero for strategies whose limit does not depend on them); `solution`,
     with its `stats`; `adjoint`, how the backward solve went, and `adjoint_pair`, where it ended, of
-    strategies that can go on from there; `error_bound`, where it was asked for, and `chosen`, where a target error was.
+    strategies that can go on from there; `error_bound`, where it was asked for, and `chosen`,
+    where a target error was.
     """
 
     value: Float[Array, ""]
@@ -62,7 +63,7 @@ class Hypergradient(eqx.Module):
 
     @property
     def state(self) -> State:
-        """Where the forward and (where there is one) the adjoint solve ended: `init` of a next call.
+        """Where the forward and (if there is one) the adjoint solve ended: `init` of a next call.
 
         Put together when asked for: a compiled program would give out the pair a second time.
         """

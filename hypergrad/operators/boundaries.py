@@ -65,7 +65,7 @@ class ZeroOutside(AbstractBoundary):
 
 
 class Periodic(AbstractBoundary):
-    """Periodic: `… b c | a b c | a b …`. K is then diagonal in the Fourier basis, its norm known."""
+    """Periodic: `… b c | a b c | a b …`. K is diagonal in the Fourier basis, its norm known."""
 
     def pad(self, images: Images, margins: Margins) -> Padded:
         return _pad(images, margins, mode="wrap")

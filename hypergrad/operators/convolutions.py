@@ -18,6 +18,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -81,8 +82,8 @@ class Direct(AbstractConvolution):
             response = _sum_of_shifts(taps, images, (H, W))
             return jax.lax.dynamic_update_slice_in_dim(responses, response[:, None], i, axis=1)
 
-        # What stands there first is written over. It is no constant because XLA would make one array
-        # of the zeros of all products, keep it, and copy it for each.
+        # What stands there first is written over. Of a constant XLA would make one array for all
+        # products, keep it, and copy it for each.
         anything = jnp.broadcast_to(images[:, None, :1, :1], (len(images), f, H, W))
         return jax.lax.fori_loop(0, f, put, anything)
 
@@ -170,7 +171,8 @@ class FFT(AbstractConvolution):
 
 def _fast(size: Sequence[int]) -> tuple[int, int]:
     """A size of at least this that a fast transform likes."""
-    return next_fast_len(size[0], real=True), next_fast_len(size[1], real=True)
+    height, width = (int(next_fast_len(length, real=True) or length) for length in size)
+    return height, width
 
 
 def _spectrum(a: Array, size: Sequence[int]) -> Array:
@@ -206,7 +208,7 @@ def _product(name: str, compute: Callable[..., Array]) -> Primitive:
     def abstract(a: Any, b: Any, *, convolution: AbstractConvolution) -> Any:
         run = functools.partial(compute, convolution=convolution)
         out = jax.eval_shape(run, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (a, b)))
-        return jax.core.ShapedArray(out.shape, out.dtype)
+        return ShapedArray(out.shape, out.dtype)
 
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))

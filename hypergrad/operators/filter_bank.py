@@ -64,9 +64,7 @@ class FilterBank(lx.AbstractLinearOperator):
         filters = as_inexact(filters, "filters", rule="an (f, h, w) array")
         _check_filters(filters, image_shape)
         boundary = Symmetric() if boundary is None else boundary
-        convolution = (
-            fastest_convolution(filters.shape[1:]) if convolution is None else convolution
-        )
+        convolution = fastest_convolution(filters.shape[1:]) if convolution is None else convolution
         _check_choice("boundary", boundary, AbstractBoundary, "Symmetric()")
         _check_choice("convolution", convolution, AbstractConvolution, "Direct()")
         self.filters = filters

@@ -102,8 +102,11 @@ def bilinear_gradient(K: Operator, *pairs: tuple[Array, Array]) -> Operator:
     [[2. 6.]]
     """
     if matrix_of(K) is not None:
-        rows = [[side.reshape(-1, side.shape[-1]) for side in sides] for sides in zip(*pairs)]
-        pairs = (tuple(map(jnp.concatenate, rows)),)
+        left, right = (
+            jnp.concatenate([side.reshape(-1, side.shape[-1]) for side in sides])
+            for sides in zip(*pairs, strict=True)
+        )
+        pairs = ((left, right),)
     # Elsewhere pair by pair: of whole images, a copy costs more than another product.
     gradients = [_form_gradient(K, left, right) for left, right in pairs]
     return jax.tree.map(lambda *summands: sum(summands[1:], summands[0]), *gradients)
