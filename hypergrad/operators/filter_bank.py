@@ -45,8 +45,8 @@ class FilterBank(lx.AbstractLinearOperator):
 
     >>> bank = FilterBank(jnp.array([[[-1.0, 1.0]], [[0.5, 0.5]]]), (1, 4))
     >>> print(bank.mv(jnp.array([1.0, 2.0, 4.0, 4.0])).reshape(2, 4))
-    [[0.  1.  2.  0. ]
-     [1.  1.5 3.  4. ]]
+    [[1.  2.  0.  0. ]
+     [1.5 3.  4.  4. ]]
     """
 
     filters: Float[Array, "f h w"]
