@@ -24,6 +24,8 @@ Split = Literal["train", "choose", "test"]
 PHOTOGRAPHS_TRAIN = ("astronaut", "chelsea", "coins", "brick")
 PHOTOGRAPHS_CHOOSE = ("rocket",)
 PHOTOGRAPHS_HELD_OUT = ("camera", "coffee")
+# More than 1024 pixels a side. Of another kind than the others: to measure time and memory with.
+PHOTOGRAPHS_LARGE = ("retina",)
 
 DISPARITY_ROWS = {"train": (0, 300), "test": (350, 500)}  # a gap, since neighbouring rows are alike
 DISPARITY_PEAK = 60.0  # pixels; the largest measured disparity is 59.9
@@ -90,7 +92,8 @@ def photograph(name: str) -> Floats:
     >>> photograph("camera").shape
     (512, 512)
     """
-    _one_of("name", name, PHOTOGRAPHS_TRAIN + PHOTOGRAPHS_CHOOSE + PHOTOGRAPHS_HELD_OUT)
+    small = PHOTOGRAPHS_TRAIN + PHOTOGRAPHS_CHOOSE + PHOTOGRAPHS_HELD_OUT
+    _one_of("name", name, small + PHOTOGRAPHS_LARGE)
     import skimage.data
 
     return _grey(getattr(skimage.data, name)(), name)

@@ -101,11 +101,19 @@ def test_samples_refuse_shapes_that_disagree(x_tilde, shape, index) -> None:
 
 def test_photographs_are_split_without_overlap() -> None:
     splits = data.PHOTOGRAPHS_TRAIN, data.PHOTOGRAPHS_CHOOSE, data.PHOTOGRAPHS_HELD_OUT
-    names = [name for split in splits for name in split]
-    assert len(set(names)) == len(names) == 7
+    names = [name for split in (*splits, data.PHOTOGRAPHS_LARGE) for name in split]
+    assert len(set(names)) == len(names) == 8
 
 
-@pytest.mark.parametrize("name", [*data.PHOTOGRAPHS_TRAIN, "rocket", *data.PHOTOGRAPHS_HELD_OUT])
+ALL_PHOTOGRAPHS = (
+    *data.PHOTOGRAPHS_TRAIN,
+    *data.PHOTOGRAPHS_CHOOSE,
+    *data.PHOTOGRAPHS_HELD_OUT,
+    *data.PHOTOGRAPHS_LARGE,
+)
+
+
+@pytest.mark.parametrize("name", ALL_PHOTOGRAPHS)
 def test_photograph_is_grey_in_the_unit_interval(name: str) -> None:
     original = getattr(skimage.data, name)() / 255.0
     if original.ndim == 3:  # the luma of ITU-R BT.709
@@ -118,7 +126,7 @@ def test_photograph_is_grey_in_the_unit_interval(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["moon", "", "Camera"])
 def test_unknown_photograph_names_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"one of astronaut, .*coffee; got '{name}': choose"):
+    with pytest.raises(ValueError, match=rf"one of astronaut, .*retina; got '{name}': choose"):
         data.photograph(name)
 
 

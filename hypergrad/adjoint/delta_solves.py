@@ -127,7 +127,8 @@ def _sum_of_steps(given: AdjointProblem, k: int) -> tuple[DeltaSums, AdjointStat
     problem, sizes, history, g, earlier = given
     sums = sum_deltas(problem, sizes, history, g, k, earlier)
     residual = given.system.residual(sums, g)
-    tolerance, products = default_tolerance(g.x.dtype), 2 * k + 2 + int(earlier is not None)
+    products = 2 * k + 2 + int(k > 1) + int(earlier is not None)
+    tolerance = default_tolerance(g.x.dtype)
     return sums, AdjointStats.judge(k, residual, tolerance, products=products)
 
 

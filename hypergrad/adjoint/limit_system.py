@@ -117,7 +117,7 @@ def limit_gradients(
     grad_p = <U_D, d/dp prox_{sigma F*}(z_D)> + <U_P, d/dp prox_{tau G}(z_P)>
     """
     problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
-    dK = bilinear_gradient(problem.K, (sigma * sums.Delta_D, x), (-tau * y, sums.Delta_P))
+    dK = bilinear_gradient(problem.K, (sums.Delta_D, sigma * x), (y, -tau * sums.Delta_P))
     _, pull_F = eqx.filter_vjp(lambda F: F.prox_conjugate(z.z_D, sigma), problem.F)
     _, pull_G = eqx.filter_vjp(lambda G: G.prox(z.z_P, tau), problem.G)
     dF, dG = pull_F(sums.U_D)[0], pull_G(sums.U_P)[0]

@@ -186,15 +186,25 @@ def sum_deltas(
 ) -> DeltaSums:
     """Sums of the deltas over the last `steps` layers; a history of length 1 is held frozen."""
     frozen, nothing = history.z_D.shape[0] == 1, nothing_like(g)
+    tau, sigma, theta = sizes
 
     def body(carry, l):
-        later, sums = carry
+        later, Delta_P, Delta_D, KT_Delta_D = carry
         z = jax.tree.map(lambda h: h[0] if frozen else h[l - 1], history)
-        state, terms = adjoint_step(problem, sizes, z, later, nothing)
-        return (state, sums.plus(state, terms)), None
+        state, _ = adjoint_step(problem, sizes, z, later, nothing)
+        sums = Delta_P + state.delta_P, Delta_D + state.delta_D, KT_Delta_D + state.KT_delta_D
+        return (state, *sums), None
 
     last = ProxArguments(history.z_D[-1], history.z_P[-1])
-    carry = first_layer(problem, sizes, last, g, earlier)
+    state, sums = first_layer(problem, sizes, last, g, earlier)
     if steps == 1:
-        return carry[1]
-    return jax.lax.scan(body, carry, jnp.arange(steps - 1, 0, -1))[0][1]
+        return sums
+    carry = (state, sums.Delta_P, sums.Delta_D, sums.KT_Delta_D)
+    layers = jnp.arange(steps - 1, 0, -1)
+    (state, Delta_P, Delta_D, KT_Delta_D), _ = jax.lax.scan(body, carry, layers)
+    # What enters a layer is what the one behind it gave, so the sums of u follow from the others.
+    K_Delta_P = apply(problem.K, Delta_P)
+    KT_before = KT_Delta_D + theta * state.KT_delta_D - state.KT_delta_bar_D
+    U_P = Delta_P - state.delta_P + sigma * KT_before + g.x
+    U_D = Delta_D - state.delta_D - tau * K_Delta_P + g.y
+    return DeltaSums(Delta_P, Delta_D, U_P, U_D, K_Delta_P, KT_Delta_D)

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from hypergrad.benchmark import batches, compilation, devices, floors, learning
+from hypergrad.benchmark import batches, compilation, devices, floors, images, learning
 from hypergrad.benchmark._device import device_name
 from hypergrad.sweep import Cell, Record
 
@@ -26,6 +26,7 @@ SECTIONS: Mapping[str, ModuleType] = {
     "batches": batches,
     "devices": devices,
     "learning": learning,
+    "images": images,
 }
 
 
@@ -40,6 +41,7 @@ class Benchmark:
     batches: batches.Settings = dataclasses.field(default_factory=batches.Settings)
     devices: devices.Settings = dataclasses.field(default_factory=devices.Settings)
     learning: learning.Settings = dataclasses.field(default_factory=learning.Settings)
+    images: images.Settings = dataclasses.field(default_factory=images.Settings)
 
     def __post_init__(self):
         unknown = [name for name in self.only if name not in SECTIONS]

@@ -58,11 +58,9 @@ def compute_hypergradient(
         certified = restore_batch(bound.certified, batch)
         bound = ErrorBound(bound.total, bound.grad, certified, bound.on_certified)
 
-    forward = solution.state
-    state = State(forward.r, forward.r_bar, forward.y, pair)
-    solution, grad_x_tilde, stats, state = restore_batch(
-        (solution, grad_x_tilde, stats, state), batch
+    solution, grad_x_tilde, stats, pair = restore_batch(
+        (solution, grad_x_tilde, stats, pair), batch
     )
     return Hypergradient(
-        value, grad, grad_x_tilde, grad_solver, solution, stats, state, error_bound=bound
+        value, grad, grad_x_tilde, grad_solver, solution, stats, pair, error_bound=bound
     )

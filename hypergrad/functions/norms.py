@@ -19,7 +19,7 @@ from hypergrad.functions._blocks import (
     median,
     norm,
     relative_distance,
-    shrink_to_ball,
+    shrink_groups_to_ball,
     side,
 )
 
@@ -106,7 +106,8 @@ class GroupL1(AbstractFunction):
         return self.weight * jnp.sum(self._group_norms(v), axis=-1)
 
     def _project(self, z: Array, radius: Array) -> Array:
-        return shrink_to_ball(self._groups(z), radius, self._group_axis).reshape(z.shape)
+        shrunk = shrink_groups_to_ball(self._groups(z), radius, self._group_axis)
+        return shrunk.reshape(z.shape)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return z - self._project(z, step * self.weight)

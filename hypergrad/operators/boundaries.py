@@ -1,0 +1,80 @@
+"""What lies outside an image, for a filter that reaches over its border."""
+
+from __future__ import annotations
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["AbstractBoundary", "Margins", "Periodic", "Symmetric", "ZeroOutside"]
+
+# Rows above and below, columns left and right.
+Margins = tuple[tuple[int, int], tuple[int, int]]
+Images = Float[Array, "*batch height width"]
+Padded = Float[Array, "*batch P Q"]
+
+
+class AbstractBoundary(eqx.Module):
+    """How an image goes on outside: linear in the image, so that a filtering has an adjoint."""
+
+    @abc.abstractmethod
+    def pad(self, images: Images, margins: Margins) -> Padded:
+        """The images with margins around them."""
+
+    def fold(self, padded: Padded, margins: Margins) -> Images:
+        """The adjoint of `pad`: what lies in the margins is added to where it came from."""
+        *batch, height, width = padded.shape
+        shape = (*batch, height - sum(margins[0]), width - sum(margins[1]))
+        unpadded = jax.ShapeDtypeStruct(shape, padded.dtype)
+        return jax.linear_transpose(lambda images: self.pad(images, margins), unpadded)(padded)[0]
+
+    @abc.abstractmethod
+    def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
+        """The size of a periodic image, of which a filtering here is a part; None: there is none.
+
+        The norm of a filtering is then at most that of the periodic one, which its spectrum tells.
+        """
+
+
+class Symmetric(AbstractBoundary):
+    """Mirrored at the border, which is repeated: `… b a | a b c | c b …`. No edge arises.
+
+    The usual choice for photographs. Differences across the border are 0.
+    """
+
+    def pad(self, images: Images, margins: Margins) -> Padded:
+        return _pad(images, margins, mode="symmetric")
+
+    def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
+        del image_shape, margins
+        return None
+
+
+class ZeroOutside(AbstractBoundary):
+    """Zeros: `… 0 0 | a b c | 0 0 …`. For images that are 0 at their border."""
+
+    def pad(self, images: Images, margins: Margins) -> Padded:
+        return _pad(images, margins, mode="constant")
+
+    def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
+        (height, width), ((top, bottom), (left, right)) = image_shape, margins
+        return height + top + bottom, width + left + right
+
+
+class Periodic(AbstractBoundary):
+    """Periodic: `… b c | a b c | a b …`. K is diagonal in the Fourier basis, its norm known."""
+
+    def pad(self, images: Images, margins: Margins) -> Padded:
+        return _pad(images, margins, mode="wrap")
+
+    def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
+        del margins
+        return image_shape
+
+
+def _pad(images: Array, margins: Margins, *, mode: str) -> Array:
+    kept = [(0, 0)] * (images.ndim - 2)
+    return jnp.pad(images, [*kept, *margins], mode=mode)

@@ -1,0 +1,123 @@
+"""Products with the analysis operator K, and the derivative of the form that it makes.
+
+`K` is an `(m, n)` array or a `lineax.AbstractLinearOperator` from `(n,)` to `(m,)`. Batches are
+leading axes: with an array the product with a whole batch is one matrix product, with a lineax
+operator its `mv` is mapped over the batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float
+
+__all__ = [
+    "Operator",
+    "apply",
+    "apply_transpose",
+    "bilinear_gradient",
+    "dense_matrix",
+    "matrix_of",
+    "operator_dtype",
+    "operator_shape",
+]
+
+Operator = Float[Array, "m n"] | lx.AbstractLinearOperator
+
+
+def operator_shape(K: Operator) -> tuple[int, int]:
+    """`(m, n)`.
+
+    >>> operator_shape(jnp.zeros((3, 2)))
+    (3, 2)
+    """
+    if isinstance(K, lx.AbstractLinearOperator):
+        return K.out_size(), K.in_size()
+    m, n = K.shape
+    return m, n
+
+
+def operator_dtype(K: Operator) -> jnp.dtype:
+    """The dtype of `K v`."""
+    if isinstance(K, lx.AbstractLinearOperator):
+        return jax.tree.leaves(K.out_structure())[0].dtype
+    return K.dtype
+
+
+def matrix_of(K: Operator) -> Array | None:
+    """The matrix, if the operator is one already; never built."""
+    if isinstance(K, lx.MatrixLinearOperator):
+        return K.matrix
+    return None if isinstance(K, lx.AbstractLinearOperator) else K
+
+
+def dense_matrix(K: Operator) -> Float[Array, "m n"]:
+    """The matrix of any operator, built where it is not one already: n products, `m n` numbers.
+
+    >>> print(dense_matrix(lx.IdentityLinearOperator(jax.ShapeDtypeStruct((2,), jnp.float32))))
+    [[1. 0.]
+     [0. 1.]]
+    """
+    matrix = matrix_of(K)
+    if matrix is not None:
+        return matrix
+    return apply(K, jnp.eye(operator_shape(K)[1], dtype=operator_dtype(K))).T
+
+
+def _map_over_batch(K: lx.AbstractLinearOperator, v: Array) -> Array:
+    rows = v.reshape(math.prod(v.shape[:-1]), v.shape[-1])
+    return jax.vmap(K.mv)(rows).reshape(*v.shape[:-1], K.out_size())
+
+
+def apply(K: Operator, v: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
+    """`K v` for every vector of a batch."""
+    matrix = matrix_of(K)
+    if matrix is not None:
+        return v @ matrix.T
+    assert isinstance(K, lx.AbstractLinearOperator)
+    return _map_over_batch(K, v)
+
+
+def apply_transpose(K: Operator, y: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
+    """`K^T y` for every vector of a batch."""
+    matrix = matrix_of(K)
+    if matrix is not None:
+        return y @ matrix
+    assert isinstance(K, lx.AbstractLinearOperator)
+    return _map_over_batch(K.transpose(), y)
+
+
+def bilinear_gradient(K: Operator, *pairs: tuple[Array, Array]) -> Operator:
+    """Derivative of `sum <left, K right>` over batches and pairs, in the parameters of K.
+
+    For a matrix this is `sum left right^T`, the whole batch of a pair in one matrix product; for a
+    convolution or anything else it is what the chain rule gives. Every gradient in K of this
+    package is such a form.
+
+    >>> print(bilinear_gradient(jnp.zeros((1, 2)), (jnp.array([2.0]), jnp.array([1.0, 3.0]))))
+    [[2. 6.]]
+    """
+    gradients = [_bilinear_gradient(K, *map(_as_rows, pair)) for pair in pairs]
+    return jax.tree.map(lambda *summands: sum(summands[1:], summands[0]), *gradients)
+
+
+def _as_rows(v: Array) -> Array:
+    return v.reshape(-1, v.shape[-1])
+
+
+def _bilinear_gradient(K: Operator, left: Array, right: Array) -> Operator:
+    if matrix_of(K) is None:
+        return eqx.filter_vjp(lambda K: apply(K, right), K)[1](left)[0]
+    product = jax.lax.platform_dependent(
+        left, right, cpu=_product_of_transpose, default=lambda left, right: left.T @ right
+    )
+    return jax.tree.map(lambda _: product, eqx.filter(K, eqx.is_inexact_array))
+
+
+def _product_of_transpose(left: Array, right: Array) -> Array:
+    # Written out, since XLA's product on the CPU takes half as long again with a transposed left.
+    return jax.lax.optimization_barrier(left.T) @ right

@@ -1,0 +1,88 @@
+"""The usual operators: transforms, differences, random matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from scipy.fft import dct as _scipy_dct
+
+__all__ = [
+    "dct",
+    "dct2",
+    "difference_operator",
+    "differences",
+    "differences2",
+    "random",
+    "stack",
+]
+
+
+def dct(n: int, *, constant: bool = True) -> Float[Array, "m n"]:
+    """Orthonormal DCT-II matrix; `constant=False` leaves out its constant row (`m = n - 1`).
+
+    >>> dct(4, constant=False).shape
+    (3, 4)
+    """
+    matrix = _dct_matrix(n)
+    return jnp.asarray(matrix if constant else matrix[1:])
+
+
+def dct2(shape: tuple[int, int], *, constant: bool = True) -> Float[Array, "m n"]:
+    """Orthonormal 2-D DCT-II of patches in row-major order, `n = height * width`."""
+    matrix = np.kron(_dct_matrix(shape[0]), _dct_matrix(shape[1]))
+    return jnp.asarray(matrix if constant else matrix[1:])
+
+
+def _dct_matrix(n: int) -> np.ndarray:
+    return np.asarray(_scipy_dct(np.eye(n), axis=0, norm="ortho"))
+
+
+def differences(n: int) -> Float[Array, "m n"]:
+    """Forward differences `x[i+1] - x[i]`, `m = n - 1`: total variation in 1-D."""
+    return jnp.asarray(np.diff(np.eye(n), axis=0))
+
+
+def differences2(shape: tuple[int, int]) -> Float[Array, "m n"]:
+    """All vertical, then all horizontal differences inside a patch (anisotropic total variation).
+
+    `m = (height - 1) width + height (width - 1)`; no difference crosses the border.
+    """
+    height, width = shape
+    down = np.kron(np.diff(np.eye(height), axis=0), np.eye(width))
+    right = np.kron(np.eye(height), np.diff(np.eye(width), axis=0))
+    return jnp.asarray(np.concatenate([down, right]))
+
+
+def difference_operator(shape: tuple[int, int], dtype=None) -> lx.FunctionLinearOperator:
+    """2-D differences of a whole image, matrix-free, for `GroupL1(weight, shape=(2, n))`.
+
+    `m = 2 n`: all vertical, then all horizontal forward differences, 0 across the last row and
+    column.
+    """
+    dtype = jnp.zeros(()).dtype if dtype is None else dtype
+
+    def gradient(x: Array) -> Array:
+        image = x.reshape(shape)
+        down = jnp.diff(image, axis=0, append=image[-1:])
+        right = jnp.diff(image, axis=1, append=image[:, -1:])
+        return jnp.concatenate([down.ravel(), right.ravel()])
+
+    structure = jax.ShapeDtypeStruct((math.prod(shape),), dtype)
+    return lx.FunctionLinearOperator(gradient, structure)
+
+
+def random(m: int, n: int, *, key: PRNGKeyArray) -> Float[Array, "m n"]:
+    """Independent normal entries, scaled to norm 1."""
+    matrix = jax.random.normal(key, (m, n))
+    return matrix / jnp.linalg.norm(matrix, 2)
+
+
+def stack(operators: Sequence[Float[Array, "_ n"]]) -> Float[Array, "m n"]:
+    """Matrices on top of each other."""
+    return jnp.concatenate(list(operators), axis=0)

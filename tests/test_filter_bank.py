@@ -1,0 +1,277 @@
+"""Filters of whole images: against SciPy, dense matrices, and central differences."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from helpers import relative_error
+from jax.test_util import check_grads
+from scipy.signal import correlate2d
+
+import hypergrad as hg
+from hypergrad.operators import (
+    FFT,
+    Direct,
+    FilterBank,
+    Periodic,
+    Symmetric,
+    ZeroOutside,
+    apply,
+    apply_transpose,
+    bilinear_gradient,
+    operator_norm,
+)
+from hypergrad.operators.convolutions import (
+    correlate,
+    correlate_adjoint,
+    fastest_convolution,
+    filter_gradient,
+)
+
+SHAPE = (7, 9)
+N = SHAPE[0] * SHAPE[1]
+SCIPY = {Symmetric(): "symm", ZeroOutside(): "fill", Periodic(): "wrap"}
+every_boundary = pytest.mark.parametrize("boundary", SCIPY, ids=lambda b: type(b).__name__)
+every_convolution = pytest.mark.parametrize(
+    "convolution", [Direct(), FFT()], ids=lambda c: type(c).__name__
+)
+# Odd, even, a row, a column.
+every_size = pytest.mark.parametrize("size", [(5, 5), (2, 4), (1, 3), (3, 1)])
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(shape).standard_normal(shape))
+
+
+def bank(size=(3, 3), **how) -> FilterBank:
+    return FilterBank(normal(3, *size), SHAPE, **how)
+
+
+# ------------------------------------------------------------------------------------ products
+
+
+@every_boundary
+@every_convolution
+@every_size
+def test_products(boundary, convolution, size):
+    """Filter by filter against SciPy, and the adjoint against the transpose of the matrix."""
+    K, x, y = bank(size, boundary=boundary, convolution=convolution), normal(N), normal(3 * N)
+    image = np.asarray(x).reshape(SHAPE)
+    expected = [
+        correlate2d(image, taps, mode="same", boundary=SCIPY[boundary]) for taps in K.filters
+    ]
+    np.testing.assert_allclose(K.mv(x), np.ravel(expected), atol=1e-13)
+    matrix = np.asarray(K.as_matrix())
+    np.testing.assert_allclose(matrix @ np.asarray(x), np.ravel(expected), atol=1e-13)
+    np.testing.assert_allclose(K.T.mv(y), matrix.T @ np.asarray(y), atol=1e-13)
+    np.testing.assert_allclose(np.vdot(K.mv(x), y), np.vdot(x, K.T.mv(y)), rtol=1e-13)
+
+
+@every_boundary
+def test_direct_and_fft_agree(boundary):
+    size = (5, 4)
+    direct, fft = (bank(size, boundary=boundary, convolution=c) for c in (Direct(), FFT()))
+    x, y = normal(2, N), normal(2, 3 * N)
+    assert relative_error(apply(direct, x), apply(fft, x)) < 1e-14
+    assert relative_error(apply_transpose(direct, y), apply_transpose(fft, y)) < 1e-14
+    gradients = [bilinear_gradient(K, (y, x)).filters for K in (direct, fft)]
+    assert relative_error(*gradients) < 1e-12
+
+
+@every_convolution
+def test_a_batch_is_its_images(convolution):
+    K, x, y = bank(convolution=convolution), normal(2, 2, N), normal(2, 2, 3 * N)
+    K_x, KT_y = apply(K, x), apply_transpose(K, y)
+    for i in np.ndindex(2, 2):
+        np.testing.assert_allclose(K_x[i], K.mv(x[i]), atol=1e-13)
+        np.testing.assert_allclose(KT_y[i], K.T.mv(y[i]), atol=1e-13)
+
+
+def test_float32_stays_float32():
+    K = FilterBank(jnp.ones((2, 3, 3), jnp.float32), SHAPE)
+    x = jnp.ones(N, jnp.float32)
+    assert {K.mv(x).dtype, K.T.mv(K.mv(x)).dtype, operator_norm(K).dtype} == {x.dtype}
+    assert bilinear_gradient(K, (K.mv(x), x)).filters.dtype == x.dtype
+
+
+def test_filters_of_the_size_of_the_image():
+    K = FilterBank(normal(2, 4, 3), (4, 3), Periodic())
+    image = normal(12)
+    expected = [
+        correlate2d(np.asarray(image).reshape(4, 3), taps, mode="same", boundary="wrap")
+        for taps in K.filters
+    ]
+    np.testing.assert_allclose(K.mv(image), np.ravel(expected), atol=1e-13)
+    matrix = np.asarray(K.as_matrix())
+    assert float(operator_norm(K)) == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-10)
+
+
+def test_large_filters_are_transformed():
+    assert fastest_convolution((5, 5)) == Direct()
+    assert fastest_convolution((31, 31)) == FFT()
+    assert FilterBank(normal(1, 12, 12), (20, 20)).convolution == FFT()
+
+
+# --------------------------------------------------------------------------------- derivatives
+
+
+@every_convolution
+def test_gradient_in_the_filters_sums_over_batch_and_pairs(convolution):
+    """`sum <left, K right>` is linear in the filters: its gradient is its value at each of them."""
+    K = bank(convolution=convolution)
+    left, right = normal(2, 2, 3 * N), normal(2, 2, N)
+    got = bilinear_gradient(K, *zip(left, right, strict=True)).filters
+    for i in ((0, 0, 0), (1, 2, 1), (2, 0, 2)):
+        unit = eqx.tree_at(lambda K: K.filters, K, jnp.zeros_like(K.filters).at[i].set(1.0))
+        assert float(got[i]) == pytest.approx(float(jnp.vdot(left, apply(unit, right))), rel=1e-12)
+
+
+def test_strips_that_do_not_divide_the_image(monkeypatch):
+    monkeypatch.setattr("hypergrad.operators.convolutions._STRIP_PIXELS", 20)  # 2 rows of 7
+    images, responses = normal(2, 9, 11), normal(2, 3, 7, 9)
+    direct, fft = (filter_gradient(images, responses, c) for c in (Direct(), FFT()))
+    assert relative_error(direct, fft) < 1e-13
+
+
+@every_convolution
+@pytest.mark.parametrize(
+    ("product", "shapes"),
+    [
+        (correlate, ((2, 3, 2), (2, 6, 5))),
+        (correlate_adjoint, ((2, 3, 2), (2, 2, 4, 4))),
+        (filter_gradient, ((2, 6, 5), (2, 2, 4, 4))),
+    ],
+)
+def test_derivatives_of_every_product(product, shapes, convolution):
+    """Forwards, backwards, twice, and mapped over any of the arguments."""
+
+    @jax.jit
+    def run(a, b):
+        return product(a, b, convolution)
+
+    a, b = (normal(*shape) for shape in shapes)
+    check_grads(run, (a, b), order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
+    many_a, many_b = (normal(2, *shape) for shape in shapes)
+    for axes in ((0, 0), (0, None), (None, 0)):
+        many = list(zip((many_a, many_b), axes, strict=True))
+        got = jax.vmap(run, axes)(*(m if axis == 0 else m[0] for m, axis in many))
+        for i in range(2):
+            one = [m[i if axis == 0 else 0] for m, axis in many]
+            np.testing.assert_allclose(got[i], run(*one), atol=1e-13)
+
+
+# ---------------------------------------------------------------------------------------- norm
+
+
+@every_size
+def test_norm_of_a_periodic_bank_is_known(size):
+    K = bank(size, boundary=Periodic())
+    assert float(operator_norm(K)) == pytest.approx(np.linalg.norm(K.as_matrix(), 2), rel=1e-12)
+
+
+@every_boundary
+@every_size
+def test_norm_is_an_upper_bound(boundary, size):
+    K = FilterBank(normal(2, *size), (16, 18), boundary)
+    norm = np.linalg.norm(K.as_matrix(), 2)
+    assert norm <= float(operator_norm(K)) <= 1.1 * norm
+
+
+# -------------------------------------------------------------------------------------- lineax
+
+
+def test_lineax_sees_an_operator():
+    K = bank()
+    matrix = np.asarray(K.as_matrix())
+    for operator, expected in ((K, matrix), (K.T, matrix.T), (K.T @ K, matrix.T @ matrix)):
+        assert (operator.out_size(), operator.in_size()) == expected.shape
+        np.testing.assert_allclose(operator.as_matrix(), expected, atol=1e-12)
+        materialised = lx.materialise(lx.linearise(lx.conj(operator)))
+        np.testing.assert_allclose(materialised.as_matrix(), expected, atol=1e-12)
+        assert not lx.is_symmetric(operator)
+    square = FilterBank(normal(1, 3, 3), SHAPE)
+    np.testing.assert_array_equal(lx.diagonal(square), np.diag(square.as_matrix()))
+    np.testing.assert_array_equal(lx.tridiagonal(square)[0], np.diag(square.as_matrix()))
+
+
+# ---------------------------------------------------------------------------------- strategies
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A small image and a bank that is not overcomplete on its active rows."""
+    x_true = normal(5, 6).ravel()
+    x_tilde = x_true + 0.3 * normal(30)
+    K = FilterBank(0.5 * normal(2, 3, 3), (5, 6))
+    problem = hg.LowerLevel(K=K, F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    solver = hg.ChambollePock(200, step_ratio=100.0).with_step_sizes(problem)
+    return problem, x_tilde, x_true, solver
+
+
+@pytest.fixture(scope="module")
+def central_differences(scene):
+    """Of the loss at the converged lower level, in every tap."""
+    problem, x_tilde, x_true, solver = scene
+
+    @jax.jit
+    def loss(filters):
+        moved = eqx.tree_at(lambda p: p.K.filters, problem, filters)
+        x = hg.solve(moved, x_tilde, solver=solver, strategy=hg.Truncation(1)).x
+        return 0.5 * jnp.sum((x - x_true) ** 2)
+
+    filters, h = problem.K.filters, 1e-5
+    units = jnp.eye(filters.size).reshape(-1, *filters.shape)
+    ends = jax.lax.map(loss, jnp.concatenate([filters + h * units, filters - h * units]))
+    return ((ends[: len(units)] - ends[len(units) :]) / (2 * h)).reshape(filters.shape)
+
+
+@pytest.mark.parametrize(
+    ("label", "rtol"),
+    [
+        ("full", 1e-6),
+        ("truncation:k=150", 1e-6),
+        ("limit:steps=200", 1e-6),
+        ("limit:cgls", 1e-6),
+        ("piggyback", 1e-6),
+        ("jaxopt", 1e-5),
+        ("optimistix-checkpointed", 1e-5),
+    ],
+)
+def test_hypergradients_are_central_differences(label, rtol, scene, central_differences):
+    problem, x_tilde, x_true, solver = scene
+    h = hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=hg.parse_strategy(label))
+    assert relative_error(h.grad.K.filters, central_differences) < rtol
+
+
+def test_a_bank_of_differences():
+    """Mirrored, the border is repeated: no difference crosses it."""
+    taps = np.zeros((2, 2, 2))
+    taps[0, :, 0], taps[1, 0] = [-1, 1], [-1, 1]
+    expected = hg.operators.difference_operator(SHAPE).mv(normal(N))
+    np.testing.assert_allclose(FilterBank(taps, SHAPE).mv(normal(N)), expected, atol=1e-14)
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.ones((3, 3)), SHAPE), r"filters must have shape \(f, h, w\); got \(3, 3\)"),
+        ((np.ones((0, 3, 3)), SHAPE), r"filters must have shape \(f, h, w\)"),
+        ((np.full((1, 3, 3), np.nan), SHAPE), "filters must be finite"),
+        ((np.zeros((1, 3, 3)), SHAPE), "filters must not be zero"),
+        ((np.ones((1, 8, 3)), SHAPE), r"not be larger than the image; got \(8, 3\)"),
+        ((np.ones((1, 3, 3)), (2, 3, 4)), r"image_shape must be \(height, width\)"),
+        ((np.ones((1, 3, 3)), 9), "image_shape must be a tuple"),
+        ((np.ones((1, 3, 3)), SHAPE, "wrap"), r"boundary must be an object .* got 'wrap'"),
+        ((np.ones((1, 3, 3)), SHAPE, Periodic(), "fft"), "convolution must be an object"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FilterBank(*arguments)
