@@ -133,8 +133,12 @@ def nothing_left(
 
     On the host, where it can be written into. Whether an adjoint is kept is up to the strategy.
     """
-    h = eqx.filter_eval_shape(hypergradient, problem, x_tilde, x_true, **settings)
-    return jax.tree.map(lambda a: np.zeros((samples, *a.shape[1:]), a.dtype), h.state)
+
+    def state(*arguments: Any) -> State:
+        return hypergradient(*arguments, **settings).state
+
+    shapes = eqx.filter_eval_shape(state, problem, x_tilde, x_true)
+    return jax.tree.map(lambda a: np.zeros((samples, *a.shape[1:]), a.dtype), shapes)
 
 
 def take(memory: State | None, rows: Any) -> State | None:

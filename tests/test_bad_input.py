@@ -541,6 +541,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hg.ChambollePock(tolerance=-1e-6),
         r"tolerance must be one finite number above 0; got -1e-06",
     ),
+    "an acceleration by its name": (
+        lambda: hg.ChambollePock(acceleration="fast"),
+        r"acceleration must be one of this package; got 'fast'",
+    ),
+    "more checkpoints than iterations": (
+        lambda: solve(strategy=hg.FullUnrolling(checkpoints=1000)),
+        r"checkpoints must be at most iterations; got checkpoints=1000, iterations=",
+    ),
     "theta above 1": (
         lambda: hg.ChambollePock(theta=1.5),
         r"theta must lie in [0, 1]; got 1.5",
@@ -776,7 +784,8 @@ BAD_NAMES = {
     "truncation:k=x": r"option 'k=x' in 'truncation:k=x' is not understood",
     "truncation:k=": r"option 'k=' in 'truncation:k=' is not understood",
     "truncation:k=1,k=2": r"each option once; got k twice",
-    "full:k=1": r"an option of 'full' must be one of \(none\); got 'k=1'",
+    "full:k=1": r"an option of 'full' must be one of checkpoints=…; got 'k=1'",
+    "piggyback:k=1": r"an option of 'piggyback' must be one of \(none\); got 'k=1'",
     "limit:foo=1": r"an option of 'limit' must be one of steps, last, tolerance, .*; got 'foo=1'",
     "limit:steps=x": r"option 'steps=x' in 'limit:steps=x' is not understood",
     "limit:steps=0": r"k must be a whole number of at least 1; got 0",

@@ -78,6 +78,8 @@ OTHERS = [
     _steps(1),
     _steps(L + 8),
     _last_iterates(1),
+    # One segment, segments of which the first is shorter, and one an iteration.
+    *((hg.FullUnrolling(checkpoints=c), *_FULL[1:]) for c in (1, 5, L)),
 ]
 
 # (m, n), and whether the weights and radii have one entry a row or a column.

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
-from hypergrad.benchmark import batches, compilation, devices, floors, images, learning
+from hypergrad.benchmark import accuracy, batches, compilation, devices, floors, images, learning
 from hypergrad.benchmark._device import device_name
 from hypergrad.sweep import Cell, Record
 
@@ -22,6 +22,7 @@ __all__ = ["Benchmark", "cells", "report"]
 # In the order in which they are run and printed.
 SECTIONS: Mapping[str, ModuleType] = {
     "floors": floors,
+    "accuracy": accuracy,
     "compilation": compilation,
     "batches": batches,
     "devices": devices,
@@ -37,6 +38,7 @@ class Benchmark:
     only: tuple[str, ...] = tuple(SECTIONS)
     """Sections to run, separated by spaces."""
     floors: floors.Settings = dataclasses.field(default_factory=floors.Settings)
+    accuracy: accuracy.Settings = dataclasses.field(default_factory=accuracy.Settings)
     compilation: compilation.Settings = dataclasses.field(default_factory=compilation.Settings)
     batches: batches.Settings = dataclasses.field(default_factory=batches.Settings)
     devices: devices.Settings = dataclasses.field(default_factory=devices.Settings)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from hypergrad._samples import where
 from hypergrad.chambolle_pock.certificate import primal_dual_norm
@@ -67,7 +67,7 @@ class _Epoch(NamedTuple):
     weight: Float[Array, "*batch"]  # sqrt(sigma / tau)
     first_weight: Float[Array, "*batch"]
     product: Float[Array, "*batch"]  # sqrt(tau sigma)
-    taken: Int[Array, "*batch"]
+    taken: Float[Array, "*batch"]
 
 
 class RestartedHalpern(AbstractAcceleration):
@@ -113,7 +113,7 @@ class RestartedHalpern(AbstractAcceleration):
             weight=weight,
             first_weight=weight,
             product=of_samples + jnp.sqrt(tau * sigma),
-            taken=jnp.zeros(of_samples.shape, jnp.int32),
+            taken=of_samples,
         )
 
     def advance(

@@ -210,14 +210,29 @@ class ChambollePock(eqx.Module):
         With a tolerance: until every sample has arrived, each frozen from then on.
         """
         count = self.iterations - keep
-        way = _Plain() if self.acceleration is None else self.acceleration
-        at = way.begin(problem, x_tilde, sizes, state)
         if self.tolerance is None:
             if count > 0:
-                state = way.state(way.advance(problem, x_tilde, sizes, at, count))
+                state = self.advanced(problem, x_tilde, sizes, state, count)
             return state, jnp.full(x_tilde.shape[:-1], count, jnp.int32)
+        at = self._way.begin(problem, x_tilde, sizes, state)
         tolerance = jax.lax.stop_gradient(self.tolerance)
-        return _run_to_tolerance(problem, x_tilde, sizes, way, at, count, tolerance)
+        return _run_to_tolerance(problem, x_tilde, sizes, self._way, at, count, tolerance)
+
+    def advanced(
+        self,
+        problem: LowerLevel,
+        x_tilde: Array,
+        sizes: StepSizes,
+        state: State,
+        count: int | Array,
+    ) -> State:
+        """So many iterations further, at least one, whatever its own number and tolerance."""
+        at = self._way.begin(problem, x_tilde, sizes, state)
+        return self._way.state(self._way.advance(problem, x_tilde, sizes, at, count))
+
+    @property
+    def _way(self) -> AbstractAcceleration:
+        return _Plain() if self.acceleration is None else self.acceleration
 
     def certify(
         self,

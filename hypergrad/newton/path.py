@@ -68,7 +68,7 @@ def jump(
     precise = 100 * float(jnp.finfo(none.dtype).eps)
 
     def polish(carry):
-        z, system, best, done, _ = carry
+        z, _, system, best, done, _ = carry
         f = jax.tree.map(jnp.negative, normal_map(z, none))
         z = normal_map.moved(z, none + 1, system.solve(f, refinements=REFINEMENTS))
         residual = normal_map.relative(z, none)
@@ -76,15 +76,19 @@ def jump(
         best = best._replace(
             z=where(better, z, best.z), residual=jnp.where(better, residual, best.residual)
         )
-        return z, moved_system(problem, sizes, z, system), best, done + 1, residual
+        moved = moved_system(problem, sizes, z, system)
+        return z, moved if curved else system, moved, best, done + 1, residual
 
     def unpolished(carry):
         *_, done, residual = carry
         return (done < POLISHING) & jnp.any(residual > precise)
 
     system = active_system(problem, sizes, z)
-    carry = (z, system, best, jnp.zeros((), jnp.int32), none + jnp.inf)
-    z, system, best, *_ = jax.lax.while_loop(unpolished, polish, carry)
+    # Where the step has led onto a kink, the sets that it was made with are told from rounding and
+    # those that are read there are not; where the Jacobian is curved, they have to be read there.
+    curved = system.D_P.basis is not None or system.D_D.basis is not None
+    carry = (z, system, system, best, jnp.zeros((), jnp.int32), none + jnp.inf)
+    z, system, _, best, *_ = jax.lax.while_loop(unpolished, polish, carry)
     r, y = normal_map.pair(z, none)
     kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
@@ -158,7 +162,9 @@ def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
     def to_the_end(found: Found) -> Found:
         pair, strict = normal_map.pair(z, path.t), path.t <= _STRICT_SMOOTHING
         new = jump(normal_map, pair, strict, tolerance)
-        better = settled & (new.accepted | (new.residual < found.residual))
+        # Further down the path is nearer to the minimum norm, however small the residual was above.
+        good_enough = jnp.maximum(found.residual, tolerance)
+        better = settled & (new.accepted | (new.residual <= good_enough))
         return Found(
             where(better, new.z, found.z),
             jnp.where(better, new.residual, found.residual),

@@ -111,7 +111,7 @@ def solve_exactly(
             at=jax.lax.cond(jnp.any(left), go_on, lambda at: at, part.at),
             found=found,
             finished=finished,
-            jumps=part.jumps + running,
+            jumps=part.jumps + jnp.where(running, 1, 0),
             iterations=part.iterations + jnp.where(left, _BURST, 0),
             newton_steps=part.newton_steps + jnp.where(running, POLISHING, 0),
         )
