@@ -46,6 +46,7 @@ from hypergrad.status import Status as Status
 from hypergrad.strategies import STRATEGIES as STRATEGIES
 from hypergrad.strategies import AbstractDifferentiableStrategy as AbstractDifferentiableStrategy
 from hypergrad.strategies import AbstractStrategy as AbstractStrategy
+from hypergrad.strategies import ConjugateGradients as ConjugateGradients
 from hypergrad.strategies import ErgodicUnrolling as ErgodicUnrolling
 from hypergrad.strategies import Exact as Exact
 from hypergrad.strategies import ForwardUnrolling as ForwardUnrolling

@@ -52,6 +52,7 @@ HOUSE = """
     adjoint.recursion
     adjoint.limit_system  adjoint.unrolled
     adjoint.delta_solves
+    adjoint.conjugate_gradients
     adjoint
     newton.smoothing
     newton.active_sets

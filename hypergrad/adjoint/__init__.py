@@ -1,5 +1,6 @@
 """The backward side: the delta recursion, its limit, and the gradients that they give."""
 
+from hypergrad.adjoint.conjugate_gradients import ConjugateGradients as ConjugateGradients
 from hypergrad.adjoint.delta_solves import AbstractAdjointSolve as AbstractAdjointSolve
 from hypergrad.adjoint.delta_solves import AbstractLinearSolve as AbstractLinearSolve
 from hypergrad.adjoint.delta_solves import AdjointProblem as AdjointProblem

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from hypergrad._samples import where
 
-__all__ = ["Unknowns", "solve_both_ways", "solve_least_squares", "squared_norm"]
+__all__ = ["Unknowns", "positive", "solve_both_ways", "solve_least_squares", "squared_norm"]
 
 Unknowns = tuple[Array, Array]
 
@@ -44,11 +44,11 @@ def solve_least_squares(
     def body(carry):
         x, r, p, gamma, running, steps = carry
         q = product(p)
-        length = jnp.where(running, gamma / _positive(squared_norm(q)), 0.0)
+        length = jnp.where(running, gamma / positive(squared_norm(q)), 0.0)
         x, r = _axpy(length, p, x), _axpy(-length, q, r)
         s = transpose_product(r)
         gamma_next = squared_norm(s)
-        p = where(running, _axpy(gamma_next / _positive(gamma), p, s), p)
+        p = where(running, _axpy(gamma_next / positive(gamma), p, s), p)
         small = (squared_norm(r) <= rtol**2 * squared_norm(right)) | (
             gamma_next <= rtol**2 * squared_norm(r)
         )
@@ -68,7 +68,7 @@ def squared_norm(pair: tuple[Array, Array]) -> Array:
     return jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1)
 
 
-def _positive(value: Array) -> Array:
+def positive(value: Array) -> Array:
     """The value where it is positive, else 1: for a denominator whose numerator is 0 there."""
     return jnp.where(value > 0, value, 1.0)
 

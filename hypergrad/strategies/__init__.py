@@ -9,6 +9,7 @@ import importlib
 from hypergrad.adjoint import (
     AbstractAdjointSolve,
     AbstractLinearSolve,
+    ConjugateGradients,
     LastIterates,
     LeastSquares,
     LinearSolve,
@@ -50,6 +51,7 @@ __all__ = [
     "AbstractLinearSolve",
     "AbstractStrategy",
     "AbstractWeights",
+    "ConjugateGradients",
     "ErgodicUnrolling",
     "Exact",
     "ForwardUnrolling",

@@ -13,6 +13,7 @@ from hypergrad.adjoint import (
     AbstractAdjointSolve,
     AbstractLinearSolve,
     AdjointProblem,
+    ConjugateGradients,
     Cotangent,
     Gradients,
     LastIterates,
@@ -56,7 +57,8 @@ class LimitFormula(AbstractStrategy):
 
     **Arguments**: `adjoint`: `Steps(k)`, `LastIterates(k)` (what the second poster writes),
     `Tolerance(rtol)`, or a lineax solver for unsymmetric square systems (GMRES, BiCGStab, LU, SVD).
-    By default the system is solved by `LeastSquares`.
+    `ConjugateGradients()` is quicker where G is separable and strongly convex. By default the
+    system is solved by `LeastSquares`, which needs nothing of it.
 
     **Cost**: the solve, and for each step 2 products with K (`Steps`, `LastIterates`, `Tolerance`)
     or 4 (the default, CGLS, at most `4 (m + n)` steps); memory independent of L, `k (m + n)` a
@@ -88,6 +90,7 @@ class LimitFormula(AbstractStrategy):
         "last": ("adjoint", LastIterates),
         "tolerance": ("adjoint", Tolerance),
         "cgls": ("adjoint", LeastSquares),
+        "cg": ("adjoint", ConjugateGradients),
     }
 
     def check(self, solver: ChambollePock) -> None:
