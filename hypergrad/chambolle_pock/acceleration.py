@@ -95,7 +95,7 @@ class RestartedHalpern(AbstractAcceleration):
     >>> x_tilde = jnp.array([0.0, 0.1, 1.0, 0.9])
     >>> x = hg.solve(problem, x_tilde, solver=solver, strategy=hg.Truncation(1)).x
     >>> f"{float(x.max() - x.min()):.3f}"
-    '0.500'
+    '0.600'
     """
 
     def begin(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> _Epoch:
