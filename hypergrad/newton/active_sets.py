@@ -14,7 +14,7 @@ from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.smoothing import Jacobian, jacobian
 from hypergrad.operators import dense_matrix
 
-__all__ = ["REFINEMENTS", "ActiveSystem", "active_system", "moved_system", "norm", "shrink_of"]
+__all__ = ["REFINEMENTS", "ActiveSystem", "active_system", "norm", "shrink_of"]
 
 # With so many refinements the shrinking has no effect beyond singular values of about the root of
 # the precision.
@@ -238,29 +238,11 @@ def active_system(
     problem: LowerLevel, sizes: StepSizes, z: ProxArguments, t: Array | None = None
 ) -> ActiveSystem:
     """The system at `z`; at t = 0 (None) it may be singular, and is shrunk to be factorised."""
-    D_P, D_D = _jacobians(problem, sizes, z, t)
-    shrink = shrink_of(z.z_P.dtype) if t is None else 0.0
-    s = jnp.sqrt(sizes.tau * sizes.sigma)
-    return _factorise(dense_matrix(problem.K), s, D_P, D_D, shrink)
-
-
-def moved_system(
-    problem: LowerLevel, sizes: StepSizes, z: ProxArguments, system: ActiveSystem
-) -> ActiveSystem:
-    """The system at another `z` (t = 0): factorised anew only if a derivative has changed."""
-    if system.D_P.basis is not None or system.D_D.basis is not None:
-        return active_system(problem, sizes, z)
-    D_P, D_D = _jacobians(problem, sizes, z, None)
-    same = jnp.all(D_P.values == system.D_P.values) & jnp.all(D_D.values == system.D_D.values)
-    return jax.lax.cond(same, lambda: system, lambda: active_system(problem, sizes, z))
-
-
-def _jacobians(
-    problem: LowerLevel, sizes: StepSizes, z: ProxArguments, t: Array | None
-) -> tuple[Jacobian, Jacobian]:
     tau, sigma, _ = sizes
     smoothing = jnp.zeros(z.z_P.shape[0], z.z_P.dtype) if t is None else t
     D_P = jacobian(prox, problem.G, z.z_P, tau, smoothing)
     # Where both are diagonalised, one after the other (see `_solve_shrunk`): a 0 that depends.
     after_D_P = 0.0 * D_P.values[:, :1]
-    return D_P, jacobian(prox_conjugate, problem.F, z.z_D + after_D_P, sigma, smoothing)
+    D_D = jacobian(prox_conjugate, problem.F, z.z_D + after_D_P, sigma, smoothing)
+    shrink = shrink_of(z.z_P.dtype) if t is None else 0.0
+    return _factorise(dense_matrix(problem.K), jnp.sqrt(tau * sigma), D_P, D_D, shrink)

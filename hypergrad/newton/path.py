@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -18,7 +19,7 @@ from jaxtyping import Array
 from hypergrad._samples import where
 from hypergrad.chambolle_pock import ProxArguments, default_tolerance
 from hypergrad.functions import prox, prox_conjugate
-from hypergrad.newton.active_sets import REFINEMENTS, active_system, moved_system, norm, shrink_of
+from hypergrad.newton.active_sets import REFINEMENTS, ActiveSystem, active_system, norm, shrink_of
 from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.smoothing import smoothed
 from hypergrad.operators import apply, apply_transpose
@@ -59,16 +60,20 @@ def jump(
     minimum norm among those with the same active sets, hence of all unless something sits on its
     kink; then it has to come from far enough down the path (`strict`).
 
-    **Cost**: one factorisation where the active sets are right, `POLISHING` more where not.
+    **Cost**: one factorisation where the active sets are right, `POLISHING` where not.
     """
-    problem, sizes = normal_map.problem, normal_map.sizes
     none = jnp.zeros(strict.shape, pair[0].dtype)
     z = normal_map.arguments(*pair)
-    best = Found(z, normal_map.relative(z, none), jnp.zeros(strict.shape, bool))
+    nowhere = jnp.zeros(strict.shape, bool)
+    best = Found(z, normal_map.relative(z, none), nowhere)
     precise = 100 * float(jnp.finfo(none.dtype).eps)
 
+    def system_at(z: ProxArguments) -> ActiveSystem:
+        return active_system(normal_map.problem, normal_map.sizes, z)
+
     def polish(carry):
-        z, _, system, best, done, _ = carry
+        z, _, best, done, _ = carry
+        system = system_at(z)
         f = jax.tree.map(jnp.negative, normal_map(z, none))
         z = normal_map.moved(z, none + 1, system.solve(f, refinements=REFINEMENTS))
         residual = normal_map.relative(z, none)
@@ -76,19 +81,20 @@ def jump(
         best = best._replace(
             z=where(better, z, best.z), residual=jnp.where(better, residual, best.residual)
         )
-        moved = moved_system(problem, sizes, z, system)
-        return z, moved if curved else system, moved, best, done + 1, residual
+        return z, system, best, done + 1, residual
 
     def unpolished(carry):
         *_, done, residual = carry
         return (done < POLISHING) & jnp.any(residual > precise)
 
-    system = active_system(problem, sizes, z)
-    # Where the step has led onto a kink, the sets that it was made with are told from rounding and
-    # those that are read there are not; where the Jacobian is curved, they have to be read there.
-    curved = system.D_P.basis is not None or system.D_D.basis is not None
-    carry = (z, system, system, best, jnp.zeros((), jnp.int32), none + jnp.inf)
-    z, system, _, best, *_ = jax.lax.while_loop(unpolished, polish, carry)
+    shapes = eqx.filter_eval_shape(system_at, z)
+    system = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    carry = (z, system, best, jnp.zeros((), jnp.int32), none + jnp.inf)
+    z, system, best, *_ = jax.lax.while_loop(unpolished, polish, carry)
+    if system.D_P.basis is not None or system.D_D.basis is not None:
+        # Where the Jacobian is curved it has to be taken here. Elsewhere the sets of the last step
+        # are the better ones: where it led onto a kink, those that are read there are rounding.
+        system = system_at(z)
     r, y = normal_map.pair(z, none)
     kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
