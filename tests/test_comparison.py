@@ -365,6 +365,7 @@ def test_pieces_are_read_by_rows_and_one_program_does_for_all(monkeypatch) -> No
     _assert_same(result, hg.compare(_problem(), *_data(), piece=4, **settings))
 
 
+@pytest.mark.slow
 def test_the_bounds_of_pieces_add_up() -> None:
     """Each holds for its own share of the gradient, so that their sum holds for all of it."""
     smooth = [array[DIFFERENTIABLE] for array in _data()]

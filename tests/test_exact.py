@@ -87,7 +87,15 @@ def test_exact_has_a_closed_form_to_agree_with():
     assert relative_error(h.grad.F.weight, np.sum(x * moved) / 2) <= 1e-9
 
 
-@pytest.mark.parametrize(("m", "n"), [(3, 6), (5, 5), (9, 5)], ids=["wide", "square", "tall"])
+# A square K is between the two others, and each is a compilation of its own.
+SHAPES = [
+    pytest.param(3, 6, id="wide"),
+    pytest.param(5, 5, id="square", marks=pytest.mark.slow),
+    pytest.param(9, 5, id="tall"),
+]
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
 @pytest.mark.parametrize("G", [hg.Quadratic(1.1), hg.BoxQuadratic(0.3, 1.1)], ids=["Q", "BoxQ"])
 def test_every_shape_of_K_is_certified(m, n, G):
     K = np.random.default_rng(m).standard_normal((m, n)) / 3
@@ -205,7 +213,14 @@ def _solve_for_signs(K, weight, x_tilde, signs) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("K", [_dct, _random], ids=["dct", "random"])
+# The DCT is the easier one of the two.
+PATCH_OPERATORS = [
+    pytest.param(_dct, id="dct", marks=pytest.mark.slow),
+    pytest.param(_random, id="random"),
+]
+
+
+@pytest.mark.parametrize("K", PATCH_OPERATORS)
 def test_natural_patches_are_certified_and_their_gradient_is_that_of_an_active_set_method(K):
     """Central differences along random directions of K."""
     samples = _patches(16)
@@ -453,7 +468,14 @@ def test_forward_mode_is_central_differences_and_the_transpose_of_reverse_mode(s
     assert inner == pytest.approx(float(jnp.sum(cotangent * pushed)), rel=1e-10)
 
 
-@pytest.mark.parametrize("strategy", TWO_WAYS, ids=lambda s: s.label)
+# With Exact what is mapped over is the same pushforward, and compiling it takes 20 s.
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(s, id=s.label, marks=[pytest.mark.slow] * isinstance(s, hg.Exact))
+        for s in TWO_WAYS
+    ],
+)
 def test_jacobians_in_either_mode_agree_under_jit_and_vmap(strategy):
     limit = LIMITS["L1+Box"]
     x_tilde, _ = limit.data()
