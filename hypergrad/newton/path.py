@@ -171,11 +171,7 @@ def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
         # Further down the path is nearer to the minimum norm, however small the residual was above.
         good_enough = jnp.maximum(found.residual, tolerance)
         better = settled & (new.accepted | (new.residual <= good_enough))
-        return Found(
-            where(better, new.z, found.z),
-            jnp.where(better, new.residual, found.residual),
-            jnp.where(better, new.accepted, found.accepted),
-        )
+        return where(better, new, found)
 
     found = jax.lax.cond(jnp.any(settled), to_the_end, lambda found: found, path.found)
     finished = path.finished | (settled & (found.accepted | last))

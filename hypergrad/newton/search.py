@@ -99,7 +99,8 @@ def solve_exactly(
     def try_to_jump(normal_map: NormalMap, part: _Search) -> _Search:
         new = jump(normal_map, pair_of(part.at), jnp.zeros_like(part.finished), tolerance)
         running = ~part.finished
-        found = _better(new, part.found, running)
+        better = running & (new.accepted | (new.residual < part.found.residual))
+        found = where(better, new, part.found)
         finished = part.finished | found.accepted | ~jnp.isfinite(new.residual)
 
         def go_on(at: Any) -> Any:
@@ -158,16 +159,6 @@ def solve_exactly(
         system,
         search.iterations,
         search.newton_steps,
-    )
-
-
-def _better(new: Found, old: Found, chosen: Array) -> Found:
-    """The new find where it is accepted, or nearer, of the chosen samples."""
-    better = chosen & (new.accepted | (new.residual < old.residual))
-    return Found(
-        where(better, new.z, old.z),
-        jnp.where(better, new.residual, old.residual),
-        jnp.where(better, new.accepted, old.accepted),
     )
 
 
