@@ -62,6 +62,7 @@ from hypergrad.strategies import LeastSquares as LeastSquares
 from hypergrad.strategies import LimitFormula as LimitFormula
 from hypergrad.strategies import Linear as Linear
 from hypergrad.strategies import LinearSolve as LinearSolve
+from hypergrad.strategies import MatrixFree as MatrixFree
 from hypergrad.strategies import OptimistixCheckpointed as OptimistixCheckpointed
 from hypergrad.strategies import OptimistixImplicit as OptimistixImplicit
 from hypergrad.strategies import Piggyback as Piggyback

@@ -59,6 +59,7 @@ HOUSE = """
     newton.normal_map
     newton.path
     newton.search
+    newton.matrix_free
     newton
     error_bound.result
     error_bound._base

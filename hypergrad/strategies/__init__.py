@@ -16,6 +16,7 @@ from hypergrad.adjoint import (
     Steps,
     Tolerance,
 )
+from hypergrad.newton import MatrixFree
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer
 from hypergrad.strategies.ergodic import (
@@ -67,6 +68,7 @@ __all__ = [
     "LimitFormula",
     "Linear",
     "LinearSolve",
+    "MatrixFree",
     "OptimistixCheckpointed",
     "OptimistixImplicit",
     "Piggyback",
