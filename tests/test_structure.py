@@ -81,6 +81,10 @@ HOUSE = """
     checkpoints  variables  visits
     devices
     training
+    comparison.pieces  comparison.result
+    comparison.reference
+    comparison.rows
+    comparison.side_by_side
     comparison
     baselines
     image_study
