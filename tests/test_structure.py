@@ -87,6 +87,12 @@ HOUSE = """
     comparison.side_by_side
     comparison
     baselines
+    image_study.settings
+    image_study.samples
+    image_study.baselines  image_study.learning
+    image_study.evaluation  image_study.tables
+    image_study.pictures
+    image_study.stages
     image_study
     benchmark._compilations  benchmark._device  benchmark._on_devices
     benchmark.*
