@@ -105,12 +105,15 @@ FLOORS = {name: i for i, names in enumerate(HOUSE.split("\n")) for name in names
 FLOORS[""] = len(FLOORS)
 # Files and figures: no JAX, and only each other, in a house of their own beside the first.
 ANNEXE = """
-    data._checks  progress  records  statistics
+    data._checks  plotting._checks  progress  records  statistics
     data.samples
     data._files  data.disparity  data.measures  data.photographs
     data.speech
     data.own
     data
+    plotting.styles
+    plotting.parts  plotting.saving
+    plotting.curves  plotting.pictures
     plotting  sweep
 """
 ANNEXE_FLOORS = {name: i for i, names in enumerate(ANNEXE.split("\n")) for name in names.split()}
