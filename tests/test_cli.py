@@ -359,7 +359,7 @@ def test_another_seed_gives_others(light, rows, finished, tmp_path) -> None:
 
 def test_a_second_run_in_one_folder_goes_on(light, rows, again, monkeypatch) -> None:
     records, files = _records(again, timed=True), _files(again)
-    monkeypatch.setattr(training, "_batches", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(training.loop, "batches", lambda *args: pytest.fail("trained again"))
     assert _train(rows, again).status == 0
     assert _records(again, timed=True) == records  # its seconds too
     assert _files(again) == files

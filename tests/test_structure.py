@@ -80,6 +80,9 @@ HOUSE = """
     diagnostics
     checkpoints  variables  visits
     devices
+    training.pairs  training.pieces  training.result
+    training.updates
+    training.loop
     training
     comparison.pieces  comparison.result
     comparison.reference
