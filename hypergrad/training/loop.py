@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from jax.sharding import Mesh
 from rich.progress import Progress
 
 from hypergrad._checks import check_count, describe
+from hypergrad._rows import Rows
 from hypergrad.bilevel import Loss, half_mean_squared_error
 from hypergrad.bilevel.arguments import check_loss, check_problem, check_strategy, usual_solver
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.checkpoints import Checkpoints, fingerprint_of
-from hypergrad.devices import OneDevice, placement
+from hypergrad.devices import AbstractPlacement, OneDevice, placement
 from hypergrad.lower_level import LowerLevel
 from hypergrad.progress import progress_bar
 from hypergrad.strategies._base import AbstractStrategy
@@ -34,6 +35,8 @@ from hypergrad.variables import K_is_a_gauge, Variables, rescale_K
 from hypergrad.visits import WarmStart, make_visit, nothing_left
 
 __all__ = ["train"]
+
+Projection = Callable[[LowerLevel], LowerLevel]
 
 
 def train(
@@ -50,7 +53,7 @@ def train(
     checkpoint_dir: str | Path | None = None,
     warm_start: WarmStart | bool = False,
     trainable: Callable[[LowerLevel], Any] = lambda p: p.K,
-    project: Callable[[LowerLevel], LowerLevel] | None = None,
+    project: Projection | None = None,
     loss: Loss = half_mean_squared_error,
     measure: Callable[[LowerLevel], Mapping[str, float]] = lambda p: {},
     progress: Progress | bool = True,
@@ -104,22 +107,24 @@ def train(
     check_problem(problem)
     solver = usual_solver(solver)
     check_strategy(strategy, solver)
-    optimizer = optax.adam(2e-3) if optimizer is None else optimizer
-    _check_optimizer(optimizer)
-    problem, (x_tilde, x_true), held_out = of_one_dtype(problem, data, validation)
+    optimizer = _usual_optimizer(optimizer)
+    problem, pair, held_out = of_one_dtype(problem, data, validation)
+    x_tilde, x_true = pair
     batch_size = min(batch_size, len(x_tilde))
-    place = placement(devices)
-    place.check(batch_size, warm=safeguard is not None)
     some = slice(batch_size)
     example = x_tilde[some], x_true[some]
-    check_loss(loss, jnp.asarray(example[1]))
-    place.check_loss(loss, *map(jnp.asarray, example))
+    place = _checked_place(devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
-    if project is None and K_is_a_gauge(problem, variables):
-        project = rescale_K
-    visit = make_visit(solver, strategy, loss, safeguard)
-    share = 0.0 if safeguard is None else safeguard.share
-    learner = Learner(x_tilde, x_true, variables, visit, optimizer, project, share, place)
+    learner = Learner(
+        x_tilde,
+        x_true,
+        variables,
+        make_visit(solver, strategy, loss, safeguard),
+        optimizer,
+        _usual_projection(project, problem, variables),
+        0.0 if safeguard is None else safeguard.share,
+        place,
+    )
     memory = None
     if safeguard is not None:
         settings = {"solver": solver, "strategy": strategy}
@@ -137,43 +142,26 @@ def train(
         return fingerprint_of(problem, x_tilde, x_true, held_out, solver, settings)
 
     place.check_alike(fingerprint)
-
-    def loss_on(pair: Pair, problem: LowerLevel) -> float:
-        return evaluate(
-            problem, *pair, solver=solver, strategy=strategy, loss=loss, piece=batch_size
-        )
-
-    def validate(problem: LowerLevel) -> float | None:
-        return None if held_out is None else loss_on(held_out, problem)
-
-    state = start
-    train_loss, validation_loss = loss_on((x_tilde, x_true), problem), validate(problem)
-    records = [{**_first_record(train_loss, validation_loss), **measure(problem)}]
-    checkpoints = None
-    if checkpoint_dir is not None:
-        checkpoints = Checkpoints(checkpoint_dir, fingerprint())
-        state, records = place.from_first(lambda: checkpoints.load(start), (start, records))
-        state = state._replace(memory=jax.tree.map(np.array, state.memory))  # to be written into
-    state = learner.spread(state)
-
+    judge = _Judge(pair, held_out, solver, strategy, loss, batch_size, measure)
+    records = [judge.first_record(problem)]
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, fingerprint())
+    state, records = _resumed(checkpoints, place, start, records)
+    state, done = learner.spread(state), records[-1]["epoch"]
     with _bar(progress if place.writes else False) as bar:
-        steps = len(x_tilde) // batch_size
-        done = records[-1]["epoch"] * steps
-        task = bar.add_task(strategy.label, total=epochs * steps, completed=done, loss="compiling")
+        show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
         compiled = lowered.compile()
-        for epoch in range(records[-1]["epoch"] + 1, epochs + 1):
-            measured, started = [], time.perf_counter()
-            for rows in batches(len(x_tilde), batch_size, seed, epoch):
-                state, now = learner.step(compiled, state, rows)
-                measured.append(now)
-                bar.update(task, advance=1, loss=f"loss {now['train_loss']:.5f}")
+        for epoch in range(done + 1, epochs + 1):
+            started = time.perf_counter()
+            rows = batches(len(x_tilde), batch_size, seed, epoch)
+            state, measured = _one_epoch(learner, compiled, state, rows, show)
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            learned = place.here(state.problem)
-            record = _record(epoch, seconds, measured, validate(learned))
-            records.append({**record, **measure(learned)})
+            records.append(judge.record(place.here(state.problem), epoch, seconds, measured))
             if checkpoints is not None and place.writes:
                 checkpoints.save(epoch, state, records)
     return History(place.here(state.problem), records)
+
+
+# ------------------------------------------------------------------------------- what is given
 
 
 def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
@@ -184,13 +172,78 @@ def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
     return WarmStart() if warm_start is True else warm_start or None
 
 
-def _check_optimizer(optimizer: Any) -> None:
-    """Refuse what has not the two functions of optax (as not only its own class has)."""
+def _usual_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
+    """The one given, if it has the two functions of optax (as not only its own class has); Adam."""
+    if optimizer is None:
+        return optax.adam(2e-3)
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise ValueError(
             f"optimizer must be one of optax; got {describe(optimizer)}: pass for example "
             "optax.adam(1e-3)"
         )
+    return optimizer
+
+
+def _usual_projection(
+    project: Projection | None, problem: LowerLevel, variables: Variables
+) -> Projection | None:
+    """The one given, or K back to norm 1 where its scale is free."""
+    if project is None and K_is_a_gauge(problem, variables):
+        return rescale_K
+    return project
+
+
+def _checked_place(
+    devices: int | Mesh | None, loss: Loss, example: tuple[Any, Any], *, warm: bool
+) -> AbstractPlacement:
+    """Where to run, if a batch such as the example and its loss can be shared out there."""
+    x_tilde, x_true = map(jnp.asarray, example)
+    place = placement(devices)
+    place.check(len(x_tilde), warm=warm)
+    check_loss(loss, x_true)
+    place.check_loss(loss, x_tilde, x_true)
+    return place
+
+
+# ----------------------------------------------------------------------------------- the stages
+
+
+def _resumed(
+    checkpoints: Checkpoints | None,
+    place: AbstractPlacement,
+    start: RunState,
+    records: list[dict[str, Any]],
+) -> tuple[RunState, list[dict[str, Any]]]:
+    """How far an earlier run came, or the start."""
+    if checkpoints is None:
+        return start, records
+    state, records = place.from_first(lambda: checkpoints.load(start), (start, records))
+    memory = jax.tree.map(np.array, state.memory)  # to be written into
+    return state._replace(memory=memory), records
+
+
+def _one_epoch(
+    learner: Learner,
+    compiled: Any,
+    state: RunState,
+    rows: Iterable[np.ndarray],
+    show: Callable[[float], None],
+) -> tuple[RunState, list[dict[str, float]]]:
+    """One update for each batch of rows, and what was measured before each."""
+    measured = []
+    for batch in rows:
+        state, now = learner.step(compiled, state, batch)
+        measured.append(now)
+        show(now["train_loss"])
+    return state, measured
+
+
+def _shown(
+    bar: Progress, label: str, steps: int, done: int, epochs: int
+) -> Callable[[float], None]:
+    """A line of the bar for a run of `epochs` of so many steps; to be called after each step."""
+    task = bar.add_task(label, total=epochs * steps, completed=done * steps, loss="compiling")
+    return lambda loss: bar.update(task, advance=1, loss=f"loss {loss:.5f}")
 
 
 def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
@@ -200,31 +253,61 @@ def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progres
     return progress_bar(disable=not progress)
 
 
-def _first_record(train_loss: float, validation_loss: float | None) -> dict[str, Any]:
-    """Of the untrained problem: no update, and so nothing of its solves."""
-    return {
-        "epoch": 0,
-        "seconds": 0.0,
-        "train_loss": train_loss,
-        "validation_loss": validation_loss,
-        "residual": None,
-        "converged": None,
-        "counted": None,
-    }
+# -------------------------------------------------------------------------- what is written down
 
 
-def _record(
-    epoch: int, seconds: float, measured: list[dict[str, float]], validation_loss: float | None
-) -> dict[str, Any]:
-    def column(name: str) -> np.ndarray:
-        return np.array([entry[name] for entry in measured])
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """What is found out about a problem before the first epoch and after each."""
 
-    return {
-        "epoch": epoch,
-        "seconds": seconds,
-        "train_loss": float(np.mean(column("train_loss"))),
-        "validation_loss": validation_loss,
-        "residual": float(np.max(column("residual"))),
-        "converged": float(np.mean(column("converged"))),
-        "counted": float(np.mean(column("counted"))),
-    }
+    data: tuple[Rows, Rows]
+    validation: tuple[Rows, Rows] | None
+    solver: ChambollePock
+    strategy: AbstractStrategy
+    loss: Loss
+    piece: int
+    measure: Callable[[LowerLevel], Mapping[str, float]]
+
+    def _loss_on(self, pair: tuple[Rows, Rows] | None, problem: LowerLevel) -> float | None:
+        if pair is None:
+            return None
+        return evaluate(
+            problem,
+            *pair,
+            solver=self.solver,
+            strategy=self.strategy,
+            loss=self.loss,
+            piece=self.piece,
+        )
+
+    def first_record(self, problem: LowerLevel) -> dict[str, Any]:
+        """Of the untrained problem: no update, and so nothing of its solves."""
+        return {
+            "epoch": 0,
+            "seconds": 0.0,
+            "train_loss": self._loss_on(self.data, problem),
+            "validation_loss": self._loss_on(self.validation, problem),
+            "residual": None,
+            "converged": None,
+            "counted": None,
+            **self.measure(problem),
+        }
+
+    def record(
+        self, problem: LowerLevel, epoch: int, seconds: float, measured: list[dict[str, float]]
+    ) -> dict[str, Any]:
+        """Of an epoch, from what was measured at each of its steps."""
+
+        def column(name: str) -> np.ndarray:
+            return np.array([entry[name] for entry in measured])
+
+        return {
+            "epoch": epoch,
+            "seconds": seconds,
+            "train_loss": float(np.mean(column("train_loss"))),
+            "validation_loss": self._loss_on(self.validation, problem),
+            "residual": float(np.max(column("residual"))),
+            "converged": float(np.mean(column("converged"))),
+            "counted": float(np.mean(column("counted"))),
+            **self.measure(problem),
+        }
