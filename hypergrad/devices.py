@@ -20,7 +20,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -280,6 +279,8 @@ class OnMesh(AbstractPlacement):
 
 def _broadcast(state: Any, about: Any) -> tuple[Any, Any]:
     """Arrays, and something that is JSON, from the first process to all."""
+    from jax.experimental import multihost_utils
+
     arrays, rest = eqx.partition(state, eqx.is_array)
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))

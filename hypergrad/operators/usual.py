@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.fft import dct as _scipy_dct
 
 __all__ = [
     "dct",
@@ -40,7 +39,9 @@ def dct2(shape: tuple[int, int], *, constant: bool = True) -> Float[Array, "m n"
 
 
 def _dct_matrix(n: int) -> np.ndarray:
-    return np.asarray(_scipy_dct(np.eye(n), axis=0, norm="ortho"))
+    from scipy.fft import dct
+
+    return np.asarray(dct(np.eye(n), axis=0, norm="ortho"))
 
 
 def differences(n: int) -> Float[Array, "m n"]:

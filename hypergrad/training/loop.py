@@ -8,14 +8,12 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from rich.progress import Progress
 
 from hypergrad._checks import check_count, describe
 from hypergrad._rows import Rows
@@ -33,6 +31,10 @@ from hypergrad.training.result import History
 from hypergrad.training.updates import Learner, RunState
 from hypergrad.variables import K_is_a_gauge, Variables, rescale_K
 from hypergrad.visits import WarmStart, make_visit, nothing_left
+
+if TYPE_CHECKING:
+    import optax
+    from rich.progress import Progress
 
 __all__ = ["train"]
 
@@ -175,6 +177,8 @@ def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
 def _usual_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
     """The one given, if it has the two functions of optax (as not only its own class has); Adam."""
     if optimizer is None:
+        import optax
+
         return optax.adam(2e-3)
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise ValueError(
@@ -248,6 +252,8 @@ def _shown(
 
 def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
     """A bar of one's own, a silent one, or a shared one (which its owner opens and closes)."""
+    from rich.progress import Progress
+
     if isinstance(progress, Progress):
         return contextlib.nullcontext(progress)
     return progress_bar(disable=not progress)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
 from hypergrad._rows import Rows
@@ -18,6 +17,9 @@ from hypergrad.devices import AbstractPlacement
 from hypergrad.lower_level import LowerLevel
 from hypergrad.variables import Variables
 from hypergrad.visits import Visit, put, take
+
+if TYPE_CHECKING:
+    import optax
 
 __all__ = ["Learner", "RunState", "make_update"]
 
@@ -38,6 +40,7 @@ def make_update(
     share: float,
 ) -> Any:
     """One step of the optimiser, as a jitted function; where less than a share is near, none."""
+    import optax
 
     def step(problem: LowerLevel, optimizer_state: Any, grad: LowerLevel):
         gradient, free = variables.gradient(grad, problem), variables.free(problem)
