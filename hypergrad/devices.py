@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -36,12 +37,21 @@ __all__ = [
     "OneDevice",
     "count_collectives",
     "data_parallel",
+    "device_name",
     "placement",
 ]
 
 # How far a run is, its state and its records; and how that is looked up on a disk.
 Stage = tuple[Any, list[dict[str, Any]]]
 Load = Callable[[], Stage | None]
+
+
+def device_name() -> str:
+    """The model of JAX's default device, and of how many cores where it is a CPU."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"CPU, {os.cpu_count()} cores"
 
 
 def data_parallel(devices: int | None = None) -> Mesh:

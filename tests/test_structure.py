@@ -97,7 +97,7 @@ HOUSE = """
     image_study.pictures
     image_study.stages
     image_study
-    benchmark._compilations  benchmark._device  benchmark._on_devices
+    benchmark._compilations  benchmark._on_devices
     benchmark.*
     benchmark
     cli

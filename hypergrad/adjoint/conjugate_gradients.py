@@ -51,7 +51,7 @@ class ConjugateGradients(AbstractLinearSolve):
 
     @property
     def label(self) -> str:
-        return "cg"
+        return "cg" if self.most is None else f"cg={self.most}"
 
     @property
     def products_a_step(self) -> int:

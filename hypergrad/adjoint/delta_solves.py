@@ -221,13 +221,24 @@ class LeastSquares(AbstractLinearSolve):
     """The limit system solved by CGLS, all samples at once, matrix-free: the default.
 
     Needs nothing of the system: where it is singular but consistent the result is the solution of
-    minimum norm, where it is inconsistent the status says so. 4 products with K a step; at most
-    `4 (m + n)` steps, since rounding makes it take more than the rank.
+    minimum norm, where it is inconsistent the status says so. 4 products with K a step.
+
+    **Arguments**: `most`, steps at the most (by default `4 (m + n)`, since rounding makes it take
+    more than the rank).
+
+    >>> LeastSquares().label, LeastSquares(most=20).label
+    ('cgls', 'cgls=20')
     """
+
+    most: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.most is not None:
+            check_count("most", self.most)
 
     @property
     def label(self) -> str:
-        return "cgls"
+        return "cgls" if self.most is None else f"cgls={self.most}"
 
     @property
     def products_a_step(self) -> int:
@@ -236,7 +247,8 @@ class LeastSquares(AbstractLinearSolve):
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), 4 * sum(system.problem.shape)
+        rtol = 4 * float(jnp.finfo(right[0].dtype).eps)
+        most = 4 * sum(system.problem.shape) if self.most is None else self.most
         unknowns, steps, arrived = solve_least_squares(
             *_sides(system, transposed), right, rtol=rtol, most=most
         )

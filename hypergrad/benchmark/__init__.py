@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from hypergrad.benchmark import accuracy, batches, compilation, devices, floors, images, learning
-from hypergrad.benchmark._device import device_name
+from hypergrad.devices import device_name
 from hypergrad.sweep import Cell, Record
 
 __all__ = ["Benchmark", "cells", "report"]

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from hypergrad._checks import check_count, check_flag, describe
 from hypergrad.bilevel import Hypergradient, Loss, half_mean_squared_error
 from hypergrad.bilevel.arguments import check_is_strategy
@@ -16,6 +13,7 @@ from hypergrad.comparison.pieces import in_pieces
 from hypergrad.comparison.reference import Reference
 from hypergrad.comparison.result import Comparison
 from hypergrad.comparison.rows import Forward, Row
+from hypergrad.devices import device_name
 from hypergrad.diagnostics._gradients import check_learnable
 from hypergrad.lower_level import LowerLevel
 from hypergrad.records import environment
@@ -88,7 +86,8 @@ def compare(
         for name, seconds in interleaved_medians(calls, repeats=repeats).items():
             (forward if name == "forward" else rows[name]).seconds += seconds
     records = [row.record(label, forward.seconds) for label, row in rows.items()]
-    return Comparison(records, judge.describe(), environment() | _device())
+    about = environment() | {"device": device_name(), "dtype": str(problem.dtype)}
+    return Comparison(records, judge.describe(), about)
 
 
 def _as_strategies(strategies: Any) -> list[AbstractStrategy]:
@@ -115,10 +114,3 @@ def _distinct_labels(strategies: Sequence[AbstractStrategy]) -> dict[str, Abstra
             label = f"{strategy.label} #{number}"
         labelled[label] = strategy
     return labelled
-
-
-def _device() -> dict[str, Any]:
-    return {
-        "device": jax.devices()[0].device_kind,
-        "dtype": str(jnp.zeros(()).dtype),
-    }
