@@ -12,7 +12,7 @@ import datetime
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -238,7 +238,7 @@ def _start_processes(on: DeviceOptions) -> None:
 
 
 @contextlib.contextmanager
-def _folder_of_this_process(out: Path) -> Iterator[Path]:
+def _folder_of_this_process(out: Path) -> Generator[Path]:
     """Where it writes: what others than the first one write is what the first one writes, too."""
     import jax
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -116,11 +116,11 @@ def _conjugate_gradients(reduced: _Reduced, c: Array, most: int) -> tuple[Array,
     """
     rtol = 4 * float(jnp.finfo(c.dtype).eps)
 
-    def unfinished(carry):
+    def unfinished(carry: Any):
         *_, running, steps = carry
         return jnp.any(running) & jnp.all(steps < most)
 
-    def body(carry):
+    def body(carry: Any):
         D_w, r, p, D_p, size, running, steps = carry
         A_p = p - D_p + reduced.normal(D_p)
         curvature = jnp.sum(A_p * D_p, axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -39,6 +39,8 @@ __all__ = [
     "Steps",
     "Tolerance",
 ]
+
+Product = Callable[[Unknowns], Unknowns]
 
 
 class AdjointProblem(NamedTuple):
@@ -158,7 +160,7 @@ class Tolerance(AbstractAdjointSolve):
         problem, sizes, _, g, earlier = given
         system, nothing = given.system, nothing_like(g)
 
-        def one_more(carry):
+        def one_more(carry: Any):
             state, sums, size, steps, done = carry
             new_state, terms = adjoint_step(problem, sizes, system.z, state, nothing)
             running = size > self.rtol
@@ -167,7 +169,7 @@ class Tolerance(AbstractAdjointSolve):
             size = relative_size(state.delta_P, state.delta_D, g, sizes)
             return state, sums, size, jnp.where(running, done + 1, steps), done + 1
 
-        def unfinished(carry):
+        def unfinished(carry: Any):
             *_, size, _, done = carry
             return jnp.any(size > self.rtol) & (done < self.most)
 
@@ -210,7 +212,7 @@ class AbstractLinearSolve(AbstractAdjointSolve):
         return _judge_solution(system, unknowns, right, g, steps, used_up, products)
 
 
-def _sides(system: LimitSystem, transposed: bool) -> tuple[Callable, Callable]:
+def _sides(system: LimitSystem, transposed: bool) -> tuple[Product, Product]:
     """The product of the system that is to be solved, and that of its transpose."""
     if transposed:
         return system.balanced_transpose, system.balanced
@@ -263,7 +265,7 @@ class LinearSolve(AbstractLinearSolve):
     own: two products at the least.
     """
 
-    solver: lx.AbstractLinearSolver
+    solver: lx.AbstractLinearSolver[Any]
 
     @property
     def label(self) -> str:
@@ -276,7 +278,7 @@ class LinearSolve(AbstractLinearSolve):
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        def solve_sample(z: ProxArguments, b: Unknowns):
+        def solve_sample(z: ProxArguments, b: Unknowns) -> tuple[Any, Any, Any]:
             sample = LimitSystem(system.problem, system.sizes, z)
             product, _ = _sides(sample, transposed)
             operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))

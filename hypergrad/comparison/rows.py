@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hypergrad.bilevel import Hypergradient, half_mean_squared_error, hypergradient
+from hypergrad.bilevel import Hypergradient, Loss, half_mean_squared_error, hypergradient
 from hypergrad.chambolle_pock import ChambollePock, Solution
 from hypergrad.comparison.pieces import Piece
 from hypergrad.comparison.reference import Judged, Reference, over_all, statistics_of
@@ -26,7 +26,12 @@ __all__ = ["Forward", "Row", "one_hypergradient", "reason_of", "solve_without_st
 
 
 def one_hypergradient(
-    problem, x_tilde, x_true, solver, strategy, loss=half_mean_squared_error
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss = half_mean_squared_error,
 ) -> Hypergradient:
     """`hypergradient` with its arguments by position, as what is compiled ahead takes them."""
     return hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)

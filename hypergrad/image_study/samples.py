@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -41,15 +42,11 @@ def load(config: ImageStudy) -> StudyData:
             _subset(own["train"], config.samples, rng),
             _subset(own["test"], config.held_out_samples, rng),
         )
-    settings = {"size": config.patch, "noise": config.noise}
+    draw = functools.partial(data.noisy_patches, size=config.patch, noise=config.noise)
     # Two seeds from one, so that training and held-out noise are not the same draw.
     return StudyData(
-        data.noisy_patches(
-            data.PHOTOGRAPHS_TRAIN, config.samples, seed=2 * config.seed, **settings
-        ),
-        data.noisy_patches(
-            data.PHOTOGRAPHS_HELD_OUT, config.held_out_samples, seed=2 * config.seed + 1, **settings
-        ),
+        draw(data.PHOTOGRAPHS_TRAIN, config.samples, seed=2 * config.seed),
+        draw(data.PHOTOGRAPHS_HELD_OUT, config.held_out_samples, seed=2 * config.seed + 1),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -88,7 +90,7 @@ class ActiveSystem(eqx.Module):
     def _solve_refined(
         self, f: tuple[Array, Array], sign: int, refinements: int
     ) -> tuple[Array, Array]:
-        def refine(_, unknowns):
+        def refine(_: Array, unknowns: Any):
             rest = jax.tree.map(jnp.subtract, f, self.product(unknowns, sign))
             return jax.tree.map(jnp.add, unknowns, self._solve_shrunk(rest, sign))
 
@@ -159,7 +161,7 @@ class ActiveSystem(eqx.Module):
             jax.random.normal(key_D, like_D.shape, like_D.dtype),
         )
 
-        def power(_, carry):
+        def power(_: Array, carry: Any):
             v, logarithm = carry
             size = norm(v)[:, None]
             v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
@@ -192,7 +194,7 @@ class ActiveSystem(eqx.Module):
         floor = 64 * max(self.matrix.shape[-2:]) * jnp.finfo(gram.dtype).eps
         largest = jnp.max(jnp.diagonal(gram, axis1=-2, axis2=-1), axis=-1)
 
-        def eliminate(_, carry):
+        def eliminate(_: Array, carry: Any) -> Any:
             """One step of the Cholesky factorisation with the largest pivot."""
             gram, rank = carry
             diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def differences2(shape: tuple[int, int]) -> Float[Array, "m n"]:
     return jnp.asarray(np.concatenate([down, right]))
 
 
-def difference_operator(shape: tuple[int, int], dtype=None) -> lx.FunctionLinearOperator:
+def difference_operator(shape: tuple[int, int], dtype: Any = None) -> lx.FunctionLinearOperator:
     """2-D differences of a whole image, matrix-free, for `GroupL1(weight, shape=(2, n))`.
 
     `m = 2 n`: all vertical, then all horizontal forward differences, 0 across the last row and

@@ -190,7 +190,7 @@ class ErgodicUnrolling(AbstractStrategy):
         start = solver.start(problem, x_tilde, init)
         alpha = self.weights(solver.iterations).astype(x_tilde.dtype)
 
-        def body(carry, alpha_l):
+        def body(carry: Any, alpha_l: Array):
             state, e, y_mean = carry
             state, z = step(problem, x_tilde, sizes, state)
             return (state, e + alpha_l * state.r, y_mean + alpha_l * state.y), z

@@ -109,7 +109,7 @@ def train(
     check_problem(problem)
     solver = usual_solver(solver)
     check_strategy(strategy, solver)
-    optimizer = _usual_optimizer(optimizer)
+    updates = _usual_optimizer(optimizer)
     problem, pair, held_out = of_one_dtype(problem, data, validation)
     x_tilde, x_true = pair
     batch_size = min(batch_size, len(x_tilde))
@@ -122,7 +122,7 @@ def train(
         x_true,
         variables,
         make_visit(solver, strategy, loss, safeguard),
-        optimizer,
+        updates,
         _usual_projection(project, problem, variables),
         0.0 if safeguard is None else safeguard.share,
         place,
@@ -131,7 +131,7 @@ def train(
     if safeguard is not None:
         settings = {"solver": solver, "strategy": strategy}
         memory = nothing_left(len(x_tilde), problem, *example, **settings)
-    start = RunState(problem, optimizer.init(variables.free(problem)), memory)
+    start = RunState(problem, updates.init(variables.free(problem)), memory)
     lowered = learner.lower(start, some)
 
     @functools.cache

@@ -19,6 +19,7 @@ from hypergrad.bilevel.arguments import (
     check_truth_shape,
 )
 from hypergrad.chambolle_pock import ChambollePock, SolverStats
+from hypergrad.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["evaluate", "solve_in_pieces"]
