@@ -177,7 +177,7 @@ class OnMesh(AbstractPlacement):
 
     mesh: Mesh
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         everyone, members = set(range(jax.process_count())), self._processes
         if members not in ({jax.process_index()}, everyone):
             raise ValueError(

@@ -45,7 +45,7 @@ class ConjugateGradients(AbstractLinearSolve):
 
     most: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.most is not None:
             check_count("most", self.most)
 

@@ -93,7 +93,7 @@ class Steps(AbstractAdjointSolve):
 
     k: int = eqx.field(static=True, default=1)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("k", self.k)
 
     @property
@@ -109,7 +109,7 @@ class LastIterates(AbstractAdjointSolve):
 
     k: int = eqx.field(static=True, default=1)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("k", self.k)
 
     @property
@@ -145,7 +145,7 @@ class Tolerance(AbstractAdjointSolve):
     rtol: float | Float[Array, ""] = 1e-6
     most: int = eqx.field(static=True, default=10_000)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_fraction("rtol", self.rtol, "try 1e-6")
         check_count("most", self.most)
 
@@ -234,7 +234,7 @@ class LeastSquares(AbstractLinearSolve):
 
     most: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.most is not None:
             check_count("most", self.most)
 

@@ -31,7 +31,7 @@ class ImageStudy:
     dtype: str = "float64"
     data: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "patch", "stride", "repeats"):
             check_count(name, getattr(self, name))
         for name in ("samples", "held_out_samples", "tuning_samples"):
