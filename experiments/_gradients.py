@@ -113,7 +113,7 @@ def _recorded_gradients(
 ) -> jax.Array:
     """Gradient in K of each sample, by going back through it alone."""
 
-    def of_one(sample):
+    def of_one(sample: Any):
         h = hg.hypergradient(problem, *sample[:2], solver=solver, strategy=strategy, init=sample[2])
         return jnp.asarray(h.grad.K).ravel()
 

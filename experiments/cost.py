@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import hypergrad as hg
 from hypergrad import data, operators
 from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
+from hypergrad.devices import device_name
 from hypergrad.records import markdown_table
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
 from hypergrad.timing import (
@@ -236,7 +237,7 @@ def report(config: Config, records: Sequence[Record]) -> str:
         columns = {str(v): f"{axis} = {v}" for v in getattr(config, axis)}
         table = markdown_table(list(rows.values()), {"strategy": "what"} | columns)
         parts.append(f"# Time over the floor, by {axis}\n\n{table}\n")
-    return "\n".join([*parts, f"Device: {jax.devices()[0].device_kind}\n"])
+    return "\n".join([*parts, f"Device: {device_name()}\n"])
 
 
 def _at(record: Record, point: Point) -> bool:

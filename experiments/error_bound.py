@@ -228,17 +228,17 @@ def dense_gradient(kind: Kind, p: Parameters) -> np.ndarray:
     return np.concatenate([in_K.ravel(), in_w, [in_s, in_mu, in_center]])
 
 
-def _slope_and_curvature(kind: Kind, v, w, s) -> tuple[np.ndarray, np.ndarray]:
+def _slope_and_curvature(kind: Kind, v: Any, w: Any, s: Any) -> tuple[np.ndarray, np.ndarray]:
     if kind.F == "Quadratic":
         return w * v, w
     near = np.abs(v) <= s
     return w * np.where(near, v / s, np.sign(v)), np.where(near, w / s, 0.0)
 
 
-def _minimise(kind: Kind, K, w, s, mu, x_tilde) -> np.ndarray:
+def _minimise(kind: Kind, K: Any, w: Any, s: Any, mu: Any, x_tilde: Any) -> np.ndarray:
     """Newton steps, halved until the gradient's square in the metric of the Hessian falls."""
 
-    def objective(x):
+    def objective(x: np.ndarray) -> Any:
         v = np.abs(K @ x)
         near = kind.F == "Quadratic" or v <= s
         f = v**2 / 2 if kind.F == "Quadratic" else np.where(near, v**2 / (2 * s), v - s / 2)

@@ -39,6 +39,7 @@ from _gradients import (
 import hypergrad as hg
 from hypergrad.baselines import mean_loss
 from hypergrad.comparison import one_hypergradient, solve_without_strategy
+from hypergrad.devices import device_name
 from hypergrad.records import markdown_table
 from hypergrad.statistics import mean_interval
 from hypergrad.sweep import Cell, Record, Result, Workspace, main
@@ -173,7 +174,7 @@ def measure(config: Config) -> Result:
         {f"{name} {L}": program.call for (name, L), program in programs.items()},
         repeats=config.repeats,
     )
-    device = jax.devices()[0].device_kind
+    device = device_name()
     return Result(
         [
             {

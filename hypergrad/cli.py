@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -238,7 +240,7 @@ def _start_processes(on: DeviceOptions) -> None:
 
 
 @contextlib.contextmanager
-def _folder_of_this_process(out: Path) -> Iterator[Path]:
+def _folder_of_this_process(out: Path) -> Generator[Path]:
     """Where it writes: what others than the first one write is what the first one writes, too."""
     import jax
 
@@ -307,6 +309,12 @@ def _list_strategies() -> None:
     from hypergrad.strategies import STRATEGIES
 
     indent = max(map(len, STRATEGIES)) + 1
+    # A pipe has no width: one line for each.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    margin = " " * indent
+    wrap = textwrap.TextWrapper(
+        width, initial_indent=margin, subsequent_indent=f"{margin}  ", break_on_hyphens=False
+    )
     for name, strategy in STRATEGIES.items():
         options = [
             *strategy.choices,
@@ -319,7 +327,7 @@ def _list_strategies() -> None:
         lines = [strategy.formula, f"cost: {strategy.cost}", f"caveat: {strategy.caveat}"]
         if options:
             lines.append(f"options: {', '.join(options)}")
-        print(f"{name:<{indent}}" + f"\n{' ' * indent}".join(lines))
+        print(f"{name:<{indent}}" + "\n".join(map(wrap.fill, lines))[indent:])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -37,12 +37,21 @@ __all__ = [
     "OneDevice",
     "count_collectives",
     "data_parallel",
+    "device_name",
     "placement",
 ]
 
 # How far a run is, its state and its records; and how that is looked up on a disk.
 Stage = tuple[Any, list[dict[str, Any]]]
 Load = Callable[[], Stage | None]
+
+
+def device_name() -> str:
+    """The model of JAX's default device, and of how many cores where it is a CPU."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"CPU, {os.cpu_count()} cores"
 
 
 def data_parallel(devices: int | None = None) -> Mesh:
@@ -168,7 +177,7 @@ class OnMesh(AbstractPlacement):
 
     mesh: Mesh
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         everyone, members = set(range(jax.process_count())), self._processes
         if members not in ({jax.process_index()}, everyone):
             raise ValueError(
@@ -280,6 +289,8 @@ class OnMesh(AbstractPlacement):
 
 def _broadcast(state: Any, about: Any) -> tuple[Any, Any]:
     """Arrays, and something that is JSON, from the first process to all."""
+    from jax.experimental import multihost_utils
+
     arrays, rest = eqx.partition(state, eqx.is_array)
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))

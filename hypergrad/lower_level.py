@@ -66,7 +66,7 @@ class LowerLevel(eqx.Module):
     F: AbstractFunction
     G: AbstractFunction
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not isinstance(self.K, lx.AbstractLinearOperator) and jnp.ndim(self.K) != 2:
             raise ValueError(
                 f"K must be an (m, n) matrix or a lineax operator; got shape {jnp.shape(self.K)}"

@@ -115,7 +115,7 @@ class Shard:
     index: int = 0
     of: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.index < self.of:
             raise ValueError(
                 f"a shard must be i/n with 0 <= i < n; got {self.index}/{self.of}: try 0/{self.of}"

@@ -49,13 +49,14 @@ def _child(node: Any, key: Any) -> Any:
             return node[name]
         case jax.tree_util.GetAttrKey(name=name):
             return getattr(node, name)
-    return None  # inside a pytree of another kind, where nothing declares itself positive
+        case _:
+            return None  # inside a pytree of another kind, where nothing declares itself positive
 
 
 def _positive_mask(problem: LowerLevel) -> Any:
     """True for the leaves that their function declares positive."""
 
-    def is_positive(path, _) -> bool:
+    def is_positive(path: tuple[Any, ...], _: Any) -> bool:
         *way, last = path
         node: Any = problem
         for key in way:

@@ -53,7 +53,7 @@ class WarmStart:
     most: int = 100
     share: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("residual", self.residual)
         check_count("most", self.most)
         check_fraction("share", self.share, "try 0.9", zero_allowed=True, one_allowed=True)

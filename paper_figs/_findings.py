@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from _common import Record, decibels_over, paired, read, select, values
@@ -81,7 +81,7 @@ def _percents(interval: Interval) -> str:
     return f"{100 * interval.mean:.1f} ± {100 * interval.half:.1f} %"
 
 
-def _listed(found: dict) -> str:
+def _listed(found: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in found.items())
 
 

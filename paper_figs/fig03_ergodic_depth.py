@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hypergrad.plotting import (
+    Style,
     draw_curve,
     draw_levels,
     label_panels,
@@ -75,7 +76,9 @@ def draw_epochs(folder: Path) -> Figure:
     return figure
 
 
-def _draw_epochs(panel: Axes, records: Sequence[Record], column: str, styles: dict) -> None:
+def _draw_epochs(
+    panel: Axes, records: Sequence[Record], column: str, styles: Mapping[str, Style]
+) -> None:
     for i, (label, style) in enumerate(styles.items()):
         run = select(records, strategy=label)
         at = sorted({r["epoch"] for r in run})
@@ -140,7 +143,7 @@ def draw_differences(folder: Path) -> Figure:
     return figure
 
 
-def _panels_over_depth(records: Sequence[Record]) -> tuple[Figure, list[Axes], dict]:
+def _panels_over_depth(records: Sequence[Record]) -> tuple[Figure, list[Axes], dict[str, Style]]:
     """Four panels over L with one scale, and the styles of the strategies."""
     learned = select(records, run="adam", kind="learned")
     depths = _depths(learned)

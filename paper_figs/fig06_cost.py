@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from hypergrad.plotting import (
+    Style,
     draw_curve,
     label_panels,
     legend_below,
@@ -75,7 +77,15 @@ def draw(folder: Path) -> Figure:
     return figure
 
 
-def _draw(panel: Axes, records, axis, column, label, style, place) -> None:
+def _draw(
+    panel: Axes,
+    records: Sequence[Record],
+    axis: str,
+    column: str,
+    label: str,
+    style: Style,
+    place: tuple[int, int],
+) -> None:
     points = sorted((r[axis], r[column]) for r in records if r[column] is not None)
     intervals = [Interval(value, float("nan"), 1) for _, value in points]
     # Also without a point: the legend, which one panel makes, is that of all.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from _common import main, read, select
+from _common import Record, main, read, select
 from matplotlib.figure import Figure
 
 from hypergrad.plotting import (
@@ -56,7 +56,7 @@ def draw(folder: Path) -> Figure:
     return figure
 
 
-def _error(record) -> float | None:
+def _error(record: Record) -> float | None:
     """On the samples that have one gradient: elsewhere strategies may differ and be right."""
     return record["relative_error_differentiable"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _common import Record, main, read, select
@@ -112,7 +113,7 @@ def draw_steps(folder: Path) -> Figure:
     return figure
 
 
-def _case(record: Record) -> tuple:
+def _case(record: Record) -> tuple[Any, ...]:
     return record["operator"], record["L"], record["seed"]
 
 

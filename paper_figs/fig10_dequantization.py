@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _common import Record, arrays, main, read, select
@@ -28,7 +29,7 @@ AT_L = Style("#821800", (0, (5, 3)), "D", "none")
 
 def gains(
     records: list[Record], frame: int, kind: str | None, method: str, column: str
-) -> tuple[list, list]:
+) -> tuple[list[Any], list[Any]]:
     """Bits, and the gain over the identity there, paired over seeds."""
     bits = sorted({r["bits"] for r in select(records, frame=frame, method=method, G=kind)})
     found = []

@@ -21,8 +21,8 @@ import pytest
 import skimage.io
 
 import hypergrad as hg
-from hypergrad import cli, image_study, training
-from hypergrad.image_study import ImageStudy
+from hypergrad import cli, image_study, plotting, training
+from hypergrad.image_study import ImageStudy, learning
 from hypergrad.records import read_jsonl
 
 TINY = {
@@ -297,8 +297,8 @@ def _light_work() -> Iterator[None]:
     about |= {"adjoint_residual": 0.0, "certified": 1.0, "differentiable": 1.0}
     compared = hg.Comparison([row], about, {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_study, "compare", lambda *args, **kwargs: compared)
-        patch.setattr(image_study.plotting, "save_figure", lambda figure, path: None)
+        patch.setattr(learning, "compare", lambda *args, **kwargs: compared)
+        patch.setattr(plotting, "save_figure", lambda figure, path: None)
         yield
 
 
@@ -359,7 +359,7 @@ def test_another_seed_gives_others(light, rows, finished, tmp_path) -> None:
 
 def test_a_second_run_in_one_folder_goes_on(light, rows, again, monkeypatch) -> None:
     records, files = _records(again, timed=True), _files(again)
-    monkeypatch.setattr(training, "_batches", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(training.loop, "batches", lambda *args: pytest.fail("trained again"))
     assert _train(rows, again).status == 0
     assert _records(again, timed=True) == records  # its seconds too
     assert _files(again) == files
@@ -389,8 +389,8 @@ def test_another_rate_does_not_go_on_in_that_folder(light, rows, again) -> None:
 def test_a_batch_without_a_certified_sample_is_no_end(light, rows, again, monkeypatch) -> None:
     (again / "table.md").unlink()
     row = {"strategy": LABELS[0], "relative_error": None, "milliseconds": 1.0}
-    compared = dataclasses.replace(image_study.compare(), records=[row])
-    monkeypatch.setattr(image_study, "compare", lambda *args, **kwargs: compared)
+    compared = dataclasses.replace(learning.compare(), records=[row])
+    monkeypatch.setattr(learning, "compare", lambda *args, **kwargs: compared)
     assert _train(rows, again).status == 0
     assert (again / "table.md").exists()
 
@@ -410,7 +410,7 @@ def _stop_at(label: str) -> Callable:
 def test_an_interruption_loses_nothing_that_is_finished(light, rows, tmp_path, monkeypatch) -> None:
     out, strategies = tmp_path / "out", ("--strategies", "truncation:k=1", "truncation:k=2")
     with monkeypatch.context() as patch:
-        patch.setattr(image_study, "train", _stop_at("truncation:k=2"))
+        patch.setattr(learning, "train", _stop_at("truncation:k=2"))
         ran = _train(rows, out, *strategies, command="compare")
     assert ran.status == 130
     assert "Traceback" not in ran.err

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 import hypergrad as hg
 from hypergrad import comparison as module
 from hypergrad import timing
+from hypergrad.comparison import rows, side_by_side
 from hypergrad.records import read_jsonl
 from hypergrad.status import Status
 
@@ -285,7 +286,7 @@ def test_with_nothing_certified_there_is_no_error(reference) -> None:
 def test_two_strategies_of_one_label_are_told_apart(reference, monkeypatch) -> None:
     weights = [np.full(L, 1 / L), np.eye(L)[-1]]
     seconds = {"forward": 1.0, "ergodic:given": 2.0, "ergodic:given #2": 3.0}
-    monkeypatch.setattr(module, "interleaved_medians", lambda calls, *, repeats: seconds)
+    monkeypatch.setattr(side_by_side, "interleaved_medians", lambda calls, *, repeats: seconds)
     result = hg.compare(
         _problem(), *_data(),
         solver=SOLVER, strategies=[hg.ErgodicUnrolling(w) for w in weights], reference=reference,
@@ -357,7 +358,7 @@ def test_pieces_are_read_by_rows_and_one_program_does_for_all(monkeypatch) -> No
         compiled.append(function.__name__)
         return timing.compile_ahead(function, *arguments)
 
-    monkeypatch.setattr(module, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(rows, "compile_ahead", compile_ahead)
     data = [_Forwards(array) for array in _data()]
     settings = {"solver": SOLVER, "strategies": [hg.Truncation(1)], "repeats": 1}
     result = hg.compare(_problem(), *data, piece=4, **settings)

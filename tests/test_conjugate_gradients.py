@@ -114,10 +114,12 @@ def test_forward_mode_is_the_transpose_of_reverse_mode():
     assert relative_error(jnp.sum(moved), jnp.sum(pulled * direction)) <= RTOL
 
 
-def test_a_limit_of_steps_is_kept_and_said():
+@pytest.mark.parametrize("adjoint", [hg.ConjugateGradients(1), hg.LeastSquares(1)])
+def test_a_limit_of_steps_is_kept_and_said(adjoint):
     problem = PROBLEMS["tall"]
     x_tilde, x_true = random_data(BATCH, N)
-    strategy = hg.LimitFormula(hg.ConjugateGradients(most=1))
+    strategy = hg.LimitFormula(adjoint)
+    assert hg.parse_strategy(strategy.label) == strategy
     h = hg.hypergradient(problem, x_tilde, x_true, strategy=strategy)
     assert int(jnp.max(h.adjoint.steps)) == 1
     assert np.any(np.asarray(h.adjoint.status) == hg.Status.ITERATIONS_USED_UP)

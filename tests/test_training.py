@@ -25,6 +25,7 @@ from hypergrad import _rows, training
 from hypergrad.chambolle_pock import AdjointPair
 from hypergrad.checkpoints import Checkpoints
 from hypergrad.progress import progress_bar
+from hypergrad.training import loop, pairs, pieces
 
 M, N, SAMPLES, RATE = 6, 5, 8, 0.1
 SOLVER = hg.ChambollePock(10)
@@ -154,7 +155,7 @@ def test_train_is_the_plain_loop_over_its_batches() -> None:
     shares = []
     for epoch in (1, 2):
         solves = []
-        for rows in training._batches(SAMPLES, 3, 5, epoch):
+        for rows in pairs.batches(SAMPLES, 3, 5, epoch):
             solves.append(_gradient(problem, rows, **settings))
             K = _plain(problem.K, solves[-1].grad.K)
             problem = eqx.tree_at(lambda p: p.K, problem, K)
@@ -170,7 +171,7 @@ def test_train_is_the_plain_loop_over_its_batches() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(8, 4), (10, 3), (5, 5), (5, 1)])
 def test_batches_have_one_size_and_share_no_sample(count: int, size: int) -> None:
-    batches = list(training._batches(count, size, 0, 1))
+    batches = list(pairs.batches(count, size, 0, 1))
     assert [len(rows) for rows in batches] == [size] * (count // size)
     rows = np.concatenate(batches)
     assert len(set(rows)) == len(rows)
@@ -179,15 +180,15 @@ def test_batches_have_one_size_and_share_no_sample(count: int, size: int) -> Non
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> tuple:
-        return tuple(np.concatenate(list(training._batches(20, 5, seed, epoch))))
+        return tuple(np.concatenate(list(pairs.batches(20, 5, seed, epoch))))
 
-    pairs = [(seed, epoch) for seed in range(3) for epoch in range(1, 4)]
-    assert len({order(*pair) for pair in pairs}) == len(pairs)
+    starts = [(seed, epoch) for seed in range(3) for epoch in range(1, 4)]
+    assert len({order(*pair) for pair in starts}) == len(starts)
     assert order(0, 1) == order(0, 1)
 
 
 def test_what_is_left_out_of_one_epoch_has_its_turn_in_another() -> None:
-    epochs = [np.concatenate(list(training._batches(5, 3, 0, epoch))) for epoch in range(1, 9)]
+    epochs = [np.concatenate(list(pairs.batches(5, 3, 0, epoch))) for epoch in range(1, 9)]
     assert set(np.concatenate(epochs)) == set(range(5))
 
 
@@ -264,7 +265,7 @@ def test_warm_starts_are_the_loop_by_hand() -> None:
     sizes = (N, N, M, N, M)  # r, r_bar, y, Delta_P, Delta_D
     left, shares = [np.zeros((SAMPLES, size)) for size in sizes], []
     for epoch in range(1, 6):
-        (rows,) = training._batches(SAMPLES, SAMPLES, 5, epoch)
+        (rows,) = pairs.batches(SAMPLES, SAMPLES, 5, epoch)
         r, r_bar, y, P, D = (jnp.asarray(a[rows]) for a in left)
         nearer, near = _nearer(problem, DATA[0][rows], hg.State(r, r_bar, y), WARM)
         K = np.zeros((M, N))
@@ -390,7 +391,7 @@ def test_pieces_have_one_size_and_give_what_all_at_once_gives(piece, monkeypatch
         sizes.append(len(x_tilde))
         return hg.solve(problem, x_tilde, **kwargs)
 
-    monkeypatch.setattr(training, "solve", solve)
+    monkeypatch.setattr(pieces, "solve", solve)
     settings = {"solver": SOLVER, "strategy": hg.Truncation(1), "piece": piece}
     x, stats = training.solve_in_pieces(_problem(), DATA[0], **settings)
     assert sizes == [piece] * -(-SAMPLES // piece)
@@ -400,7 +401,7 @@ def test_pieces_have_one_size_and_give_what_all_at_once_gives(piece, monkeypatch
 
 def test_nobody_has_to_think_of_the_size_of_a_piece(monkeypatch) -> None:
     expected = _evaluate(_problem())
-    monkeypatch.setattr(training, "ROWS_A_PIECE", 3)
+    monkeypatch.setattr(pieces, "ROWS_A_PIECE", 3)
     assert _evaluate(_problem()) == pytest.approx(expected, rel=RTOL)
 
 
@@ -715,7 +716,7 @@ def _while_saving_epoch_3(monkeypatch) -> None:
 
 
 def _within_epoch_3(monkeypatch) -> None:
-    batches = training._batches
+    batches = pairs.batches
 
     def one_batch_and_stop(count, batch_size, seed, epoch):
         for rows in batches(count, batch_size, seed, epoch):
@@ -723,7 +724,7 @@ def _within_epoch_3(monkeypatch) -> None:
             if epoch == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_batches", one_batch_and_stop)
+    monkeypatch.setattr(loop, "batches", one_batch_and_stop)
 
 
 INTERRUPTIONS = [_after_saving_epoch_2, _while_saving_epoch_3, _within_epoch_3]
@@ -768,7 +769,7 @@ def test_a_finished_run_is_not_run_again(finished, undisturbed, monkeypatch) -> 
     def no_more(*args):
         pytest.fail("an epoch was begun")
 
-    monkeypatch.setattr(training, "_batches", no_more)
+    monkeypatch.setattr(loop, "batches", no_more)
     again = _run(finished)
     _assert_same_run(again, undisturbed)
     assert again.records == _run(finished).records  # the seconds too

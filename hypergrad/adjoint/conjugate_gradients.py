@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -45,13 +45,13 @@ class ConjugateGradients(AbstractLinearSolve):
 
     most: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.most is not None:
             check_count("most", self.most)
 
     @property
     def label(self) -> str:
-        return "cg"
+        return "cg" if self.most is None else f"cg={self.most}"
 
     @property
     def products_a_step(self) -> int:
@@ -153,11 +153,11 @@ def _conjugate_gradients(
     see to grow until its rounding is all that is seen.)
     """
 
-    def unfinished(carry):
+    def unfinished(carry: Any):
         *_, running, steps = carry
         return jnp.any(running) & jnp.all(steps < most)
 
-    def body(carry):
+    def body(carry: Any):
         D_w, r, p, size, running, steps = carry
         D_p = reduced.D_D(p)
         A_p = reduced.D_D(p - D_p + reduced.normal(D_p))

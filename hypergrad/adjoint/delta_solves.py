@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -39,6 +39,8 @@ __all__ = [
     "Steps",
     "Tolerance",
 ]
+
+Product = Callable[[Unknowns], Unknowns]
 
 
 class AdjointProblem(NamedTuple):
@@ -91,7 +93,7 @@ class Steps(AbstractAdjointSolve):
 
     k: int = eqx.field(static=True, default=1)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("k", self.k)
 
     @property
@@ -107,7 +109,7 @@ class LastIterates(AbstractAdjointSolve):
 
     k: int = eqx.field(static=True, default=1)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("k", self.k)
 
     @property
@@ -143,7 +145,7 @@ class Tolerance(AbstractAdjointSolve):
     rtol: float | Float[Array, ""] = 1e-6
     most: int = eqx.field(static=True, default=10_000)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_fraction("rtol", self.rtol, "try 1e-6")
         check_count("most", self.most)
 
@@ -158,7 +160,7 @@ class Tolerance(AbstractAdjointSolve):
         problem, sizes, _, g, earlier = given
         system, nothing = given.system, nothing_like(g)
 
-        def one_more(carry):
+        def one_more(carry: Any):
             state, sums, size, steps, done = carry
             new_state, terms = adjoint_step(problem, sizes, system.z, state, nothing)
             running = size > self.rtol
@@ -167,7 +169,7 @@ class Tolerance(AbstractAdjointSolve):
             size = relative_size(state.delta_P, state.delta_D, g, sizes)
             return state, sums, size, jnp.where(running, done + 1, steps), done + 1
 
-        def unfinished(carry):
+        def unfinished(carry: Any):
             *_, size, _, done = carry
             return jnp.any(size > self.rtol) & (done < self.most)
 
@@ -210,7 +212,7 @@ class AbstractLinearSolve(AbstractAdjointSolve):
         return _judge_solution(system, unknowns, right, g, steps, used_up, products)
 
 
-def _sides(system: LimitSystem, transposed: bool) -> tuple[Callable, Callable]:
+def _sides(system: LimitSystem, transposed: bool) -> tuple[Product, Product]:
     """The product of the system that is to be solved, and that of its transpose."""
     if transposed:
         return system.balanced_transpose, system.balanced
@@ -221,13 +223,24 @@ class LeastSquares(AbstractLinearSolve):
     """The limit system solved by CGLS, all samples at once, matrix-free: the default.
 
     Needs nothing of the system: where it is singular but consistent the result is the solution of
-    minimum norm, where it is inconsistent the status says so. 4 products with K a step; at most
-    `4 (m + n)` steps, since rounding makes it take more than the rank.
+    minimum norm, where it is inconsistent the status says so. 4 products with K a step.
+
+    **Arguments**: `most`, steps at the most (by default `4 (m + n)`, since rounding makes it take
+    more than the rank).
+
+    >>> LeastSquares().label, LeastSquares(most=20).label
+    ('cgls', 'cgls=20')
     """
+
+    most: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        if self.most is not None:
+            check_count("most", self.most)
 
     @property
     def label(self) -> str:
-        return "cgls"
+        return "cgls" if self.most is None else f"cgls={self.most}"
 
     @property
     def products_a_step(self) -> int:
@@ -236,7 +249,8 @@ class LeastSquares(AbstractLinearSolve):
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), 4 * sum(system.problem.shape)
+        rtol = 4 * float(jnp.finfo(right[0].dtype).eps)
+        most = 4 * sum(system.problem.shape) if self.most is None else self.most
         unknowns, steps, arrived = solve_least_squares(
             *_sides(system, transposed), right, rtol=rtol, most=most
         )
@@ -251,7 +265,7 @@ class LinearSolve(AbstractLinearSolve):
     own: two products at the least.
     """
 
-    solver: lx.AbstractLinearSolver
+    solver: lx.AbstractLinearSolver[Any]
 
     @property
     def label(self) -> str:
@@ -264,7 +278,7 @@ class LinearSolve(AbstractLinearSolve):
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        def solve_sample(z: ProxArguments, b: Unknowns):
+        def solve_sample(z: ProxArguments, b: Unknowns) -> tuple[Any, Any, Any]:
             sample = LimitSystem(system.problem, system.sizes, z)
             product, _ = _sides(sample, transposed)
             operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))

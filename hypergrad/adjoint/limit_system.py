@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -124,7 +125,9 @@ def limit_gradients(
     return problem_gradient(problem, dK, dF, dG), sigma * sums.KT_Delta_D
 
 
-def _derivative(function: Callable[..., Array], at: tuple, along: tuple) -> Array:
+def _derivative(
+    function: Callable[..., Array], at: tuple[Any, ...], along: tuple[Any, ...]
+) -> Array:
     return eqx.filter_jvp(function, at, along)[1]
 
 

@@ -37,11 +37,11 @@ def solve_least_squares(
     **Source**: Hestenes & Stiefel 1952; Björck, Numerical Methods for Least Squares, §7.4.
     """
 
-    def unfinished(carry):
+    def unfinished(carry: Any):
         *_, running, steps = carry
         return jnp.any(running) & jnp.all(steps < most)
 
-    def body(carry):
+    def body(carry: Any):
         x, r, p, gamma, running, steps = carry
         q = product(p)
         length = jnp.where(running, gamma / positive(squared_norm(q)), 0.0)

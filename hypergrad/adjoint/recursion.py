@@ -188,7 +188,7 @@ def sum_deltas(
     frozen, nothing = history.z_D.shape[0] == 1, nothing_like(g)
     tau, sigma, theta = sizes
 
-    def body(carry, l):
+    def body(carry: Any, l: Array):
         later, Delta_P, Delta_D, KT_Delta_D = carry
         z = jax.tree.map(lambda h: h[0] if frozen else h[l - 1], history)
         state, _ = adjoint_step(problem, sizes, z, later, nothing)

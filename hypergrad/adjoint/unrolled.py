@@ -111,18 +111,18 @@ def _gather(recorded: Recorded, g: Cotangent, gathered: _Gathered) -> _Gathered:
     F, G = problem.F, problem.G
     count = history.z_D.shape[0]
 
-    def entering(l):
+    def entering(l: Array):
         """`alpha_l g`; what enters behind the last layer alone is there before the first step."""
         if alpha is None:
             return nothing_like(g)
         return Cotangent(alpha[l - 1] * g.x, alpha[l - 1] * g.y)
 
-    def r_at(l):
+    def r_at(l: Array):
         """`r[l]`, recomputed from the history: a prox costs less than the memory of r."""
         z_P = jax.lax.dynamic_index_in_dim(history.z_P, jnp.maximum(l - 1, 0), keepdims=False)
         return jnp.where(l > 0, G.prox(z_P, tau), start.r)
 
-    def layer(later: _Gathered, l):
+    def layer(later: _Gathered, l: Array):
         z = jax.tree.map(lambda h: jax.lax.dynamic_index_in_dim(h, l - 1, keepdims=False), history)
         state, terms = adjoint_step(problem, sizes, z, later.adjoint, entering(l))
         y = F.prox_conjugate(z.z_D, sigma)

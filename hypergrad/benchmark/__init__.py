@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from hypergrad.benchmark import accuracy, batches, compilation, devices, floors, images, learning
-from hypergrad.benchmark._device import device_name
+from hypergrad.devices import device_name
 from hypergrad.sweep import Cell, Record
 
 __all__ = ["Benchmark", "cells", "report"]
@@ -45,7 +45,7 @@ class Benchmark:
     learning: learning.Settings = dataclasses.field(default_factory=learning.Settings)
     images: images.Settings = dataclasses.field(default_factory=images.Settings)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in SECTIONS]
         if unknown or not self.only:
             raise ValueError(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from hypergrad import operators
 from hypergrad.benchmark._compilations import count_compilations
@@ -124,7 +125,13 @@ def measure(m: int, n: int, batch: int, settings: Settings) -> Result:
     return Result(records)
 
 
-def _recompilations(problem, x_tilde, x_true, solver, strategy) -> int:
+def _recompilations(
+    problem: LowerLevel,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+) -> int:
     """Compilations on a second call with other numbers of the same shapes."""
 
     def call(scale: float):

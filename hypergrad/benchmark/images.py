@@ -254,7 +254,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _measure_strategy(
-    strategy: AbstractStrategy, problem: LowerLevel, arguments: tuple
+    strategy: AbstractStrategy, problem: LowerLevel, arguments: tuple[Any, ...]
 ) -> dict[str, Any]:
     """One after the other, since together they might not fit; the second call counts."""
     try:

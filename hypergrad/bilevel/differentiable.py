@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,9 @@ def solve(
 
 
 @eqx.filter_jit
-def _solve_jit(arguments, strategy: AbstractStrategy, init: State | None, trace: bool) -> Solution:
+def _solve_jit(
+    arguments: Any, strategy: AbstractStrategy, init: State | None, trace: bool
+) -> Solution:
     problem, x_tilde, solver = arguments
     batch = x_tilde.shape[:-1]
     rows, row_init = flatten_batch((x_tilde, init), batch)
@@ -107,17 +111,19 @@ def _solve_differentiably(
 
 
 @eqx.filter_custom_jvp
-def _with_derivatives(arguments, strategy: AbstractStrategy, residuals, solved):
+def _with_derivatives(
+    arguments: Any, strategy: AbstractStrategy, residuals: Any, solved: Any
+) -> Any:
     """`solved`, which is differentiated as what `strategy` made of the arguments."""
     del arguments, strategy, residuals
     return solved
 
 
 @_with_derivatives.def_jvp
-def _push_forward(primals, tangents):
+def _push_forward(primals: Any, tangents: Any) -> Any:
     arguments, strategy, residuals, solved = primals
 
-    def materialise(tangent, primal):
+    def materialise(tangent: Any, primal: Any) -> Any:
         if tangent is None and eqx.is_inexact_array(primal):
             return jnp.zeros_like(primal)
         return tangent
@@ -130,13 +136,15 @@ def _push_forward(primals, tangents):
 
 
 @eqx.filter_custom_vjp
-def _solve_rule(arguments, strategy: AbstractStrategy, init: State | None) -> Solution:
+def _solve_rule(arguments: Any, strategy: AbstractStrategy, init: State | None) -> Solution:
     problem, x_tilde, solver = arguments
     return strategy.forward(problem, x_tilde, solver, init)[0]
 
 
 @_solve_rule.def_fwd
-def _solve_forward(perturbed, arguments, strategy, init):
+def _solve_forward(
+    perturbed: Any, arguments: Any, strategy: AbstractStrategy, init: State | None
+) -> Any:
     del perturbed
     problem, x_tilde, solver = arguments
     solution, residuals = strategy.forward(problem, x_tilde, solver, init)
@@ -144,10 +152,12 @@ def _solve_forward(perturbed, arguments, strategy, init):
 
 
 @_solve_rule.def_bwd
-def _solve_backward(kept, solution_bar, perturbed, arguments, strategy, init):
+def _solve_backward(
+    kept: Any, solution_bar: Any, perturbed: Any, arguments: Any, strategy: Any, init: Any
+) -> Any:
     del perturbed, arguments, init
     residuals, output = kept
-    given = Cotangent(solution_bar.x, solution_bar.y)
+    given = (solution_bar.x, solution_bar.y)
     cotangent = Cotangent(
         *(jnp.zeros_like(o) if c is None else c for o, c in zip(output, given, strict=True))
     )

@@ -22,7 +22,7 @@ from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, default_tolerance
 from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
 from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, matrix_of, operator_norm
+from hypergrad.operators import Operator, apply, matrix_of, operator_norm
 
 __all__ = ["ChambollePock", "Solution", "Trace"]
 
@@ -273,12 +273,12 @@ class ChambollePock(eqx.Module):
             objective = problem.F(apply(problem.K, x_tilde + state.r)) + problem.G(state.r)
             return Trace(stats.residual, stats.gap, objective)
 
-        def advance(carry, running: Array):
+        def advance(carry: Any, running: Array):
             moved, _ = step(problem, x_tilde, sizes, carry[0])
             state = where(running, moved, carry[0])
             return state, look(state)
 
-        def body(carry, done: Array):
+        def body(carry: Any, done: Array) -> Any:
             running = done < taken
             carry = jax.lax.cond(jnp.any(running), advance, lambda c, _: c, carry, running)
             return carry, carry[1]
@@ -289,7 +289,7 @@ class ChambollePock(eqx.Module):
 
 
 @eqx.filter_jit
-def _compiled_norm(K):
+def _compiled_norm(K: Operator) -> Array:
     return operator_norm(K)
 
 
@@ -328,7 +328,7 @@ def _run_to_tolerance(
         state, none = way.state(at), jnp.zeros((), jnp.int32)
         return certify(problem, x_tilde, sizes, state.r, state.y, none, tolerance).residual
 
-    def burst(carry):
+    def burst(carry: Any):
         at, iterations, arrived, done = carry
         length = jnp.minimum(_CHECK_EVERY, most - done)
         at = where(arrived, at, way.advance(problem, x_tilde, sizes, at, length))
@@ -337,7 +337,7 @@ def _run_to_tolerance(
         now = residual(at)
         return at, iterations, (now <= tolerance) | ~jnp.isfinite(now), done + length
 
-    def unfinished(carry):
+    def unfinished(carry: Any):
         *_, arrived, done = carry
         return ~jnp.all(arrived) & (done < most)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -196,7 +197,7 @@ def _arnoldi(
         nonzero = size > 0
         return jnp.where(nonzero[:, None], w / jnp.where(nonzero, size, 1.0)[:, None], 0.0)
 
-    def body(j, carry):
+    def body(j: Array, carry: Any):
         basis, H = carry
         w = move(basis[j])
         before = jnp.linalg.norm(w, axis=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -156,14 +158,14 @@ def _measure_steps(
     def is_far(missing: AdjointPair) -> Array:
         return size(missing) > target
 
-    def one_more(carry):
+    def one_more(carry: Any):
         later, missing, far, needed, done = carry
         state, _ = adjoint_step(problem, sizes, z, later, nothing)
         missing = AdjointPair(missing.Delta_P - state.delta_P, missing.Delta_D - state.delta_D)
         needed = jnp.where(far, done + 1, needed)
         return state, missing, far & is_far(missing), needed, done + 1
 
-    def unfinished(carry):
+    def unfinished(carry: Any):
         *_, far, _, done = carry
         return jnp.any(far) & (done < most)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -161,7 +163,7 @@ def _adjoint_trajectory(
     count = history.z_D.shape[0]
     alpha = jnp.eye(count, dtype=rows.dtype)[-1] if recorded.alpha is None else recorded.alpha
 
-    def body(later, at):
+    def body(later: Any, at: Any):
         z, alpha_l = at
         entering = Cotangent(alpha_l * g.x, alpha_l * g.y)
         state, _ = adjoint_step(problem, sizes, z, later, entering)

@@ -106,14 +106,14 @@ def best_of_newton(
 ) -> Any:
     """Newton steps while a (relative) residual is above rounding; each sample's best iterate."""
 
-    def advance(carry):
+    def advance(carry: Any):
         now, best, least, steps = carry
         now = newton_step(now)
         size = residual(now)
         better = size < least
         return now, where(better, now, best), jnp.where(better, size, least), steps + 1
 
-    def unfinished(carry):
+    def unfinished(carry: Any):
         _, _, least, steps = carry
         return jnp.any(least > enough) & (steps < _NEWTON_STEPS)
 
@@ -146,7 +146,7 @@ def parameter_errors(
         along = [jnp.full_like(leaf, j == i) for j, leaf in enumerate(leaves)]
 
         def slope(z: Array) -> Array:
-            def of_leaves(leaves):
+            def of_leaves(leaves: Any):
                 return value(eqx.combine(jax.tree.unflatten(structure, leaves), rest), z)
 
             return jax.jvp(of_leaves, (leaves,), (along,))[1]

@@ -117,7 +117,7 @@ def _loss_curvature(loss_gradient: Callable[[Array], Array], x: Array) -> Array:
     """A bound on the norm of the loss's second derivative: as `ActiveSystem.inverse_norm`."""
     powers, factor = 8, 10.0
 
-    def power(_, carry):
+    def power(_: Array, carry: Any):
         v, logarithm = carry
         size = jnp.linalg.norm(v)
         v = jax.jvp(loss_gradient, (x,), (v / jnp.where(size > 0, size, 1.0),))[1]

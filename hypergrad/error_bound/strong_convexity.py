@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from hypergrad.adjoint import solve_least_squares
+from hypergrad.adjoint import Unknowns, solve_least_squares
 from hypergrad.error_bound._base import (
     AbstractPoint,
     AbstractRegime,
@@ -145,10 +145,10 @@ def _solve_hessian(problem: LowerLevel, S: Array, S_G: Array, right: Array) -> A
     root, root_G = jnp.sqrt(S), jnp.sqrt(S_G)
     K, no_dual = problem.K, jnp.zeros_like(S)
 
-    def product(v):
+    def product(v: Unknowns) -> Unknowns:
         return root_G * v[0], root * apply(K, v[0])
 
-    def transpose_product(w):
+    def transpose_product(w: Unknowns) -> Unknowns:
         return root_G * w[0] + apply_transpose(K, root * w[1]), no_dual
 
     (v, _), *_ = solve_least_squares(

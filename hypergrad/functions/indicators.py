@@ -33,7 +33,7 @@ class Box(AbstractFunction):
     indicator: ClassVar[bool] = True
     separable: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "radius")
 
     def __call__(self, v: Vector) -> Values:
@@ -67,7 +67,7 @@ class BoxQuadratic(AbstractFunction):
     positive: ClassVar[tuple[str, ...]] = ("radius", "weight")
     separable: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "radius")
         check_positive(self, "weight")
 
@@ -108,7 +108,7 @@ class L2Ball(AbstractFunction):
     positive: ClassVar[tuple[str, ...]] = ("radius",)
     indicator: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "radius")
         check_one_number(self, "radius")
 

@@ -37,7 +37,7 @@ class L1(AbstractFunction):
     homogeneous: ClassVar[bool] = True
     separable: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "weight", zero_allowed=True)
 
     def __call__(self, v: Vector) -> Values:
@@ -80,7 +80,7 @@ class GroupL1(AbstractFunction):
     positive: ClassVar[tuple[str, ...]] = ("weight",)
     homogeneous: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "weight", zero_allowed=True)
         check_one_number(self, "weight")
         check_counts("GroupL1.shape", self.shape)
@@ -146,7 +146,7 @@ class Huber(AbstractFunction):
     separable: ClassVar[bool] = True
     smooth: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "weight")
         check_positive(self, "smoothing")
 
@@ -191,7 +191,7 @@ class ElasticNet(AbstractFunction):
     positive: ClassVar[tuple[str, ...]] = ("weight", "ridge")
     separable: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "weight", zero_allowed=True)
         check_positive(self, "ridge")
 

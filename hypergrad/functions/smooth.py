@@ -24,7 +24,7 @@ class Quadratic(AbstractFunction):
     separable: ClassVar[bool] = True
     smooth: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_positive(self, "weight")
         check_finite("Quadratic.center", self.center)
 

@@ -46,7 +46,7 @@ class SeparableSum(AbstractFunction):
         """Whether all parts are."""
         return all(part.smooth for part in self.parts)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not isinstance(self.parts, tuple):
             raise ValueError(
                 f"SeparableSum.parts must be a tuple of functions; got {describe(self.parts)}: put "

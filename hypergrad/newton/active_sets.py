@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -140,7 +141,7 @@ class ActiveSystem(AbstractActiveSystem):
     def _solve_refined(
         self, f: tuple[Array, Array], sign: int, refinements: int
     ) -> tuple[Array, Array]:
-        def refine(_, unknowns):
+        def refine(_: Array, unknowns: Any):
             rest = jax.tree.map(jnp.subtract, f, self.product(unknowns, sign))
             return jax.tree.map(jnp.add, unknowns, self._solve_shrunk(rest, sign))
 
@@ -214,7 +215,7 @@ class ActiveSystem(AbstractActiveSystem):
         """
         v = random_unknowns((self.D_P.values, self.D_D.values))
 
-        def power(_, carry):
+        def power(_: Array, carry: Any):
             v, logarithm = carry
             size = norm(v)[:, None]
             v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
@@ -246,7 +247,7 @@ class ActiveSystem(AbstractActiveSystem):
         floor = 64 * max(self.matrix.shape[-2:]) * jnp.finfo(gram.dtype).eps
         largest = jnp.max(jnp.diagonal(gram, axis1=-2, axis2=-1), axis=-1)
 
-        def eliminate(_, carry):
+        def eliminate(_: Array, carry: Any) -> Any:
             """One step of the Cholesky factorisation with the largest pivot."""
             gram, rank = carry
             diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)

@@ -9,7 +9,7 @@ and dual; and as soon as the active sets have settled, one step at t = 0 is exac
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -71,7 +71,7 @@ def jump(
     def system_at(z: ProxArguments) -> ActiveSystem:
         return active_system(normal_map.problem, normal_map.sizes, z)
 
-    def polish(carry):
+    def polish(carry: Any):
         z, _, best, done, _ = carry
         system = system_at(z)
         f = jax.tree.map(jnp.negative, normal_map(z, none))
@@ -83,7 +83,7 @@ def jump(
         )
         return z, system, best, done + 1, residual
 
-    def unpolished(carry):
+    def unpolished(carry: Any):
         *_, done, residual = carry
         return (done < POLISHING) & jnp.any(residual > precise)
 
@@ -150,7 +150,7 @@ def _burst(normal_map: NormalMap, z: ProxArguments, t: Array) -> ProxArguments:
     tau, sigma, _ = normal_map.sizes
     K, x_tilde = normal_map.problem.K, normal_map.x_tilde
 
-    def body(_, carry):
+    def body(_: Array, carry: Any):
         r, r_bar, y = carry
         z_D = y + sigma * apply(K, x_tilde + r_bar)
         y = smoothed(prox_conjugate, normal_map.problem.F, z_D, sigma, t)

@@ -166,7 +166,7 @@ def solve_exactly(
             newton_steps=part.newton_steps + steps,
         )
 
-    def by_parts(way_on, search: _Search, jumps: int) -> _Search:
+    def by_parts(way_on: Any, search: _Search, jumps: int) -> _Search:
         """Part by part, until every sample is finished or has been tried so often."""
 
         def waiting(search: _Search) -> Array:

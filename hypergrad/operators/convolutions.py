@@ -23,7 +23,6 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
-from scipy.fft import next_fast_len
 
 __all__ = [
     "FFT",
@@ -172,6 +171,8 @@ class FFT(AbstractConvolution):
 
 def _fast(size: Sequence[int]) -> tuple[int, int]:
     """A size of at least this that a fast transform likes."""
+    from scipy.fft import next_fast_len
+
     height, width = (int(next_fast_len(length, real=True) or length) for length in size)
     return height, width
 

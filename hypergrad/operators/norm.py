@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -65,7 +67,7 @@ def _lanczos_norm(K: Operator) -> Array:
     steps = min(_LANCZOS_STEPS, n)
     start = jax.random.normal(jax.random.key(0), (n,), dtype)
 
-    def body(i, carry):
+    def body(i: Array, carry: Any):
         basis, alpha, beta = carry
         v = basis[i]
         w = apply_transpose(K, apply(K, v))

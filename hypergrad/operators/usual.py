@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.fft import dct as _scipy_dct
 
 __all__ = [
     "dct",
@@ -40,7 +40,9 @@ def dct2(shape: tuple[int, int], *, constant: bool = True) -> Float[Array, "m n"
 
 
 def _dct_matrix(n: int) -> np.ndarray:
-    return np.asarray(_scipy_dct(np.eye(n), axis=0, norm="ortho"))
+    from scipy.fft import dct
+
+    return np.asarray(dct(np.eye(n), axis=0, norm="ortho"))
 
 
 def differences(n: int) -> Float[Array, "m n"]:
@@ -59,7 +61,7 @@ def differences2(shape: tuple[int, int]) -> Float[Array, "m n"]:
     return jnp.asarray(np.concatenate([down, right]))
 
 
-def difference_operator(shape: tuple[int, int], dtype=None) -> lx.FunctionLinearOperator:
+def difference_operator(shape: tuple[int, int], dtype: Any = None) -> lx.FunctionLinearOperator:
     """2-D differences of a whole image, matrix-free, for `GroupL1(weight, shape=(2, n))`.
 
     `m = 2 n`: all vertical, then all horizontal forward differences, 0 across the last row and

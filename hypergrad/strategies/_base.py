@@ -109,7 +109,7 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
-        def run(arguments):
+        def run(arguments: Any):
             problem, x_tilde, solver = arguments
             solution = self.run(problem, x_tilde, solver, init)
             return Cotangent(solution.x, solution.y), solution

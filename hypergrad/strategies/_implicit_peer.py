@@ -107,7 +107,7 @@ class AbstractImplicitPeer(AbstractStrategy):
 
         w = jax.vmap(solve_sample)(x_tilde, s, c)
 
-        def one_iteration(arguments):
+        def one_iteration(arguments: Any):
             problem, x_tilde, s = arguments
             return FixedPoint(problem, x_tilde, solver, sizes)(s)
 

@@ -56,7 +56,7 @@ class Tail(AbstractWeights):
 
     fraction: float = eqx.field(static=True, default=0.5)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_fraction("Tail.fraction", self.fraction, "try 0.5", one_allowed=True)
 
     def __call__(self, L: int) -> Float[Array, " L"]:
@@ -84,7 +84,7 @@ class Geometric(AbstractWeights):
 
     rate: float = eqx.field(static=True, default=0.9)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_fraction("Geometric.rate", self.rate, "use Uniform() for 1")
 
     def __call__(self, L: int) -> Float[Array, " L"]:
@@ -110,7 +110,7 @@ class Given(AbstractWeights):
 
     weights: Float[Array, " L"] = eqx.field(converter=_as_row)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if jnp.ndim(self.weights) != 1:
             raise ValueError(
                 f"weights must be one number an iteration; got shape {jnp.shape(self.weights)}"
@@ -190,7 +190,7 @@ class ErgodicUnrolling(AbstractStrategy):
         start = solver.start(problem, x_tilde, init)
         alpha = self.weights(solver.iterations).astype(x_tilde.dtype)
 
-        def body(carry, alpha_l):
+        def body(carry: Any, alpha_l: Array):
             state, e, y_mean = carry
             state, z = step(problem, x_tilde, sizes, state)
             return (state, e + alpha_l * state.r, y_mean + alpha_l * state.y), z

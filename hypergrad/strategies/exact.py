@@ -115,7 +115,7 @@ class Exact(AbstractStrategy):
     caveat: ClassVar[str] = "dense in n; where not differentiable, one of several gradients: status"
     follows_solver: ClassVar[bool] = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("most", self.most)
         if self.search is not None and not isinstance(self.search, AbstractSearch):
             raise ValueError(

@@ -54,7 +54,7 @@ class FullUnrolling(AbstractStrategy):
     caveat: ClassVar[str] = "exact for the finite L only"
     differentiates_every_iteration: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.checkpoints is not None:
             check_count("checkpoints", self.checkpoints)
 

@@ -47,7 +47,7 @@ class AbstractJaxoptKrylov(AbstractJaxoptSolve):
     rtol: eqx.AbstractVar[float | None]
     most: eqx.AbstractVar[int | None]
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.rtol is not None:
             check_fraction("rtol", self.rtol, "try 1e-10")
         if self.most is not None:
@@ -99,7 +99,7 @@ class JaxoptGMRES(AbstractJaxoptKrylov):
     restart: int = eqx.field(static=True, default=20)
     most: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("restart", self.restart)
 
     @property

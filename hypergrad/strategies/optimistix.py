@@ -26,27 +26,27 @@ _LINEAX_TOLERANCE = 1e-10
 # ------------------------------------------------------------------ implicit differentiation
 
 
-class _Silent(lx.AbstractLinearSolver):
+class _Silent(lx.AbstractLinearSolver[Any]):
     """A lineax solver whose failure is no error.
 
     optimistix has nowhere to put a failure of the backward solve and raises, for one sample of a
     batch as for all. A solution that is not finite would raise too: 0 stands for it.
     """
 
-    solver: lx.AbstractLinearSolver
+    solver: lx.AbstractLinearSolver[Any]
 
-    def init(self, operator, options):
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]):
         return self.solver.init(operator, options)
 
-    def compute(self, state, vector, options):
+    def compute(self, state: Any, vector: Any, options: dict[str, Any]):
         solution, _, stats = self.solver.compute(state, vector, options)
         finite = jnp.all(jnp.isfinite(solution))
         return jnp.where(finite, solution, 0.0), lx.RESULTS.successful, stats
 
-    def transpose(self, state, options):
+    def transpose(self, state: Any, options: dict[str, Any]):
         return self.solver.transpose(state, options)
 
-    def conj(self, state, options):
+    def conj(self, state: Any, options: dict[str, Any]):
         return self.solver.conj(state, options)
 
     def assume_full_rank(self):
@@ -72,7 +72,7 @@ def _bicgstab() -> lx.BiCGStab:
     return lx.BiCGStab(rtol=_LINEAX_TOLERANCE, atol=_LINEAX_TOLERANCE)
 
 
-def _as_lineax_solver(solver: Any) -> lx.AbstractLinearSolver:
+def _as_lineax_solver(solver: Any) -> lx.AbstractLinearSolver[Any]:
     if isinstance(solver, lx.AbstractLinearSolver):
         return solver
     raise ValueError(
@@ -109,7 +109,7 @@ class OptimistixImplicit(AbstractImplicitPeer):
     ('optimistix:autolinearsolver', 'optimistix:gmres')
     """
 
-    linear_solver: lx.AbstractLinearSolver = eqx.field(
+    linear_solver: lx.AbstractLinearSolver[Any] = eqx.field(
         converter=_as_lineax_solver, default=lx.AutoLinearSolver(well_posed=None)
     )
     name: ClassVar[str] = "optimistix"
@@ -196,7 +196,7 @@ class OptimistixCheckpointed(AbstractStrategy):
     caveat: ClassVar[str] = "exact for the finite L only"
     differentiates_every_iteration: ClassVar[bool] = True
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.checkpoints is not None:
             check_count("checkpoints", self.checkpoints)
 
@@ -214,7 +214,7 @@ class OptimistixCheckpointed(AbstractStrategy):
         until_nothing_moves = optimistix.FixedPointIteration(0.0, atol=0.5, norm=_most_moved)
         adjoint = optimistix.RecursiveCheckpointAdjoint(self.checkpoints)
 
-        def run(arguments):
+        def run(arguments: Any):
             problem, x_tilde, solver = arguments
             sizes = solver.step_sizes(problem)
             finite = jnp.where(jnp.isfinite(x_tilde), x_tilde, 0.0)

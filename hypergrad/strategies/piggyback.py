@@ -89,7 +89,7 @@ class Piggyback(AbstractStrategy):
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         problem, x_tilde, solver, sizes, start, taken, earlier = residuals
 
-        def body(l: Array, carry):
+        def body(l: Array, carry: Any):
             state, later, *_ = carry
             new_state, z = step(problem, x_tilde, sizes, state)
             adjoint, terms = adjoint_step(problem, sizes, z, later, cotangent)

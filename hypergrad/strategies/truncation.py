@@ -52,7 +52,7 @@ class Truncation(AbstractStrategy):
     cost: ClassVar[str] = "time 1 + 2k/L solves, memory k (m + n) a sample"
     caveat: ClassVar[str] = "biased; the bias falls geometrically in k once the masks have settled"
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("k", self.k)
 
     def check(self, solver: ChambollePock) -> None:

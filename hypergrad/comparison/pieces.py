@@ -1,0 +1,100 @@
+"""The samples of a comparison: all at once, or so many at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from hypergrad._checks import check_count
+from hypergrad._rows import Rows, rows_of
+from hypergrad.bilevel import Hypergradient, Loss
+from hypergrad.bilevel.arguments import (
+    check_loss,
+    check_problem,
+    check_samples,
+    check_truth_shape,
+    prepare,
+    prepare_truth,
+)
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.lower_level import LowerLevel
+
+__all__ = ["Piece", "in_pieces"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Some of the samples, or all: to one size the last piece is filled up with copies of its end.
+
+    `start`, the number of its first sample; `real`, those that are no copies; `share`, of all
+    samples, and `scale`, what a mean over the piece counts for in the mean over all.
+    """
+
+    x_tilde: Array
+    x_true: Array
+    start: int
+    real: np.ndarray
+    share: float
+    scale: float
+
+    def of_real(self, values: Any) -> np.ndarray:
+        """One entry for each sample that is no copy."""
+        return np.asarray(values)[self.real]
+
+    def part_of(self, tree: Any) -> Any:
+        """These samples of a pytree with an entry for each of all of them."""
+        if self.share == 1:
+            return tree
+        size, count = len(self.real), int(self.real.sum())
+
+        def part(a: Array) -> Array:
+            edges = [(0, size - count)] + [(0, 0)] * (a.ndim - 1)
+            return jnp.pad(a[self.start : self.start + count], edges, mode="edge")
+
+        return jax.tree.map(part, tree)
+
+    def mean_loss(self, h: Hypergradient, loss: Loss) -> float:
+        """The mean over the samples that are no copies."""
+        if self.real.all():
+            return float(h.value)
+        return float(loss(h.solution.x[self.real], self.x_true[self.real]))
+
+
+def in_pieces(
+    problem: LowerLevel, x_tilde: Any, x_true: Any, solver: Any, loss: Loss, piece: int | None
+) -> tuple[LowerLevel, ChambollePock, Iterator[Piece]]:
+    """The arguments checked and cast; the samples as they are, or `piece` at a time."""
+    if piece is None:
+        problem, x_tilde, solver, _ = prepare(problem, x_tilde, solver, None)
+        x_true = prepare_truth(x_true, x_tilde, loss)
+        real = np.ones(x_tilde.shape[:-1], bool)
+        return problem, solver, iter([Piece(x_tilde, x_true, 0, real, 1.0, 1.0)])
+    check_count("piece", piece)
+    check_problem(problem)
+    x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
+    check_samples(x_tilde.shape, problem.n)
+    check_truth_shape(x_true.shape, x_tilde.shape)
+    for name, rows in {"x_tilde": x_tilde, "x_true": x_true}.items():
+        rows.check_finite(name)
+    problem, first, solver, _ = prepare(problem, x_tilde[:1], solver, None)
+    check_loss(loss, first)
+    x_tilde, x_true = x_tilde.astype(first.dtype), x_true.astype(first.dtype)
+    return problem, solver, _pieces_of(x_tilde, x_true, min(piece, len(x_tilde)))
+
+
+def _pieces_of(x_tilde: Rows, x_true: Rows, size: int) -> Iterator[Piece]:
+    total = len(x_tilde)
+    for start in range(0, total, size):
+        rows = slice(start, min(start + size, total))
+        count = rows.stop - start
+        observed, truth = (
+            jnp.asarray(np.pad(part[rows], ((0, size - count), (0, 0)), mode="edge"))
+            for part in (x_tilde, x_true)
+        )
+        yield Piece(observed, truth, start, np.arange(size) < count, count / total, size / total)

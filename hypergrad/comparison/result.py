@@ -1,0 +1,80 @@
+"""What a comparison gives: records, as a table, as files, as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hypergrad.records import markdown_table, write_json, write_jsonl, write_text
+
+__all__ = ["COLUMNS", "Comparison"]
+
+# What a record holds, with its heading and unit. Everything that prints or draws reads this.
+COLUMNS = {
+    "strategy": "strategy",
+    "loss": "loss",
+    "gradient_norm": "gradient norm",
+    "relative_error": "relative error",
+    "cosine": "cosine",
+    "relative_error_differentiable": "relative error, differentiable samples",
+    "error_bound": "error bound (relative)",
+    "certified": "share certified by the bound",
+    "milliseconds": "time (ms)",
+    "over_forward": "time / forward",
+    "compile_seconds": "compile (s)",
+    "peak_megabytes": "memory (MB)",
+    "forward_status": "forward status",
+    "forward_residual": "forward residual (worst)",
+    "adjoint_status": "adjoint status",
+    "adjoint_residual": "adjoint residual (worst)",
+    "products": "products with K (mean a sample)",
+    "error": "error",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Records of strategies on one batch, and how good the reference is that they are held against.
+
+    Printing it gives a table; `save` writes records, table and environment; `plot` draws it.
+    """
+
+    records: list[dict[str, Any]]
+    reference: dict[str, Any]
+    environment: dict[str, Any]
+
+    def table(self) -> str:
+        """The records as a Markdown table; columns that are empty everywhere are left out."""
+        used = {
+            key: heading
+            for key, heading in COLUMNS.items()
+            if any(record.get(key) is not None for record in self.records)
+        }
+        return markdown_table(self.records, used)
+
+    def __str__(self) -> str:
+        reference = self.reference
+        return (
+            f"{self.table()}\n\nReference: {reference['how']}; forward {reference['status']} "
+            f"(worst residual {reference['residual']:.1e}); adjoint {reference['adjoint_status']} "
+            f"(worst {reference['adjoint_residual']:.1e}). Gradients are those of the "
+            f"{100 * reference['certified']:.3g} % of the samples that it is certified on. On "
+            f"{100 * reference['differentiable']:.3g} % the solution map is differentiable; on the "
+            "others (dependent active rows of K, or a coordinate on its kink) the reference is one "
+            "gradient of several, and strategies may differ from it by per cents and be right."
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `comparison.jsonl`, `comparison.md`, `reference.json`, `environment.json`."""
+        folder = Path(folder)
+        write_jsonl(folder / "comparison.jsonl", self.records)
+        write_text(folder / "comparison.md", f"{self}\n")
+        write_json(folder / "reference.json", self.reference)
+        write_json(folder / "environment.json", self.environment)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: relative error against time, one marker a strategy."""
+        from hypergrad.plotting import plot_comparison
+
+        return plot_comparison(self.records)

@@ -1,0 +1,104 @@
+"""One's own data: rows of a `.npy`, images, or sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypergrad.data._checks import require
+from hypergrad.data._files import (
+    AUDIO,
+    IMAGES,
+    files_below,
+    finite,
+    name_in,
+    part_of,
+    read_with,
+)
+from hypergrad.data.photographs import grey_of, windows_of
+from hypergrad.data.samples import Floats, Samples, Split, noisy, stacked
+from hypergrad.data.speech import quantised
+
+_NAME_OWN = "name a .npy of shape (samples, n), a folder of images, or a folder of WAV or FLAC"
+
+
+def load_own(
+    path: str | Path,
+    *,
+    noise: float = 0.1,
+    size: int = 8,
+    frame: int = 160,
+    bits: int = 3,
+    rate: int = 8000,
+    seed: int,
+    split_seed: int = 0,
+    most: Mapping[Split, int] | None = None,
+) -> dict[str, Samples]:
+    """One's own data as `{"train": Samples, "test": Samples}`, a fifth of it held out.
+
+    * A `.npy` of shape `(samples, n)`: `noise`, in its units, is added, and the last fifth of the
+      rows tests (so keep rows that are alike together). Of a split with a `most`, so many rows are
+      drawn with `seed` where there are more: the file may be larger than the memory.
+    * A folder of PNG, JPEG or TIFF: grey in [0, 1], patches side by side, `noise` added.
+    * A folder of WAV or FLAC: as `speech_frames`, all frames, no file left out.
+
+    Folders are split by file. FileNotFoundError where `path` is missing; ValueError, naming the
+    file, for what cannot be used.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/own.npy", np.zeros((10, 3)))
+    ...     {split: len(own) for split, own in load_own(f"{folder}/own.npy", seed=0).items()}
+    {'train': 8, 'test': 2}
+    """
+    path, rng = Path(path), np.random.default_rng(seed)
+    require(path.exists(), "path must exist", path, _NAME_OWN, FileNotFoundError)
+    is_rows = path.suffix.lower() == ".npy"
+    images, audio = files_below(path, IMAGES), files_below(path, AUDIO)
+    found = f"{len(images)} images and {len(audio)} audio files in {path}"
+    one_kind = is_rows or bool(images) != bool(audio)
+    require(one_kind, "path must hold one kind of data", found, _NAME_OWN)
+
+    def load(split: Split) -> Samples:
+        if is_rows:
+            rows = _npy_rows(path, split, (most or {}).get(split), rng)
+            return stacked({path.name: rows}, rows.shape[1:], lambda x: noisy(x, noise, rng))
+        files = part_of(images or audio, split, split_seed, choose=0.0)
+        if audio:
+            return quantised(path, files, frame, bits, rate)
+        patches = {name_in(file, path): _patches_of(file, size) for file in files}
+        return stacked(patches, (size, size), lambda x: noisy(x, noise, rng))
+
+    return {"train": load("train"), "test": load("test")}
+
+
+def _npy_rows(file: Path, split: Split, most: int | None, rng: np.random.Generator) -> Floats:
+    # np.load would unpickle and unzip as well.
+    rows = read_with(file, lambda file: np.lib.format.open_memmap(file, mode="r"))
+    usable = rows.ndim == 2 and len(rows) > 1 and rows.size > 0 and rows.dtype.kind in "fiu"
+    rule = "a .npy must hold real numbers of shape (samples, n), two samples at least"
+    got = f"{rows.dtype} of shape {rows.shape} in {file}"
+    require(usable, rule, got, "save one flattened sample a row")
+    held_out = max(1, round(len(rows) / 5))
+    rows = rows[-held_out:] if split == "test" else rows[:-held_out]
+    if most is not None and len(rows) > most:
+        rows = rows[np.sort(rng.choice(len(rows), most, replace=False))]
+    return finite(np.array(rows, float), file)
+
+
+def _patches_of(file: Path, size: int) -> Floats:
+    import PIL.Image  # skimage.io would take CMYK for RGBA, and leave a broken file open
+
+    def read(file: Path) -> NDArray[Any]:
+        with PIL.Image.open(file) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise ValueError("more than one page")
+            is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
+            return np.asarray(picture if is_grey else picture.convert("RGBA"))
+
+    image = grey_of(read_with(file, read), file)
+    return windows_of(image, size, file)[::size, ::size].reshape(-1, size * size)

@@ -1,0 +1,87 @@
+"""All strategies on one batch, and K learned with each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from rich.progress import Progress
+
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.comparison import Comparison, compare
+from hypergrad.image_study.samples import StudyData
+from hypergrad.image_study.settings import ImageStudy
+from hypergrad.lower_level import LowerLevel
+from hypergrad.records import write_jsonl, write_npz
+from hypergrad.strategies import AbstractStrategy
+from hypergrad.training import History, train
+
+__all__ = ["compare_on_a_batch", "file_name", "train_all", "training_records"]
+
+
+def compare_on_a_batch(
+    config: ImageStudy,
+    samples: StudyData,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategies: Mapping[str, AbstractStrategy],
+) -> Comparison:
+    batch = samples.train.take(slice(0, config.batch_size))
+    return compare(
+        problem,
+        batch.x_tilde,
+        batch.x_true,
+        solver=solver,
+        strategies=list(strategies.values()),
+        repeats=config.repeats,
+    )
+
+
+def train_all(
+    config: ImageStudy,
+    samples: StudyData,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategies: Mapping[str, AbstractStrategy],
+    out: Path,
+    bar: Progress,
+    devices: Mesh | None,
+) -> dict[str, History]:
+    held_out = (samples.held_out.x_tilde, samples.held_out.x_true)
+    steps = config.epochs * (len(samples.train) // min(config.batch_size, len(samples.train)))
+    schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps, 1))
+    histories: dict[str, History] = {}
+    for label, strategy in strategies.items():
+        history = train(
+            problem,
+            (samples.train.x_tilde, samples.train.x_true),
+            validation=held_out,
+            solver=solver,
+            strategy=strategy,
+            optimizer=optax.adam(schedule),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            checkpoint_dir=out / "checkpoints" / file_name(label),
+            progress=bar,
+            devices=devices,
+        )
+        histories[label] = history
+        # Written after each strategy: an interruption loses none that is finished.
+        write_jsonl(out / "records.jsonl", training_records(histories))
+        write_npz(out / f"operator_{file_name(label)}.npz", {"K": np.asarray(history.problem.K)})
+    return histories
+
+
+def training_records(histories: Mapping[str, History]) -> Iterator[dict[str, Any]]:
+    for label, history in histories.items():
+        for record in history.records:
+            yield {"kind": "training", "strategy": label, **record}
+
+
+def file_name(label: str) -> str:
+    return label.replace(":", "_").replace("=", "-").replace(",", "_").replace(".", "p")

@@ -1,0 +1,56 @@
+"""The samples to learn on and those held out, of photographs or of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from hypergrad import data
+from hypergrad.image_study.settings import ImageStudy
+
+__all__ = ["StudyData", "load"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyData:
+    train: data.Samples
+    held_out: data.Samples
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.train.shape
+
+    @property
+    def noise(self) -> float:
+        """Root mean square of what was observed against the truth: the primal scale."""
+        return float(np.sqrt(np.mean((self.train.x_tilde - self.train.x_true) ** 2)))
+
+
+def load(config: ImageStudy) -> StudyData:
+    if config.data is not None:
+        own = data.load_own(
+            config.data,
+            noise=config.noise,
+            size=config.patch,
+            seed=config.seed,
+            most={"train": config.samples, "test": config.held_out_samples},
+        )
+        rng = np.random.default_rng(config.seed)
+        return StudyData(
+            _subset(own["train"], config.samples, rng),
+            _subset(own["test"], config.held_out_samples, rng),
+        )
+    draw = functools.partial(data.noisy_patches, size=config.patch, noise=config.noise)
+    # Two seeds from one, so that training and held-out noise are not the same draw.
+    return StudyData(
+        draw(data.PHOTOGRAPHS_TRAIN, config.samples, seed=2 * config.seed),
+        draw(data.PHOTOGRAPHS_HELD_OUT, config.held_out_samples, seed=2 * config.seed + 1),
+    )
+
+
+def _subset(samples: data.Samples, count: int, rng: np.random.Generator) -> data.Samples:
+    if len(samples) <= count:
+        return samples
+    return samples.take(np.sort(rng.choice(len(samples), count, replace=False)))

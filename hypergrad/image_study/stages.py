@@ -1,0 +1,78 @@
+"""The stages of a run, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from hypergrad import plotting
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.image_study.baselines import tuned_problems
+from hypergrad.image_study.evaluation import evaluate_all, make_restorer
+from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
+from hypergrad.image_study.pictures import draw
+from hypergrad.image_study.samples import load
+from hypergrad.image_study.settings import ImageStudy
+from hypergrad.image_study.tables import learning_table, report, terminal_table
+from hypergrad.progress import progress_bar
+from hypergrad.records import claim_folder, environment, write_json, write_jsonl, write_text
+from hypergrad.strategies import Truncation, parse_strategy
+
+__all__ = ["run_image_study"]
+
+
+def run_image_study(
+    config: ImageStudy, out: Path, console: Console, devices: Mesh | None = None
+) -> None:
+    """Run all stages, write everything under `out`; finished training is taken from there.
+
+    `devices` are those that learn: see `train`. A quiet console shows no progress, either.
+    """
+    started = time.perf_counter()
+    strategies = {s.label: s for s in map(parse_strategy, config.strategies)}
+    solver = ChambollePock(config.iterations)
+    for strategy in strategies.values():
+        strategy.check(solver)
+
+    console.print("[bold]1/5[/] data")
+    samples = load(config)
+    claim_folder(out, dataclasses.asdict(config))
+    write_json(out / "environment.json", environment())
+    solver = ChambollePock(config.iterations, primal_scale=samples.noise)
+    console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
+
+    console.print("[bold]2/5[/] baselines, tuned on training data")
+    problems = tuned_problems(config, samples)
+    for name, problem in problems.items():
+        console.print(f"    {name}: best weight {float(problem.F.weight):.3g}")  # pyright: ignore
+
+    console.print("[bold]3/5[/] hypergradients on one batch")
+    comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
+    comparison.save(out)
+    console.print(terminal_table(comparison))
+
+    console.print("[bold]4/5[/] learning K")
+    with progress_bar(disable=console.quiet) as bar:
+        histories = train_all(
+            config, samples, problems["untrained"], solver, strategies, out, bar, devices
+        )
+
+    console.print("[bold]5/5[/] evaluation, tables and figures")
+    rows = evaluate_all(config, samples, problems, histories, solver, strategies)
+    training = list(training_records(histories))
+    write_jsonl(out / "records.jsonl", [*training, *rows])
+    learned = {label: history.problem for label, history in histories.items()}
+    restorers = {"untrained": make_restorer(config, problems["untrained"], solver, Truncation(1))}
+    for label, problem in learned.items():
+        restorers[label] = make_restorer(config, problem, solver, strategies[label])
+    write_text(out / "table.md", report(config, samples, comparison, rows))
+    drawn = {"untrained": problems["untrained"], **learned}
+    draw(config, samples, drawn, restorers, training, rows, out)
+    if any(record.get("relative_error") for record in comparison.records):
+        plotting.save_figure(comparison.plot(), out / "comparison")
+    console.print(learning_table(rows))
+    console.print(f"written to {out} in {time.perf_counter() - started:.0f} s")

@@ -1,0 +1,319 @@
+"""A training run: learn leaves of the problem by a first-order method, resumably."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from hypergrad._checks import check_count, describe
+from hypergrad._rows import Rows
+from hypergrad.bilevel import Loss, half_mean_squared_error
+from hypergrad.bilevel.arguments import check_loss, check_problem, check_strategy, usual_solver
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.checkpoints import Checkpoints, fingerprint_of
+from hypergrad.devices import AbstractPlacement, OneDevice, placement
+from hypergrad.lower_level import LowerLevel
+from hypergrad.progress import progress_bar
+from hypergrad.strategies._base import AbstractStrategy
+from hypergrad.training.pairs import Pair, batches, of_one_dtype
+from hypergrad.training.pieces import evaluate
+from hypergrad.training.result import History
+from hypergrad.training.updates import Learner, RunState
+from hypergrad.variables import K_is_a_gauge, Variables, rescale_K
+from hypergrad.visits import WarmStart, make_visit, nothing_left
+
+if TYPE_CHECKING:
+    import optax
+    from rich.progress import Progress
+
+__all__ = ["train"]
+
+Projection = Callable[[LowerLevel], LowerLevel]
+
+
+def train(
+    problem: LowerLevel,
+    data: Pair,
+    *,
+    validation: Pair | None = None,
+    solver: ChambollePock | None = None,
+    strategy: AbstractStrategy,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = 50,
+    batch_size: int = 256,
+    seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    warm_start: WarmStart | bool = False,
+    trainable: Callable[[LowerLevel], Any] = lambda p: p.K,
+    project: Projection | None = None,
+    loss: Loss = half_mean_squared_error,
+    measure: Callable[[LowerLevel], Mapping[str, float]] = lambda p: {},
+    progress: Progress | bool = True,
+    devices: int | Mesh | None = None,
+) -> History:
+    """Learn leaves of a problem from pairs of observed and true samples.
+
+        min_p  mean_i loss(x_hat_i(p), x_true_i),     p = trainable(problem)
+
+    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`, arrays or what is
+    indexed by rows like one (`np.load(..., mmap_mode="r")`, a data set of HDF5), which is read
+    batch by batch and never held as a whole; `optimizer`, from optax (Adam with rate 2e-3 by
+    default); `trainable`, which leaves (or nodes) of the problem are learned; leaves that their
+    function declares positive are learned in the log; `project`, applied to the problem after each
+    update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, K
+    is rescaled to norm 1); `checkpoint_dir`, written after every epoch: called again with the same
+    arguments, it goes on from there; `warm_start`, True or a `WarmStart`: visits to a training
+    sample go on from its last one (losses of epoch 0 and of the validation data are those of cold
+    solves); `loss`, a mean over samples; `measure`, called with the problem before the first epoch
+    and after each: its numbers are added to the record, its time is not; `progress`, False or a
+    shared `rich` bar; `devices`, over which each batch is shared out in equal parts: how many of
+    every process, or a `jax.sharding.Mesh`. Several processes (`jax.distributed`) all call this,
+    with the same arguments; the first of them alone writes checkpoints and shows progress.
+
+    **Returns**: a `History`.
+
+    **Errors**: a `ValueError` for data that do not fit, for a checkpoint of another run, and for a
+    batch that the devices cannot share out. An interruption (`KeyboardInterrupt`) leaves the last
+    epoch's checkpoint.
+
+    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch, besides the data
+    where they are arrays (they are not copied) and the states of all samples with a `warm_start`.
+    On several devices, memory for its share on each, and a step sums up one vector of the size of
+    the gradient over all of them.
+
+    **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle. Over
+    several devices the loss must be a mean over the samples, warm starts need them in one process,
+    and validation and the losses of epoch 0 are computed on one device (by every process).
+
+    >>> import hypergrad as hg, numpy as np
+    >>> x_true = np.cumsum(np.random.default_rng(0).normal(size=(8, 5)), axis=1)
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(5), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> history = hg.train(problem, (x_true + 0.1, x_true), strategy=hg.Truncation(1), epochs=2,
+    ...                    batch_size=4, progress=False)
+    >>> len(history.records)
+    3
+    """
+    check_count("epochs", epochs, least=0)
+    check_count("batch_size", batch_size)
+    safeguard = _safeguard(warm_start)
+    check_problem(problem)
+    solver = usual_solver(solver)
+    check_strategy(strategy, solver)
+    updates = _usual_optimizer(optimizer)
+    problem, pair, held_out = of_one_dtype(problem, data, validation)
+    x_tilde, x_true = pair
+    batch_size = min(batch_size, len(x_tilde))
+    some = slice(batch_size)
+    example = x_tilde[some], x_true[some]
+    place = _checked_place(devices, loss, example, warm=safeguard is not None)
+    variables = Variables(problem, trainable)
+    learner = Learner(
+        x_tilde,
+        x_true,
+        variables,
+        make_visit(solver, strategy, loss, safeguard),
+        updates,
+        _usual_projection(project, problem, variables),
+        0.0 if safeguard is None else safeguard.share,
+        place,
+    )
+    memory = None
+    if safeguard is not None:
+        settings = {"solver": solver, "strategy": strategy}
+        memory = nothing_left(len(x_tilde), problem, *example, **settings)
+    start = RunState(problem, updates.init(variables.free(problem)), memory)
+    lowered = learner.lower(start, some)
+
+    @functools.cache
+    def fingerprint() -> str:
+        # The program holds the optimiser, the loss, what is learned and how it is projected. That
+        # for one device: a run may go on with another number of them.
+        alone = dataclasses.replace(learner, place=OneDevice())
+        program = (lowered if devices is None else alone.lower(start, some)).as_text()
+        settings = (strategy, epochs, batch_size, seed, safeguard, checkpoint_dir is None, program)
+        return fingerprint_of(problem, x_tilde, x_true, held_out, solver, settings)
+
+    place.check_alike(fingerprint)
+    judge = _Judge(pair, held_out, solver, strategy, loss, batch_size, measure)
+    records = [judge.first_record(problem)]
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, fingerprint())
+    state, records = _resumed(checkpoints, place, start, records)
+    state, done = learner.spread(state), records[-1]["epoch"]
+    with _bar(progress if place.writes else False) as bar:
+        show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
+        compiled = lowered.compile()
+        for epoch in range(done + 1, epochs + 1):
+            started = time.perf_counter()
+            rows = batches(len(x_tilde), batch_size, seed, epoch)
+            state, measured = _one_epoch(learner, compiled, state, rows, show)
+            seconds = records[-1]["seconds"] + time.perf_counter() - started
+            records.append(judge.record(place.here(state.problem), epoch, seconds, measured))
+            if checkpoints is not None and place.writes:
+                checkpoints.save(epoch, state, records)
+    return History(place.here(state.problem), records)
+
+
+# ------------------------------------------------------------------------------- what is given
+
+
+def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
+    if not isinstance(warm_start, (WarmStart, bool)):
+        raise ValueError(
+            f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
+        )
+    return WarmStart() if warm_start is True else warm_start or None
+
+
+def _usual_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
+    """The one given, if it has the two functions of optax (as not only its own class has); Adam."""
+    if optimizer is None:
+        import optax
+
+        return optax.adam(2e-3)
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise ValueError(
+            f"optimizer must be one of optax; got {describe(optimizer)}: pass for example "
+            "optax.adam(1e-3)"
+        )
+    return optimizer
+
+
+def _usual_projection(
+    project: Projection | None, problem: LowerLevel, variables: Variables
+) -> Projection | None:
+    """The one given, or K back to norm 1 where its scale is free."""
+    if project is None and K_is_a_gauge(problem, variables):
+        return rescale_K
+    return project
+
+
+def _checked_place(
+    devices: int | Mesh | None, loss: Loss, example: tuple[Any, Any], *, warm: bool
+) -> AbstractPlacement:
+    """Where to run, if a batch such as the example and its loss can be shared out there."""
+    x_tilde, x_true = map(jnp.asarray, example)
+    place = placement(devices)
+    place.check(len(x_tilde), warm=warm)
+    check_loss(loss, x_true)
+    place.check_loss(loss, x_tilde, x_true)
+    return place
+
+
+# ----------------------------------------------------------------------------------- the stages
+
+
+def _resumed(
+    checkpoints: Checkpoints | None,
+    place: AbstractPlacement,
+    start: RunState,
+    records: list[dict[str, Any]],
+) -> tuple[RunState, list[dict[str, Any]]]:
+    """How far an earlier run came, or the start."""
+    if checkpoints is None:
+        return start, records
+    state, records = place.from_first(lambda: checkpoints.load(start), (start, records))
+    memory = jax.tree.map(np.array, state.memory)  # to be written into
+    return state._replace(memory=memory), records
+
+
+def _one_epoch(
+    learner: Learner,
+    compiled: Any,
+    state: RunState,
+    rows: Iterable[np.ndarray],
+    show: Callable[[float], None],
+) -> tuple[RunState, list[dict[str, float]]]:
+    """One update for each batch of rows, and what was measured before each."""
+    measured = []
+    for batch in rows:
+        state, now = learner.step(compiled, state, batch)
+        measured.append(now)
+        show(now["train_loss"])
+    return state, measured
+
+
+def _shown(
+    bar: Progress, label: str, steps: int, done: int, epochs: int
+) -> Callable[[float], None]:
+    """A line of the bar for a run of `epochs` of so many steps; to be called after each step."""
+    task = bar.add_task(label, total=epochs * steps, completed=done * steps, loss="compiling")
+    return lambda loss: bar.update(task, advance=1, loss=f"loss {loss:.5f}")
+
+
+def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
+    """A bar of one's own, a silent one, or a shared one (which its owner opens and closes)."""
+    from rich.progress import Progress
+
+    if isinstance(progress, Progress):
+        return contextlib.nullcontext(progress)
+    return progress_bar(disable=not progress)
+
+
+# -------------------------------------------------------------------------- what is written down
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """What is found out about a problem before the first epoch and after each."""
+
+    data: tuple[Rows, Rows]
+    validation: tuple[Rows, Rows] | None
+    solver: ChambollePock
+    strategy: AbstractStrategy
+    loss: Loss
+    piece: int
+    measure: Callable[[LowerLevel], Mapping[str, float]]
+
+    def _loss_on(self, pair: tuple[Rows, Rows] | None, problem: LowerLevel) -> float | None:
+        if pair is None:
+            return None
+        return evaluate(
+            problem,
+            *pair,
+            solver=self.solver,
+            strategy=self.strategy,
+            loss=self.loss,
+            piece=self.piece,
+        )
+
+    def first_record(self, problem: LowerLevel) -> dict[str, Any]:
+        """Of the untrained problem: no update, and so nothing of its solves."""
+        return {
+            "epoch": 0,
+            "seconds": 0.0,
+            "train_loss": self._loss_on(self.data, problem),
+            "validation_loss": self._loss_on(self.validation, problem),
+            "residual": None,
+            "converged": None,
+            "counted": None,
+            **self.measure(problem),
+        }
+
+    def record(
+        self, problem: LowerLevel, epoch: int, seconds: float, measured: list[dict[str, float]]
+    ) -> dict[str, Any]:
+        """Of an epoch, from what was measured at each of its steps."""
+
+        def column(name: str) -> np.ndarray:
+            return np.array([entry[name] for entry in measured])
+
+        return {
+            "epoch": epoch,
+            "seconds": seconds,
+            "train_loss": float(np.mean(column("train_loss"))),
+            "validation_loss": self._loss_on(self.validation, problem),
+            "residual": float(np.max(column("residual"))),
+            "converged": float(np.mean(column("converged"))),
+            "counted": float(np.mean(column("counted"))),
+            **self.measure(problem),
+        }
