@@ -77,7 +77,7 @@ class KrylovSystem(AbstractActiveSystem):
         reduced, eps = self._reduced, float(jnp.finfo(right[0].dtype).eps)
         rounding = 4 * eps * (1 + jnp.max(reduced.V, axis=-1))
 
-        def once_more(_, carry):
+        def once_more(_: Array, carry: Any) -> Any:
             unknowns, steps = carry
             rest = jax.tree.map(
                 jnp.subtract, right, reduced.product(unknowns, transposed=transposed)
@@ -96,10 +96,10 @@ class KrylovSystem(AbstractActiveSystem):
         return self._solve(f, size, transposed=True)
 
     def kernel_part(self, w: Unknowns) -> Unknowns:
-        """The orthogonal projection of `w` onto the kernel, which is dual."""
-        return self._kernel_part(w)[0]
+        return self.onto_kernel(w)[0]
 
-    def _kernel_part(self, w: Unknowns) -> tuple[Unknowns, Int[Array, " batch"]]:
+    def onto_kernel(self, w: Unknowns) -> tuple[Unknowns, Int[Array, " batch"]]:
+        """The projection of `w` onto the kernel, which is dual, and the steps that it took."""
         nothing, dual = jnp.zeros_like(w[0]), (jnp.zeros_like(w[0]), w[1])
         seen = self._reduced.product(dual, transposed=True)
         (_, b), steps = self._solve(seen, norm(dual), transposed=True)
@@ -222,7 +222,7 @@ class MatrixFree(AbstractSearch):
         none = jnp.zeros(running.shape, z.z_P.dtype)
         precise = 100 * float(jnp.finfo(none.dtype).eps)
 
-        def step(carry):
+        def step(carry: Any) -> Any:
             z, best, least, residual, taken, products = carry
             system = KrylovSystem.at(normal_map.problem, normal_map.sizes, z, self.steps)
             f, size = normal_map(z, none), norm(normal_map.balanced(z))
@@ -234,7 +234,7 @@ class MatrixFree(AbstractSearch):
             products = products + jnp.where(wanted, 2 * steps + 6 * _PASSES + 4, 0)
             return z, best, jnp.fmin(residual, least), residual, taken + 1, products
 
-        def unpolished(carry):
+        def unpolished(carry: Any) -> Array:
             *_, residual, taken, _ = carry
             return (taken < POLISHING) & jnp.any(running & (residual > precise))
 
@@ -243,7 +243,7 @@ class MatrixFree(AbstractSearch):
         _, z, least, _, taken, products = jax.lax.while_loop(unpolished, step, carry)
         system = KrylovSystem.at(normal_map.problem, normal_map.sizes, z, self.steps)
         r, y = normal_map.pair(z, none)
-        kernel, steps = system._kernel_part(normal_map.balanced(ProxArguments(y, r)))
+        kernel, steps = system.onto_kernel(normal_map.balanced(ProxArguments(y, r)))
         # No path leads here: where something sits on its kink, another pair may be shorter.
         shortest = normal_map.moved(z, none - 1, kernel)
         tolerance = default_tolerance(none.dtype)
