@@ -30,10 +30,12 @@ from hypergrad.baselines import (
     shrink,
     solve_to_tolerance,
 )
+from hypergrad.bilevel import Loss, half_mean_squared_error
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import Comparison, compare
-from hypergrad.functions import L1, Quadratic
+from hypergrad.functions import AbstractFunction
 from hypergrad.lower_level import LowerLevel
+from hypergrad.own_parts import parse_function, parse_loss, parse_operator
 from hypergrad.progress import progress_bar
 from hypergrad.records import (
     claim_folder,
@@ -42,9 +44,9 @@ from hypergrad.records import (
     markdown_table,
     write_json,
     write_jsonl,
-    write_npz,
     write_text,
 )
+from hypergrad.saved_operator import SavedOperator
 from hypergrad.strategies import AbstractStrategy, ErgodicUnrolling, Truncation, parse_strategy
 from hypergrad.training import History, solve_in_pieces, train
 
@@ -93,9 +95,18 @@ class ImageStudy:
     seed: int = 0
     dtype: str = "float64"
     data: str | None = None
+    frame: int = 160
+    bits: int = 3
+    rate: int = 8000
+    K: str | None = None
+    F: str = "L1"
+    G: str = "Quadratic:weight=1.0"
+    loss: str | None = None
 
     def __post_init__(self):
         for name in ("iterations", "batch_size", "patch", "stride", "repeats"):
+            check_count(name, getattr(self, name))
+        for name in ("frame", "bits", "rate"):
             check_count(name, getattr(self, name))
         for name in ("samples", "held_out_samples", "tuning_samples"):
             check_count(name, getattr(self, name))
@@ -160,7 +171,7 @@ def run_image_study(
     console.print("[bold]2/5[/] baselines, tuned on training data")
     problems = _tuned_problems(config, samples)
     for name, problem in problems.items():
-        console.print(f"    {name}: best weight {float(problem.F.weight):.3g}")  # pyright: ignore
+        console.print(f"    {name}: F = {_in_words(problem.F)}")
 
     console.print("[bold]3/5[/] hypergradients on one batch")
     comparison = _compare(config, samples, problems["untrained"], solver, strategies)
@@ -196,6 +207,9 @@ def _load(config: ImageStudy) -> _Data:
             config.data,
             noise=config.noise,
             size=config.patch,
+            frame=config.frame,
+            bits=config.bits,
+            rate=config.rate,
             seed=config.seed,
             most={"train": config.samples, "test": config.held_out_samples},
         )
@@ -222,8 +236,8 @@ def _subset(samples: data.Samples, count: int, rng: np.random.Generator) -> data
     return samples.take(np.sort(rng.choice(len(samples), count, replace=False)))
 
 
-def _analysis_operators(shape: tuple[int, ...]) -> dict[str, Any]:
-    """DCT without its constant row, differences, and both stacked: the untrained operator."""
+def _analysis_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
+    """DCT without its constant row, differences, and the untrained operator: both, or one's own."""
     if len(shape) == 2:
         dct = operators.dct2((shape[0], shape[1]), constant=False)
         differences = operators.differences2((shape[0], shape[1]))
@@ -233,7 +247,9 @@ def _analysis_operators(shape: tuple[int, ...]) -> dict[str, Any]:
     return {
         "DCT": dct,
         "differences": differences,
-        "untrained": operators.stack([dct, differences]),
+        "untrained": operators.stack([dct, differences])
+        if config.K is None
+        else parse_operator(config.K, shape),
     }
 
 
@@ -256,12 +272,24 @@ def _tuned_problems(config: ImageStudy, samples: _Data) -> dict[str, LowerLevel]
     def restore(problem: LowerLevel, x_tilde: Any) -> np.ndarray:
         return _converged(config, samples, problem, x_tilde).x
 
-    for name, K in _analysis_operators(samples.shape).items():
-        candidates = (
-            LowerLevel(K=K, F=L1(factor * samples.noise), G=Quadratic(1.0)) for factor in _WEIGHTS
-        )
+    G, weights = parse_function(config.G).built(), [a * samples.noise for a in _WEIGHTS]
+    for name, K in _analysis_operators(config, samples.shape).items():
+        # What is not learned stays what it is, whatever F is: something to be held against.
+        F = parse_function(config.F if name == "untrained" else "L1")
+        candidates = [LowerLevel(K=K, F=f, G=G) for f in F.at_weights(weights)]
         problems[name] = best_of(candidates, few.x_tilde, few.x_true, restore)
     return problems
+
+
+def _in_words(F: AbstractFunction) -> str:
+    """Its class, and its parameters that are one number."""
+    fields = ((field.name, getattr(F, field.name)) for field in dataclasses.fields(F))
+    numbers = [f"{name}={float(value):.3g}" for name, value in fields if np.ndim(value) == 0]
+    return f"{type(F).__name__}({', '.join(numbers)})"
+
+
+def _loss(config: ImageStudy) -> Loss:
+    return half_mean_squared_error if config.loss is None else parse_loss(config.loss)
 
 
 def _compare(
@@ -278,6 +306,7 @@ def _compare(
         batch.x_true,
         solver=solver,
         strategies=list(strategies.values()),
+        loss=_loss(config),
         repeats=config.repeats,
     )
 
@@ -307,6 +336,7 @@ def _train_all(
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,
+            loss=_loss(config),
             checkpoint_dir=out / "checkpoints" / _file_name(label),
             progress=bar,
             devices=devices,
@@ -314,8 +344,29 @@ def _train_all(
         histories[label] = history
         # Written after each strategy: an interruption loses none that is finished.
         write_jsonl(out / "records.jsonl", _training_records(histories))
-        write_npz(out / f"operator_{_file_name(label)}.npz", {"K": np.asarray(history.problem.K)})
+        saved = _saved(config, samples, history.problem, solver, strategy)
+        saved.save(out / f"operator_{_file_name(label)}.npz")
     return histories
+
+
+def _saved(
+    config: ImageStudy,
+    samples: _Data,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+) -> SavedOperator:
+    """What was learned, with all that it takes to restore by it."""
+    is_sound = len(samples.shape) == 1 and config.data is not None and Path(config.data).is_dir()
+    return SavedOperator(
+        problem,
+        solver,
+        strategy,
+        samples.shape,
+        stride=max(1, min(samples.shape) // 2),
+        rate=config.rate if is_sound else None,
+        settings=dataclasses.asdict(config),
+    )
 
 
 def _training_records(histories: Mapping[str, History]) -> Iterator[dict[str, Any]]:
@@ -441,10 +492,12 @@ def _draw(
     baselines = {
         row["operator"]: row["held_out_converged"]
         for row in rows
-        if row["operator"] == "differences, best weight"  # the best one that is not learned
+        # The best one that is not learned; another loss than that of the rows has no such line.
+        if config.loss is None and row["operator"] == "differences, best weight"
     }
-    over_epochs = plotting.plot_loss_curves(training, x="epoch", baselines=baselines)
-    over_seconds = plotting.plot_loss_curves(training, x="seconds", baselines=baselines)
+    words = {} if config.loss is None else {"loss": config.loss}
+    over_epochs = plotting.plot_loss_curves(training, x="epoch", baselines=baselines, **words)
+    over_seconds = plotting.plot_loss_curves(training, x="seconds", baselines=baselines, **words)
     save(over_epochs, out / "loss_over_epochs")
     save(over_seconds, out / "loss_over_seconds")
     if len(shape) != 2:
@@ -500,6 +553,10 @@ def _restore_photograph(config: ImageStudy, observed: np.ndarray, restore: Resto
 def _report(
     config: ImageStudy, samples: _Data, comparison: Comparison, rows: list[dict[str, Any]]
 ) -> str:
+    parts = {"K": config.K, "F": config.F, "G": config.G, "loss": config.loss}
+    usual = dataclasses.asdict(ImageStudy())
+    given = [f"{name} = {text}" for name, text in parts.items() if text != usual[name]]
+    own = f" Learned with {', '.join(given)} (the table is in the loss above)." if given else ""
     return (
         "# Hypergradients on one batch\n\n"
         f"{comparison}\n\n"
@@ -507,7 +564,7 @@ def _report(
         f"Loss: half the squared error a patch. L = {config.iterations}; converged: relative "
         f"residual below {_CONVERGED_TOLERANCE:g}, at most {config.converged_iterations} "
         f"iterations. {len(samples.train)} training and {len(samples.held_out)} held-out samples, "
-        f"{config.epochs} epochs, seed {config.seed}.\n\n"
+        f"{config.epochs} epochs, seed {config.seed}.{own}\n\n"
         f"{markdown_table(rows, TABLE)}\n"
     )
 

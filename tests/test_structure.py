@@ -74,6 +74,7 @@ HOUSE = """
     bilevel.differentiable  bilevel.target_error
     bilevel.hypergradients
     bilevel
+    own_parts
     diagnostics._gradients
     diagnostics.contraction  diagnostics.samples  diagnostics.trajectory
     diagnostics.steps
@@ -81,6 +82,9 @@ HOUSE = """
     checkpoints  variables  visits
     devices
     training
+    saved_operator
+    restoration
+    restored_files
     comparison
     baselines
     image_study
