@@ -72,8 +72,8 @@ def parse_function(text: str) -> NamedFunction:
     **Errors**: a `ValueError` that says what there is.
 
     >>> import jax.numpy as jnp
-    >>> print(parse_function("Huber:weight=0.1,smoothing=1").built()(jnp.array([2.0])))
-    0.15
+    >>> print(parse_function("Huber:weight=0.5,smoothing=1").built()(jnp.array([2.0])))
+    0.75
     >>> parse_function("Huber:smoothing=0.5").weight_is_free
     True
     """
