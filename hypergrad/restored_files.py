@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from hypergrad.saved_operator import SavedOperator
 __all__ = ["Restored", "restore_file"]
 
 Floats = NDArray[np.floating]
-Write = Callable[[IO[bytes], Floats, str], None]
+Write = Callable[[BinaryIO, Floats, str], None]
 
 # What a restored picture may be written as: without loss, unless it is asked for by name.
 _PICTURES = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -83,10 +83,11 @@ def restore_file(
     exact = None if truth is None else _truth(kind, Path(truth), observed)
     restored = restore(operator, observed.values, stride=stride)
     written, clipped = observed.as_written(restored)
-    write_bytes(out, lambda file: observed.write(file, written, kind.formats[out.suffix.lower()]))
+    form = kind.formats[out.suffix.lower()]
+    write_bytes(out, lambda file: observed.write(file, written, form))  # pyright: ignore[reportArgumentType]
     if exact is None:
         return Restored(out, restored.shape, clipped)
-    if kind.formats[out.suffix.lower()] in _LOSSY:
+    if form in _LOSSY:
         written = kind.read(out).values
     psnr = data.psnr(observed.values, exact), data.psnr(written, exact)
     return Restored(out, restored.shape, clipped, *psnr)
@@ -199,7 +200,7 @@ def _in_range(values: Floats) -> Floats:
     return values
 
 
-def _write_8_bits(file: IO[bytes], values: Floats, form: str, *, alpha: Floats | None) -> None:
+def _write_8_bits(file: BinaryIO, values: Floats, form: str, *, alpha: Floats | None) -> None:
     import PIL.Image
 
     if alpha is not None:
@@ -209,14 +210,14 @@ def _write_8_bits(file: IO[bytes], values: Floats, form: str, *, alpha: Floats |
     PIL.Image.fromarray(levels).save(file, form, **_FINE.get(form, {}))
 
 
-def _write_16_bits(file: IO[bytes], values: Floats, form: str) -> None:
+def _write_16_bits(file: BinaryIO, values: Floats, form: str) -> None:
     import PIL.Image
 
     _no_jpeg(form, "16 bits")
     PIL.Image.fromarray(np.round(65535 * values).astype(np.uint16)).save(file, form)
 
 
-def _write_floats(file: IO[bytes], values: Floats, form: str) -> None:
+def _write_floats(file: BinaryIO, values: Floats, form: str) -> None:
     import PIL.Image
 
     if form != "TIFF":
@@ -242,7 +243,7 @@ def _read_sound(path: Path, rate: int) -> _Observed:
         with soundfile.SoundFile(path) as stored:
             if stored.samplerate != rate:
                 raise ValueError(f"{stored.samplerate} Hz, where {rate} Hz were learned on")
-            values, subtype = stored.read(dtype="float64"), stored.subtype
+            values, subtype = np.asarray(stored.read(dtype="float64"), float), stored.subtype
         if not np.all(np.isfinite(values)):
             raise ValueError("NaN or inf")
         bits = {"PCM_16": 16, "PCM_24": 24, "PCM_U8": 8, "PCM_S8": 8, "PCM_32": 32}.get(subtype)
@@ -256,7 +257,7 @@ def _read_sound(path: Path, rate: int) -> _Observed:
     return _opened(path, "a sound (WAV or FLAC)", opened)
 
 
-def _write_sound(file: IO[bytes], values: Floats, form: str, *, rate: int, subtype: str) -> None:
+def _write_sound(file: BinaryIO, values: Floats, form: str, *, rate: int, subtype: str) -> None:
     import soundfile
 
     fits = soundfile.check_format(form, subtype)
@@ -272,5 +273,5 @@ def _read_rows(path: Path) -> _Observed:
     return _opened(path, "a .npy of rows (samples, n)", opened)
 
 
-def _write_rows(file: IO[bytes], values: Floats, form: str) -> None:
+def _write_rows(file: BinaryIO, values: Floats, form: str) -> None:
     np.lib.format.write_array(file, values, allow_pickle=False)

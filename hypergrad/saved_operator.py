@@ -114,8 +114,8 @@ class SavedOperator:
 def load_operator(path: str | Path, *, own: Iterable[type] = ()) -> SavedOperator:
     """Read what `SavedOperator.save` wrote (and `hypergrad train` and `compare` do).
 
-    **Arguments**: `own`, classes of the caller's that it was learned with (functions, a strategy):
-    a file names them, and does not get them imported.
+    **Arguments**: `path`, the file; `own`, classes of the caller's that it was learned with
+    (functions, a strategy): a file names them, and does not get them imported.
 
     **Errors**: FileNotFoundError where there is no file; a `ValueError`, naming the file, for one
     that holds something else, or needs a class that was not handed over.

@@ -83,10 +83,14 @@ class AbstractAdjointSolve(eqx.Module):
 
 
 class Steps(AbstractAdjointSolve):
-    """k steps of the delta recursion, everything held fixed at the last state.
+    """The limit system by k steps of the delta recursion, everything held fixed at the last state.
 
     Equals k iterations of the adjoint Chambolle-Pock method, from zero or from the adjoint part of
     `init`. 2 k products.
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.Steps(5)).label
+    'limit:steps=5'
     """
 
     k: int = eqx.field(static=True, default=1)
@@ -103,7 +107,14 @@ class Steps(AbstractAdjointSolve):
 
 
 class LastIterates(AbstractAdjointSolve):
-    """The deltas of the last k iterations, each at its own iterate, summed: the second poster."""
+    """The deltas of the last k iterations, each at its own iterate, summed: the second poster.
+
+    2 k products, memory `k (m + n)` a sample.
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.LastIterates(5)).label
+    'limit:last=5'
+    """
 
     k: int = eqx.field(static=True, default=1)
 
@@ -137,6 +148,10 @@ class Tolerance(AbstractAdjointSolve):
 
     `most` steps at the most; the status says where they were used up (the sums may diverge: then
     the system is inconsistent, and there is no limit).
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.Tolerance(1e-8)).label
+    'limit:tolerance=1e-08'
     """
 
     # A number is compiled in; an array may change from call to call.
@@ -223,6 +238,10 @@ class LeastSquares(AbstractLinearSolve):
     Needs nothing of the system: where it is singular but consistent the result is the solution of
     minimum norm, where it is inconsistent the status says so. 4 products with K a step; at most
     `4 (m + n)` steps, since rounding makes it take more than the rank.
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.LeastSquares()) == hg.LimitFormula()
+    True
     """
 
     @property
@@ -244,11 +263,15 @@ class LeastSquares(AbstractLinearSolve):
 
 
 class LinearSolve(AbstractLinearSolve):
-    """The limit system by a lineax solver, sample by sample (mapped over the batch).
+    """The limit system by `solver`, a lineax one, sample by sample (mapped over the batch).
 
     A dense solver builds an `(m + n)^2` matrix a sample; a singular system breaks most solvers.
     Whatever the solver says, the residual decides the status. What it does inside a step is its
     own: two products at the least.
+
+    >>> import hypergrad as hg, lineax as lx
+    >>> hg.LimitFormula(hg.LinearSolve(lx.LU())).label
+    'limit:lu'
     """
 
     solver: lx.AbstractLinearSolver
