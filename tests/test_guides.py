@@ -184,6 +184,40 @@ def test_words_that_name_no_function(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_words_reach_the_run(folder, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(image_study, "run_image_study", lambda config, *_: seen.append(config))
+    parts = {
+        "K": "parts:second_differences", "F": "parts:Fair:scale=0.05",
+        "G": "BoxQuadratic:radius=0.1,weight=2.0", "loss": "parts:charbonnier",
+    }  # fmt: skip
+    settings = {"patch": 6, "frame": 320, "bits": 4, "rate": 16000}
+    words = [word for name, text in (parts | settings).items() for word in (f"--{name}", str(text))]
+    assert cli.main(["train", *words]) == 0
+    usual = image_study.ImageStudy(strategies=("truncation:k=1",))
+    # Patches overlap by half where the photograph at the end is put together.
+    assert seen == [dataclasses.replace(usual, **parts, **settings, stride=3)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--F", "Frobnicate"),
+        ("--F", "Huber"),
+        ("--G", "Quadratic:weight=-1"),
+        ("--loss", "no_such_module:loss"),
+        ("--bits", "0"),
+    ],
+    ids=" ".join,
+)
+def test_words_that_make_no_sense(words, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(image_study, "run_image_study", lambda *given: None)
+    assert cli.main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("hypergrad: ")
+    assert said.count("\n") == 1
+
+
 def test_a_module_that_fails_is_named(folder) -> None:
     (folder / "broken.py").write_text("1 / 0")
     with pytest.raises(ValueError, match="broken:Name must be importable; got ZeroDivisionError"):
