@@ -98,7 +98,7 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
 
 
 def parse_strategy(text: str) -> AbstractStrategy:
-    """A strategy from its command-line form `name[:option[,option…]]`.
+    """A strategy from `text`, its command-line form `name[:option[,option…]]`.
 
     `name` is a key of `STRATEGIES` or, for a class of the user's, `module:Class`. An option is
     `field=value`, or a word that the strategy offers for an object (`steps=5`, `tail=0.5`, `cgls`).
