@@ -39,6 +39,7 @@ from hypergrad.records import (
     claim_folder,
     environment,
     format_cell,
+    in_use,
     markdown_table,
     write_json,
     write_jsonl,
@@ -100,7 +101,7 @@ class ImageStudy:
         for name in ("samples", "held_out_samples", "tuning_samples"):
             check_count(name, getattr(self, name))
         check_count("epochs", self.epochs, least=0)
-        check_count("seed", self.seed, least=0)
+        check_count("seed", self.seed, least=0, most=2**63 - 1)
         for name in ("learning_rate", "noise"):
             check_number(name, getattr(self, name))
 
@@ -144,15 +145,26 @@ def run_image_study(
 
     `devices` are those that learn: see `train`. A quiet console shows no progress, either.
     """
-    started = time.perf_counter()
     strategies = {s.label: s for s in map(parse_strategy, config.strategies)}
-    solver = ChambollePock(config.iterations)
     for strategy in strategies.values():
-        strategy.check(solver)
+        strategy.check(ChambollePock(config.iterations))
 
     console.print("[bold]1/5[/] data")
     samples = _load(config)
     claim_folder(out, dataclasses.asdict(config))
+    with in_use(out):
+        _run_stages(config, samples, strategies, out, console, devices)
+
+
+def _run_stages(
+    config: ImageStudy,
+    samples: _Data,
+    strategies: Mapping[str, AbstractStrategy],
+    out: Path,
+    console: Console,
+    devices: Mesh | None,
+) -> None:
+    started = time.perf_counter()
     write_json(out / "environment.json", environment())
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")

@@ -94,7 +94,7 @@ FLOORS = {name: i for i, names in enumerate(HOUSE.split("\n")) for name in names
 # What `import hypergrad` offers: nothing inside imports it back.
 FLOORS[""] = len(FLOORS)
 # Files and figures: no JAX, and only each other.
-FLOOR_FREE = {"plotting", "data", "records", "progress", "sweep", "statistics"}
+FLOOR_FREE = {"door", "plotting", "data", "records", "progress", "sweep", "statistics"}
 JAX = {"jax", "jaxlib", "equinox", "lineax", "optax", "optimistix", "jaxopt"}
 
 
