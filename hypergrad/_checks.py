@@ -92,13 +92,19 @@ def check_positive(owner: object, name: str, *, zero_allowed: bool = False) -> N
 # ----------------------------------------------------------------------------------------- settings
 
 
-def check_count(name: str, value: Any, *, least: int = 1) -> None:
-    """Refuse a count that is no whole number or lies below `least`."""
+# What XLA counts with in 32 bits.
+_MOST = 2**31 - 1
+
+
+def check_count(name: str, value: Any, *, least: int = 1, most: int = _MOST) -> None:
+    """Refuse a count that is no whole number, lies below `least` or above `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(
             f"{name} must be a whole number of at least {least}; got {value!r}: "
             f"pass {name}={least} or more"
         )
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}; got {value}: pass a smaller one")
 
 
 def check_counts(name: str, values: Any) -> None:

@@ -30,8 +30,12 @@ class Checkpoints:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         arrays = {f"leaf{i:04d}": leaf for i, leaf in enumerate(leaves)}
         about = json.dumps({"fingerprint": self.fingerprint, "records": records})
-        write_npz(self.folder / f"checkpoint-{epoch:06d}.npz", {**arrays, "about": np.array(about)})
-        for old in self._files()[_CHECKPOINTS_KEPT:]:
+        path = self.folder / f"checkpoint-{epoch:06d}.npz"
+        write_npz(path, {**arrays, "about": np.array(about)})
+        # Later ones than this are damaged, or it would have gone on from there: they do not count.
+        behind = [old for old in self._files() if old <= path]
+        killed = self.folder.glob(".checkpoint-*.part")  # while they were written
+        for old in [*behind[_CHECKPOINTS_KEPT:], *killed]:
             old.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
@@ -39,20 +43,21 @@ class Checkpoints:
 
     def load(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
         """The newest checkpoint that can be read, or None; a damaged one is passed over."""
+        template = jax.tree.leaves(like)
         for path in self._files():
             try:
-                leaves, fingerprint, records = self._read(path, len(jax.tree.leaves(like)))
+                leaves, fingerprint, records = self._read(path, len(template))
+                if fingerprint == self.fingerprint:
+                    leaves = [_fitting(a, t) for a, t in zip(leaves, template, strict=True)]
             except Exception as error:  # whatever a damaged archive makes its reader raise
-                print(f"checkpoint {path} is damaged ({error}): the one before it is used")
+                print(f"checkpoint {path} is damaged ({error}): the one before it is used, if any")
                 continue
             if fingerprint != self.fingerprint:
                 raise ValueError(
                     f"checkpoint {path} must come from the same run; got one of other data or "
                     "settings: name another folder, or remove this one"
                 )
-            template = jax.tree.leaves(like)
-            arrays = [jnp.asarray(a, t.dtype) for a, t in zip(leaves, template, strict=True)]
-            return jax.tree.unflatten(jax.tree.structure(like), arrays), records
+            return jax.tree.unflatten(jax.tree.structure(like), leaves), records
         return None
 
     @staticmethod
@@ -63,6 +68,14 @@ class Checkpoints:
             ours = len(stored.files) == count + 1
             leaves = [stored[f"leaf{i:04d}"] for i in range(count)] if ours else []
             return leaves, about["fingerprint"] if ours else "another", about["records"]
+
+
+def _fitting(leaf: np.ndarray, template: Any) -> jax.Array:
+    """A stored array in the place of one of the run's."""
+    found, wanted = ((a.dtype, a.shape) for a in (leaf, template))
+    if found != wanted:
+        raise ValueError(f"an array is {found} instead of {wanted}")
+    return jnp.asarray(leaf)
 
 
 def fingerprint_of(*parts: Any) -> str:

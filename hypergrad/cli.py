@@ -21,9 +21,9 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-__all__ = ["main"]
+from hypergrad.door import DATA, INTERRUPTED, USAGE, explained, one_line, parsing
 
-_USAGE, _DATA, _INTERRUPTED = 2, 1, 130
+__all__ = ["main"]
 
 # Programs that took longer to compile (s) are kept on disk; reading one takes about a tenth of it.
 _WORTH_KEEPING = 0.1
@@ -176,13 +176,14 @@ _Command = (
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    command = tyro.cli(
-        _Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
-        args=arguments,
-        prog="hypergrad",
-        description="Hypergradients of bilevel problems, side by side.",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    with parsing("hypergrad"):
+        command = tyro.cli(
+            _Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
+            args=arguments,
+            prog="hypergrad",
+            description="Hypergradients of bilevel problems, side by side.",
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
     try:
         if isinstance(command, Strategies):
             _list_strategies()
@@ -195,15 +196,19 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             assert isinstance(command, Train)
             _study("train", command.run, command.parts, command.on, (command.strategy,))
+        sys.stdout.flush()  # here, where a full disk can still be told
     except _UsageError as error:
-        console.print(f"hypergrad: {error}", markup=False)
-        return _USAGE
-    except (ValueError, OSError, ImportError) as error:  # a peer that is not installed
-        console.print(f"hypergrad: {error}", markup=False)
-        return _DATA
-    except _InterruptionError as interruption:
-        console.print(f"\nhypergrad: {interruption}", markup=False)
-        return _INTERRUPTED
+        console.print(f"hypergrad: {one_line(str(error))}", markup=False)
+        return USAGE
+    except _EndedError as ended:
+        text, status = ended.args
+        console.print(f"\nhypergrad: {text}", markup=False)
+        return status
+    except Exception as error:
+        if (line := explained(error)) is None:
+            raise
+        console.print(f"hypergrad: {line}", markup=False)
+        return DATA
     return 0
 
 
@@ -211,8 +216,18 @@ class _UsageError(Exception):
     """The words of the command line do not make sense."""
 
 
-class _InterruptionError(Exception):
-    """The user stopped a run; says what is finished and how to go on."""
+class _EndedError(Exception):
+    """The user or the machine stopped a run; its arguments are the text and the exit status."""
+
+
+def _ended(what: str, out: Path, status: int) -> _EndedError:
+    """Says what is finished and how to go on."""
+    done = ", ".join(sorted(path.name for path in out.glob("*.*"))) or "nothing yet"
+    return _EndedError(
+        f"{what}; finished and whole in {out}: {done}. "
+        f"Give the same command with --out {out} to go on.",
+        status,
+    )
 
 
 def _study(
@@ -275,11 +290,12 @@ def _study(
                 "result"
             )
     except KeyboardInterrupt:
-        done = ", ".join(sorted(path.name for path in out.glob("*.*"))) or "nothing yet"
-        raise _InterruptionError(
-            f"interrupted; finished and whole in {out}: {done}. "
-            f"Give the same command with --out {out} to go on."
-        ) from None
+        raise _ended("interrupted", out, INTERRUPTED) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        # Before the folder is the run's, nothing can be lost, and another one may be wanted.
+        if (line := explained(error)) is None or not (out / "config.json").exists():
+            raise
+        raise _ended(line, out, DATA) from None
 
 
 def _restore(options: Restore) -> None:

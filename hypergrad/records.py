@@ -2,17 +2,19 @@
 
 A record is a flat dict of numbers and strings; a run's records are one JSON object a line. Files
 are written beside their place and renamed, so that an interruption leaves the old or the new one.
+What a kill leaves beside it is called `.<name>.<letters>.part`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +23,9 @@ import numpy as np
 __all__ = [
     "claim_folder",
     "environment",
+    "in_use",
     "markdown_table",
+    "read_json",
     "read_jsonl",
     "round_numbers",
     "to_json",
@@ -35,9 +39,18 @@ __all__ = [
 _PACKAGES = ("hypergrad-jax", "jax", "jaxlib", "equinox", "lineax", "optax", "numpy")
 
 
-def _write(path: Path, mode: str, fill: Callable[[IO[Any]], object]) -> None:
+def _rename(name: str, path: Path) -> None:
+    os.replace(name, path)
+
+
+def _write(
+    path: Path,
+    mode: str,
+    fill: Callable[[IO[Any]], object],
+    place: Callable[[str, Path], None] = _rename,
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             fill(file)
@@ -47,7 +60,7 @@ def _write(path: Path, mode: str, fill: Callable[[IO[Any]], object]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+        place(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -101,6 +114,27 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, to_json(value, indent=2) + "\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """Read one JSON document.
+
+    **Errors**: a `ValueError` that names the file where it is none.
+    """
+    try:
+        return _parsed(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must be JSON; got {error}: repair it, or name another folder"
+        ) from None
+
+
+def _parsed(text: bytes) -> Any:
+    """A JSON document; a ValueError for what is none, brackets without end among it."""
+    try:
+        return json.loads(text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("too many brackets in each other") from None
+
+
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
     write_text(path, "".join(to_json(record) + "\n" for record in records))
@@ -124,17 +158,24 @@ def round_numbers(records: Iterable[Mapping[str, Any]], digits: int = 6) -> list
 def claim_folder(out: str | Path, config: Mapping[str, Any]) -> None:
     """Write `config.json`, or find the same one: a folder holds one run.
 
-    **Errors**: a `ValueError` where the folder holds a run with other settings, or a `config.json`
-    that cannot be read.
+    Of several processes that come at once, the first one writes it.
+
+    **Errors**: a `ValueError` where the folder holds a run with other settings, a `config.json`
+    that cannot be read, or files of which none is one.
     """
     path, ours = Path(out) / "config.json", json.loads(to_json(config))
+    # Looked at before the claim: what another process of this run adds comes after its claim.
+    held = [held.name for held in Path(out).glob("[!.]*")]
     if not path.exists():
-        write_json(path, config)
-        return
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON; got {error}: name another folder") from None
+        if held:
+            raise ValueError(
+                f"{out} must be a new folder, an empty one or one of the same run; got one with "
+                f"other files ({', '.join(sorted(held)[:3])}): name another folder"
+            )
+        text = to_json(config, indent=2) + "\n"
+        with contextlib.suppress(FileExistsError):  # then another process was first
+            _write(path, "w", lambda file: file.write(text), _place_where_none_is)
+    stored = read_json(path)
     if stored != ours:
         stored = stored if isinstance(stored, dict) else {}
         other = [key for key in {**ours, **stored} if stored.get(key) != ours.get(key)]
@@ -142,6 +183,42 @@ def claim_folder(out: str | Path, config: Mapping[str, Any]) -> None:
             f"{out} must be a new folder or one of the same run; got one with other settings "
             f"({', '.join(other)}): name another folder"
         )
+
+
+def _place_where_none_is(name: str, path: Path) -> None:
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        _rename(name, path)
+    else:
+        os.unlink(name)
+
+
+@contextlib.contextmanager
+def in_use(out: str | Path, *, shared: bool = False) -> Generator[None]:
+    """Hold a claimed folder: other processes may only where all of them share it.
+
+    However a process ends, it lets go. A file system that knows no locks holds nothing: there,
+    whole files alone keep two runs apart.
+
+    **Errors**: a `ValueError` where another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            file = stack.enter_context((Path(out) / "config.json").open("r+b"))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{out} must be a folder that no other run is at work in; got one that is in "
+                    "use: wait for that run, stop it, or name another folder"
+                ) from None
+        yield
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -152,7 +229,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = _parsed(line)
         except ValueError as error:
             record, reason = None, str(error)
         else:

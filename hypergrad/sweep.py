@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
-import json
+import math
 import re
 import shutil
 import sys
@@ -29,10 +29,13 @@ import numpy as np
 import tyro
 from rich.progress import Progress
 
+from hypergrad.door import DATA, INTERRUPTED, USAGE, explained, parsing
 from hypergrad.progress import progress_bar
 from hypergrad.records import (
     claim_folder,
     environment,
+    in_use,
+    read_json,
     read_jsonl,
     round_numbers,
     to_json,
@@ -57,7 +60,6 @@ __all__ = [
 ]
 
 Record = Mapping[str, Any]
-_INTERRUPTED = 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +172,7 @@ class _Finished:
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             checksum = content.pop("checksum")
             whole = checksum == _digest(content)
             if whole and content["arrays"] is not None:
@@ -203,7 +205,8 @@ def run_sweep(
 
     **Returns**: the records, or None while cells of other shards are not finished.
 
-    **Errors**: a `ValueError` where `out` holds another run or two cells have one key. An
+    **Errors**: a `ValueError` where `out` holds another run, or is in use by one that does not
+    share it (shards share it), or two cells have one key. An
     interruption leaves finished cells, and the checkpoints of the one at work.
 
     >>> import tempfile
@@ -219,16 +222,17 @@ def run_sweep(
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"cells must have different keys; got twice: {', '.join(twice)}")
     claim_folder(out, config)
-    if not (out / "environment.json").exists():
-        write_json(out / "environment.json", environment())
-    finished = _Finished(out)
-    _compute_missing(cells[shard.index :: shard.of], finished, out, progress)
-    found = [finished.read(cell) for cell in cells]
-    if any(records is None for records in found):
-        return None
-    records = [record for records in found for record in records or ()]
-    write_jsonl(out / "records.jsonl", records)
-    return records
+    with in_use(out, shared=shard.of > 1):
+        if not (out / "environment.json").exists():
+            write_json(out / "environment.json", environment())
+        finished = _Finished(out)
+        _compute_missing(cells[shard.index :: shard.of], finished, out, progress)
+        found = [finished.read(cell) for cell in cells]
+        if any(records is None for records in found):
+            return None
+        records = [record for records in found for record in records or ()]
+        write_jsonl(out / "records.jsonl", records)
+        return records
 
 
 def _compute_missing(cells: Sequence[Cell], finished: _Finished, out: Path, progress: bool) -> None:
@@ -254,7 +258,7 @@ def store(out: str | Path, folder: str | Path) -> None:
     out, folder = Path(out), Path(folder)
     write_jsonl(folder / "records.jsonl", round_numbers(read_jsonl(out / "records.jsonl")))
     for name in ("config.json", "environment.json"):
-        write_json(folder / name, json.loads((out / name).read_text(encoding="utf-8")))
+        write_json(folder / name, read_json(out / name))
     for path in sorted((out / "cells").glob("*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
             compact = {name: _single(arrays[name]) for name in arrays.files}
@@ -317,7 +321,13 @@ def main(
     `report(settings, records)`, the results in words and tables, is printed and written to
     `report.md`.
     """
-    options = tyro.cli(Options[settings], prog=f"experiments/{name}.py")
+    with parsing(program := f"experiments/{name}.py"):
+        options = tyro.cli(Options[settings], prog=program)
+    try:
+        _check_settings(options.config)
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(USAGE)
     if (status := run_experiment(name, options, cells, report)) != 0:
         sys.exit(status)
 
@@ -329,20 +339,41 @@ def run_experiment(
     report: Callable[[C, list[Record]], str] | None = None,
 ) -> int:
     """Run the cells, print and write the report; the exit status."""
-    config = options.config.quick() if options.quick else options.config
     out = options.out or Path("results") / (f"{name}-quick" if options.quick else name)
-    run = run_of(name, config)
     try:
-        records = run_sweep(cells(config), out, config=run, shard=Shard.parse(options.shard))
-    except (ValueError, FileNotFoundError) as error:  # settings, or data that are not there
+        shard = Shard.parse(options.shard)
+    except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        return USAGE
+    try:
+        _run_and_report(name, options, out, shard, cells, report)
+        sys.stdout.flush()  # here, where a full disk can still be told
+    except Exception as error:
+        if (line := explained(error)) is None:
+            raise
+        is_refused = isinstance(error, ValueError) or not (out / "config.json").exists()
+        goes_on = "" if is_refused else f"; the same command goes on in {out}"
+        print(f"{name}: {line}{goes_on}", file=sys.stderr)
+        return DATA
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; the same command goes on in {out}", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
+    return 0
+
+
+def _run_and_report(
+    name: str,
+    options: Options[C],
+    out: Path,
+    shard: Shard,
+    cells: Callable[[C], Sequence[Cell]],
+    report: Callable[[C, list[Record]], str] | None,
+) -> None:
+    config = options.config.quick() if options.quick else options.config
+    records = run_sweep(cells(config), out, config=run_of(name, config), shard=shard)
     if records is None:
         print(f"{name}: this shard is finished, others are not; their cells are missing in {out}")
-        return 0
+        return
     if report is not None:
         text = report(config, records)
         write_text(out / "report.md", text)
@@ -350,4 +381,21 @@ def run_experiment(
     print(f"{name}: {len(records)} records in {out / 'records.jsonl'}")
     if options.store is not None:
         store(out, options.store)
-    return 0
+
+
+def _check_settings(settings: Any, owner: str = "") -> None:
+    """Refuse numbers that no experiment can use: all but a seed are positive and finite."""
+    for field in dataclasses.fields(settings):
+        name, value = f"{owner}{field.name}", getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_settings(value, f"{name}.")
+        if value == ():
+            raise ValueError(f"{name} must not be empty; got (): name one value or more")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            is_seed = "seed" in field.name.split("_")
+            if not (number > 0 or (is_seed and number == 0)) or number == math.inf:
+                raise ValueError(
+                    f"{name} must be positive and finite; got {number}: pass another number"
+                )

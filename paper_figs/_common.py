@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hypergrad.door import explained, one_line
 from hypergrad.plotting import save_figure
 from hypergrad.records import read_jsonl
 
@@ -83,8 +85,31 @@ def arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
     paths = sorted(folder.glob(f"{prefix}*.npz"))
     if len(paths) != 1:
         raise ValueError(f"{folder} must hold one {prefix}*.npz; got {len(paths)}: store it again")
-    with np.load(paths[0], allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    try:
+        with np.load(paths[0], allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:  # whatever a damaged archive makes its reader raise
+        raise ValueError(
+            f"{paths[0]} must be an archive of arrays; got {type(error).__name__}: {error}: store "
+            "it again"
+        ) from None
+
+
+def why_not(error: Exception, folder: Path) -> str:
+    """Why there is no figure, in one line; with the records that stand here it is raised, as a bug.
+
+    Others may be those of a quick run, of another version, or damaged: what they lack shows where.
+    """
+    if isinstance(error, ValueError | OSError):
+        return explained(error) or one_line(str(error))
+    if STORED in (folder.resolve(), folder.resolve().parent):
+        raise error
+    at = [f for f in traceback.extract_tb(error.__traceback__) if "paper_figs" in f.filename][-1]
+    return one_line(
+        f"{folder} must hold the records of a whole run; got some that {at.name} cannot use "
+        f"({Path(at.filename).name}, line {at.lineno}: {type(error).__name__}: {error}): run the "
+        "experiment in full, and store it again"
+    )
 
 
 def main(experiment: str, figures: dict[str, Callable[[Path], Figure]]) -> None:
@@ -97,6 +122,6 @@ def main(experiment: str, figures: dict[str, Callable[[Path], Figure]]) -> None:
         for name, draw in figures.items():
             for path in save_figure(draw(options.records), options.out / name):
                 print(path)
-    except ValueError as error:
-        print(f"{experiment}: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"{experiment}: {why_not(error, options.records)}", file=sys.stderr)
         sys.exit(1)

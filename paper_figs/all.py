@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import statements
-from _common import DRAWN, STORED
+from _common import DRAWN, STORED, why_not
 
 from hypergrad.plotting import save_figure
 from hypergrad.records import write_text
@@ -27,10 +27,11 @@ def main() -> int:
     for path in sorted(Path(__file__).parent.glob("fig[0-9]*.py")):
         module = importlib.import_module(path.stem)
         for name, draw in module.FIGURES.items():
+            folder = options.records / module.EXPERIMENT
             try:
-                print(*save_figure(draw(options.records / module.EXPERIMENT), options.out / name))
-            except ValueError as error:  # no records: the other figures are drawn all the same
-                print(f"{name}: {error}", file=sys.stderr)
+                print(*save_figure(draw(folder), options.out / name))
+            except Exception as error:  # no records: the other figures are drawn all the same
+                print(f"{name}: {why_not(error, folder)}", file=sys.stderr)
                 failed += 1
     text = statements.document(options.records)
     write_text(options.out / "statements.md", text)

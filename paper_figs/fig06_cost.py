@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
+from hypergrad.records import read_json
 from hypergrad.statistics import Interval
 
 AXES = {
@@ -46,7 +46,7 @@ def _kind(record: Record) -> str:
 
 def draw(folder: Path) -> Figure:
     """Time over the floor (above) and memory (below), one parameter varied in each column."""
-    base: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["base"]
+    base: dict[str, Any] = read_json(folder / "config.json")["base"]
     records = [{**r, "kind": _kind(r)} for r in read(folder) if r["strategy"] != "floor"]
     kinds = [k for k in dict.fromkeys(r["kind"] for r in records) if k != "forward solve"]
     styles = styles_of(kinds)

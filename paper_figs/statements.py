@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from _common import STORED
+from _common import STORED, why_not
 from _findings import (
     ENOUGH,
     SAME,
@@ -261,8 +261,8 @@ def table(folder: Path) -> str:
             counted = f" ({held} of {len(finding.cases)})" if len(finding.cases) > 1 else ""
             row["verdict"] = f"**{verdict_of(finding.cases)}**{counted}"
             row["numbers"] = finding.numbers
-        except ValueError as error:
-            print(f"{statement.judge.__name__}: {error}", file=sys.stderr)
+        except Exception as error:
+            print(f"{statement.judge.__name__}: {why_not(error, folder)}", file=sys.stderr)
             row["verdict"], row["numbers"] = "not measured", "–"
         rows.append({**row, "figure": statement.figure, "confound": statement.confound})
     headings = {

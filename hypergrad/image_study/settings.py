@@ -46,7 +46,7 @@ class ImageStudy:
         for name in ("samples", "held_out_samples", "tuning_samples"):
             check_count(name, getattr(self, name))
         check_count("epochs", self.epochs, least=0)
-        check_count("seed", self.seed, least=0)
+        check_count("seed", self.seed, least=0, most=2**63 - 1)
         for name in ("learning_rate", "noise"):
             check_number(name, getattr(self, name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -15,12 +16,12 @@ from hypergrad.image_study.baselines import in_words, tuned_problems
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
 from hypergrad.image_study.pictures import draw
-from hypergrad.image_study.samples import load
+from hypergrad.image_study.samples import StudyData, load
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.image_study.tables import learning_table, report, terminal_table
 from hypergrad.progress import progress_bar
-from hypergrad.records import claim_folder, environment, write_json, write_jsonl, write_text
-from hypergrad.strategies import Truncation, parse_strategy
+from hypergrad.records import claim_folder, environment, in_use, write_json, write_jsonl, write_text
+from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
 
 __all__ = ["run_image_study"]
 
@@ -32,15 +33,26 @@ def run_image_study(
 
     `devices` are those that learn: see `train`. A quiet console shows no progress, either.
     """
-    started = time.perf_counter()
     strategies = {s.label: s for s in map(parse_strategy, config.strategies)}
-    solver = ChambollePock(config.iterations)
     for strategy in strategies.values():
-        strategy.check(solver)
+        strategy.check(ChambollePock(config.iterations))
 
     console.print("[bold]1/5[/] data")
     samples = load(config)
     claim_folder(out, dataclasses.asdict(config))
+    with in_use(out):
+        _run_stages(config, samples, strategies, out, console, devices)
+
+
+def _run_stages(
+    config: ImageStudy,
+    samples: StudyData,
+    strategies: Mapping[str, AbstractStrategy],
+    out: Path,
+    console: Console,
+    devices: Mesh | None,
+) -> None:
+    started = time.perf_counter()
     write_json(out / "environment.json", environment())
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")

@@ -140,7 +140,7 @@ def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> t
         if word in strategy.choices:
             field, constructor = strategy.choices[word]
             return field, constructor(*arguments)
-    except (SyntaxError, TypeError, ValueError) as error:
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"option {option!r} in {text!r} is not understood: {error}") from None
     if word not in names or not arguments:
         known = [*strategy.choices, *(f"{name}=…" for name in names)]
@@ -153,6 +153,8 @@ def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> t
 
 def _import_strategy(module: str, class_name: str, text: str) -> type[AbstractStrategy]:
     try:
+        if not all(map(str.isidentifier, module.split("."))):
+            raise ImportError(f"{module!r} is not the name of a module")
         found = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(

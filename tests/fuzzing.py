@@ -1,0 +1,528 @@
+"""Malformed input of every kind, from seeds: command lines, data, checkpoints, records.
+
+Everything but the last part is the standard library and NumPy: what a user might hand over, made
+without the package. A `Case` lays out a user's folder and says which command meets it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Case(NamedTuple):
+    """What a user hands over: the words of a command, and what lies in the folder it is run in.
+
+    What is `harmless` may also be accepted: a flipped bit can leave numbers behind.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    lay: Callable[[Path], object] = lambda folder: None
+    harmless: bool = False
+
+
+def picture_of(folder: Path) -> dict[str, str]:
+    """Everything below a folder: kinds, permissions, contents and where links lead."""
+    seen = {}
+    for path in sorted(folder.rglob("*")):
+        about = path.lstat()
+        if path.is_symlink():
+            content = os.readlink(path).encode()
+        else:
+            content = path.read_bytes() if path.is_file() else b""
+        name = path.relative_to(folder).as_posix()
+        seen[name] = f"{about.st_mode:o} {hashlib.sha256(content).hexdigest()}"
+    return seen
+
+
+# ------------------------------------------------------------------------------------------ words
+
+_NO_WHOLE_NUMBER = (
+    "", " ", "abc", "1.5", "1e3", "0x10", "∞", "nan", "inf", "½", "1,000", "--", "-", "+", "1 2",
+    "none", "True", "９９.０", "٣٫٥", "\u202e12", "💥", "\udc80", "9" * 5000, "[1]", "'1'", "1;2",
+)  # fmt: skip
+_NO_NUMBER = (
+    "", " ", "abc", "nan", "inf", "-inf", "1e999", "-1", "-1e-300", "0", "-0.0", "1e-400", "0x1p",
+    "1,5", "∞", "½", "None", "++1", "1e", "💥", "\udc80", "[0.1]", "0.1;0.2", "1/3", "NaN(1)",
+)  # fmt: skip
+_NO_STRATEGY = (
+    "", " ", ":", "::", "frobnicate", "FULL", "full ", " full", "full:k=1", "full:=",
+    "truncation:k", "truncation:k=", "truncation:k=0", "truncation:k=-1", "truncation:k=1.5",
+    "truncation:k=None", "truncation:k='1'", "truncation:k=[1]", "truncation:k=1,k=2",
+    "truncation:k=99", "truncation:k=10**3", "truncation:k=nan", "truncation:k=True",
+    "truncation:k=1e1", "truncation:q=1", "truncation:k=__import__('os').system('touch pwned')",
+    "truncation:k=" + "(" * 300, "truncation:k=" + "9" * 5000, "truncation:k=" + "-" * 3000 + "1",
+    "truncation:k={1:2}", "truncation:k=1j", "truncation:k=b'1'", "truncation:k=\u2028",
+    "truncation:k=①", "truncation:K=1", "truncation,k=1", "truncation=1", "limit:steps=0",
+    "limit:steps=-3", "limit:steps=x", "limit:last=0", "limit:last=99", "limit:tolerance=0",
+    "limit:tolerance=-1", "limit:tolerance=nan", "limit:tolerance=1e999", "limit:tolerance=x",
+    "limit:steps=1,last=1", "limit:nonsense", "limit:cgls=3", "limit:cg=0", "ergodic:tail=2.0",
+    "ergodic:tail=0", "ergodic:tail=-1", "ergodic:tail=x", "ergodic:weights=3", "ergodic:even",
+    "jaxopt:nonsense", "jaxopt:lu=1,2", "optimistix:nonsense", "optimistix-checkpointed:0",
+    "optimistix-checkpointed:checkpoints=0", "optimistix-checkpointed:checkpoints=x",
+    "full:checkpoints=0", "full:checkpoints=-1", "full:checkpoints=x", "exact:k=1", "piggyback:1",
+    "forward:k=1", "no_such_module:Class", "json:JSONDecoder", "json:no_such_class", "json:", ":X",
+    ".relative:Class", "..:Class", "os.path:join", "os:system", "json:loads:s='[]'", "a b:C",
+    "hypergrad:AbstractStrategy", "hypergrad:Truncation:k=0", "hypergrad:L1", "hypergrad:__doc__",
+    "hypergrad.no:Class", "💥:Class", "json.decoder:JSONDecoder:x=1", "1:2", "/etc/passwd:Class",
+    "../evil:Class", "evil.py:Class", "hypergrad.strategies:", "hypergrad.strategies:STRATEGIES",
+    "limit:tolerance=[1]", "limit:steps=[]", "limit:steps=1.0", "limit:steps=True", "limit:k=1",
+    "limit:steps=()", "ergodic:tail=[]", "ergodic:tail=True", "jaxopt:gmres=0",
+    "limit:" + "steps=1," * 50, "truncation:" + "k" * 3000, "x" * 3000, "full\nfull", "full,exact",
+)  # fmt: skip
+
+_WHOLE_NUMBERS = {
+    "seed": ("-1",), "iterations": ("0", "-1", "9" * 30), "epochs": ("-1", "9" * 30),
+    "batch-size": ("0", "-1"), "devices": ("0", "-1"),
+}  # fmt: skip
+_NUMBERS = ("learning-rate", "noise")
+_OPTIONS = (*_WHOLE_NUMBERS, *_NUMBERS, "out", "data", "dtype", "quick", "strategy", "strategies")
+
+
+def _misspelt(word: str, draw: random.Random) -> str:
+    """A letter doubled, lost, replaced, or in capitals."""
+    at = draw.randrange(len(word))
+    other = draw.choice("qxzQ_ß∂0-")
+    return draw.choice(
+        [
+            word[:at] + 2 * word[at] + word[at + 1 :],
+            word[:at] + other + word[at + 1 :],
+            word[: at + 1] + other + word[at + 1 :],
+            word.upper(),
+        ]
+    )
+
+
+def _base(command: str) -> tuple[str, ...]:
+    return (command, "--quick", "--iterations", "5", "--out", "out")
+
+
+def command_lines(seed: int) -> Iterator[Case]:
+    """Words that make no sense, for every command and option."""
+    draw = random.Random(seed)
+    for command in ("compare", "train"):
+        base = _base(command)
+        for option, out_of_range in _WHOLE_NUMBERS.items():
+            for value in _NO_WHOLE_NUMBER + out_of_range:
+                yield Case(f"{command} {option} {value[:20]!r}", (*base, f"--{option}", value))
+        for option in _NUMBERS:
+            for value in _NO_NUMBER:
+                yield Case(f"{command} {option} {value[:20]!r}", (*base, f"--{option}", value))
+        for value in ("", "float16", "FLOAT64", "float64 ", "64", "💥"):
+            yield Case(f"{command} dtype {value!r}", (*base, "--dtype", value))
+        strategies = "--strategies" if command == "compare" else "--strategy"
+        for value in _NO_STRATEGY:
+            yield Case(f"{command} {value[:30]!r}", (*base, strategies, value))
+        for value in ("", "missing", "missing.npy", "./..", "missing/own.npy", "x" * 300, "\udcff"):
+            yield Case(f"{command} data {value[:20]!r}", (*base, "--data", value))
+        for option in _OPTIONS:
+            yield Case(f"{command} {option} lacks its value", (command, f"--{option}", "--seed"))
+        for words in (
+            ("--coordinator", "a:1"), ("--processes", "2"), ("--process", "0"),
+            ("--coordinator", "a:1", "--processes", "2"), ("--cluster", "--process", "0"),
+            ("--coordinator", "a:1", "--processes", "2", "--process", "x"),
+        ):  # fmt: skip
+            yield Case(f"{command} {' '.join(words)}", (*base, *words))
+    for option in [*_OPTIONS, "only", "shard"] * 4:
+        command = draw.choice(["compare", "train", "bench"])
+        word = _misspelt(option, draw)
+        yield Case(f"{command} --{word}", (command, "--seed", "1", f"--{word}", "1"))
+    for word in ("compare", "train", "bench", "strategies") * 3:
+        wrong = _misspelt(word, draw)
+        yield Case(f"command {wrong}", (wrong,))
+    for word in ("", "-", "-x", "--version", "💥", "compare train", "\udcff", "-1", "..", "="):
+        yield Case(f"command {word!r}", (word,))
+        yield Case(f"strategies {word!r}", ("strategies", word or "more"))
+    for shard in (
+        "", "1", "2/2", "-1/3", "a/b", "1/0", "0/0", "1/2/3", "½", "1.0/2", " 0/1", "0//1",
+        "9" * 5000 + "/1", "0/-1", "/", "1/",
+    ):  # fmt: skip
+        yield Case(f"bench shard {shard[:20]!r}", ("bench", "--quick", "--shard", shard))
+    for name in ("", "frobnicate", "Floors", "floors,images", "💥", "floors ", "floors\n", "0"):
+        yield Case(f"bench only {name!r}", ("bench", "--quick", "--only", name))
+
+
+# ------------------------------------------------------------------------------------ bytes, files
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """Cut off, emptied, padded, bits flipped, a stretch overwritten or lost, or all of it noise."""
+    at = draw.randrange(max(len(content), 1))
+    some = draw.randbytes(draw.randrange(1, 40))
+    flipped = bytearray(content)
+    for _ in range(draw.choice([1, 3, 30])):
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+    return draw.choice(
+        [
+            content[:at],
+            b"",
+            content + some,
+            some + content,
+            bytes(flipped),
+            content[:at] + some + content[at + len(some) :],
+            content[:at] + content[at + len(some) :],
+            draw.randbytes(len(content)),
+            bytes(len(content)),
+        ]
+    )
+
+
+class Bomb:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def exploded(folder: Path) -> bool:
+    """Whether one was unpickled (or a word of the command line executed) there."""
+    return (folder / "exploded").exists() or (folder / "pwned").exists()
+
+
+def _npy(array: np.ndarray) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / "own.npy", array, allow_pickle=True)
+
+
+def _raw(name: str, content: bytes) -> Callable[[Path], object]:
+    def lay(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return lay
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _header(text: str, payload: bytes = bytes(640)) -> bytes:
+    """A .npy with any text in the place of its header."""
+    padded = text.encode("latin1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded + payload
+
+
+def _arrays() -> Iterator[tuple[str, np.ndarray]]:
+    rows = np.random.default_rng(0).uniform(size=(40, 16))
+    for spoilt in (np.nan, np.inf, -np.inf):
+        for place in ((0, 0), (39, 15), (20, 3)):
+            bad = rows.copy()
+            bad[place] = spoilt
+            yield f"{spoilt} at {place}", bad
+    for shape in ((), (0,), (16,), (0, 16), (16, 0), (1, 16), (2, 3, 4), (0, 0), (1, 1), (1,) * 9):
+        yield f"shape {shape}", np.ones(shape)
+    for kind in ("complex128", "bool", "S3", "U3", "datetime64[s]", "timedelta64[s]", "V8", "O"):
+        yield f"dtype {kind}", np.zeros((40, 16), kind)
+    yield "records", np.zeros(40, [("a", "f8"), ("b", "i4")])
+    yield "records in rows", np.zeros((40, 16), [("a", "f8")])
+
+
+def _array_files(seed: int) -> Iterator[Case]:
+    draw = random.Random(seed)
+    rows = np.random.default_rng(0).uniform(size=(40, 16))
+    whole = _npy_bytes(rows)
+    words = (*_base("train"), "--data", "own.npy")
+    for name, array in _arrays():
+        yield Case(f"npy: {name}", words, _npy(array))
+    for name, text in {
+        "no dict": "[1, 2]", "no Python": "{{{", "nothing": "", "a call": "__import__('os')",
+        "endless": "{" * 5000, "no order": "{'descr': '<f8', 'shape': (5, 16)}",
+        "no dtype": "{'descr': 'x9', 'fortran_order': False, 'shape': (5, 16), }",
+        "a negative shape": "{'descr': '<f8', 'fortran_order': False, 'shape': (-5, 16), }",
+        "a shape beyond the file": "{'descr': '<f8', 'fortran_order': False, 'shape': (99, 16), }",
+        "a huge shape": "{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 16), }",
+        "an overflow": f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({2**62}, 16), }}",
+        "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (5, 16), }",
+        "more keys": "{'descr': '<f8', 'fortran_order': False, 'shape': (5, 16), 'x': 1, }",
+    }.items():  # fmt: skip
+        yield Case(f"npy: header with {name}", words, _raw("own.npy", _header(text)))
+    yield Case("npy: text", words, _raw("own.npy", b"1, 2, 3\n4, 5, 6\n"))
+    yield Case("npy: version 9", words, _raw("own.npy", b"\x93NUMPY\x09\x00" + whole[8:]))
+    yield Case("npy: a folder", words, lambda folder: (folder / "own.npy").mkdir())
+    yield Case("npy: a loop", words, lambda folder: (folder / "own.npy").symlink_to("own.npy"))
+    yield Case("npy: a dead link", words, lambda folder: (folder / "own.npy").symlink_to("no"))
+    yield Case("npy: a device", words, lambda folder: (folder / "own.npy").symlink_to("/dev/null"))
+
+    def pickled(folder: Path) -> None:
+        (folder / "own.npy").write_bytes(pickle.dumps(Bomb(folder / "exploded")))
+
+    def objects(folder: Path) -> None:
+        np.save(folder / "own.npy", np.array([[Bomb(folder / "exploded")]] * 5, object))
+
+    def zipped(folder: Path) -> None:
+        np.savez(folder / "own.npz", a=rows, b=np.array([Bomb(folder / "exploded")], object))
+        (folder / "own.npz").rename(folder / "own.npy")
+
+    yield Case("npy: a pickle", words, pickled)
+    yield Case("npy: objects that are pickled", words, objects)
+    yield Case("npy: an archive", words, zipped)
+    for suffix in ("npz", "NPY.txt", "csv", "mat", "pkl", "h5"):
+        named = (*_base("train"), "--data", f"own.{suffix}")
+        yield Case(f"a file *.{suffix}", named, _raw(f"own.{suffix}", whole))
+    for i in range(60):
+        content = damaged(whole, draw)
+        yield Case(f"npy: damaged {i}", words, _raw("own.npy", content), harmless=True)
+
+
+def _png(grey: np.ndarray, size: tuple[int, int] | None = None) -> bytes:
+    """A picture, or one whose head gives another size."""
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width = size or grey.shape
+    lines = b"".join(b"\0" + row.tobytes() for row in grey.astype(np.uint8))
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def _wav(samples: np.ndarray, rate: int = 8000, *, kind: int = 1, bits: int = 16) -> bytes:
+    content = samples.astype("<i2").tobytes()
+    head = struct.pack("<IHHIIHH", 16, kind, 1, rate, rate * bits // 8, bits // 8, bits)
+    body = b"WAVEfmt " + head + b"data" + struct.pack("<I", len(content)) + content
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _folders(seed: int) -> Iterator[Case]:
+    """Folders named `own` with pictures and sounds that cannot be used."""
+    draw = random.Random(seed)
+    rng = np.random.default_rng(seed)
+    picture = _png(rng.integers(0, 256, (24, 24)))
+    sound = _wav(20000 * np.sin(0.3 * np.arange(1600)))
+    words = (*_base("train"), "--data", "own")
+
+    def files(**contents: bytes) -> Callable[[Path], None]:
+        def lay(folder: Path) -> None:
+            (folder / "own").mkdir(exist_ok=True)
+            for name, content in contents.items():
+                (folder / "own" / name.replace("_", ".")).write_bytes(content)
+
+        return lay
+
+    def then(lay: Callable[[Path], object], more: Callable[[Path], object]) -> Callable:
+        return lambda folder: (lay(folder), more(folder))
+
+    one = files(a_png=picture)
+    for name, lay in {
+        "nothing": files(), "text": files(a_txt=b"hello"), "a hidden one": files(_a_png=picture),
+        "one picture": one, "one sound": files(a_wav=sound),
+        "pictures and sounds": files(a_png=picture, b_png=picture, a_wav=sound),
+        "text named png": files(a_png=b"hello", b_png=picture),
+        "an empty png": files(a_png=b"", b_png=picture),
+        "a sound named png": files(a_png=sound, b_png=picture),
+        "a picture named wav": files(a_wav=picture, b_wav=sound),
+        "text named flac": files(a_flac=b"fLaC\0\0", b_wav=sound),
+        "an empty flac": files(a_flac=b"", b_wav=sound),
+        "a small picture": files(a_png=_png(np.ones((7, 30))), b_png=picture),
+        "a picture without pixels": files(a_png=_png(np.ones((0, 0))), b_png=picture),
+        "a bomb of pixels": files(a_png=_png(np.ones((24, 24)), (60000, 60000)), b_png=picture),
+        "a larger size": files(a_png=_png(np.ones((24, 24)), (24, 48)), b_png=picture),
+        "another rate": files(a_wav=_wav(np.ones(1600), 44100), b_wav=sound),
+        "no rate": files(a_wav=_wav(np.ones(1600), 0), b_wav=sound),
+        "no bits": files(a_wav=_wav(np.ones(1600), bits=0), b_wav=sound),
+        "an unknown codec": files(a_wav=_wav(np.ones(1600), kind=0x7777), b_wav=sound),
+        "silence": files(a_wav=_wav(np.zeros(1600)), b_wav=_wav(np.zeros(1600))),
+        "no samples": files(a_wav=_wav(np.zeros(0)), b_wav=_wav(np.zeros(0))),
+        "clips that are too short": files(a_wav=_wav(np.ones(90)), b_wav=_wav(np.ones(90))),
+        "an array": files(own_npy=_npy_bytes(np.ones((4, 4)))),
+        "a loop of folders": then(files(), lambda f: (f / "own" / "in").symlink_to("..")),
+        "a loop named png": then(files(), lambda f: (f / "own" / "a.png").symlink_to("a.png")),
+        "a dead link named png": then(files(), lambda f: (f / "own" / "a.png").symlink_to("no")),
+        "a folder named png": then(files(), lambda f: (f / "own" / "a.png").mkdir()),
+        "a pipe named png": then(one, lambda f: os.mkfifo(f / "own" / "b.png")),
+        "a pickle named png": then(
+            one, lambda f: (f / "own" / "b.png").write_bytes(pickle.dumps(Bomb(f / "exploded")))
+        ),
+        "a pickle named tif": then(
+            one, lambda f: (f / "own" / "b.tif").write_bytes(pickle.dumps(Bomb(f / "exploded")))
+        ),
+    }.items():  # fmt: skip
+        yield Case(f"folder: {name}", words, lay)
+    for i in range(50):
+        spoilt = {"a_png": damaged(picture, draw), "b_png": picture}
+        yield Case(f"png: damaged {i}", words, files(**spoilt), harmless=True)
+    for i in range(50):
+        spoilt = {"a_wav": damaged(sound, draw), "b_wav": sound}
+        yield Case(f"wav: damaged {i}", words, files(**spoilt), harmless=True)
+    flac = _flac()
+    for i in range(30):
+        spoilt = {"a_flac": damaged(flac, draw), "b_wav": sound}
+        yield Case(f"flac: damaged {i}", words, files(**spoilt), harmless=True)
+
+
+def _flac() -> bytes:
+    import io
+
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, 0.6 * np.sin(0.3 * np.arange(1600)), 8000, format="FLAC")
+    return file.getvalue()
+
+
+def data_files(seed: int) -> Iterator[Case]:
+    """Arrays, pictures and sounds that cannot be read or used."""
+    yield from _array_files(seed)
+    yield from _folders(seed)
+
+
+# -------------------------------------------------------------------------------- archives, records
+
+
+def archives(whole: Path, seed: int, count: int) -> Iterator[tuple[str, Callable[[Path], object]]]:
+    """Ways to spoil an archive of named arrays that lies at the path they are called with."""
+    draw = random.Random(seed)
+    content = whole.read_bytes()
+    with np.load(whole, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    first, *others = arrays
+
+    def with_arrays(**changed: Any) -> Callable[[Path], None]:
+        return lambda path: np.savez(path, **arrays | changed)
+
+    def bomb(path: Path) -> None:
+        np.savez(path, **arrays | {first: np.array([Bomb(path.parent / "exploded")], object)})
+
+    def pickled(path: Path) -> None:
+        path.write_bytes(pickle.dumps(Bomb(path.parent / "exploded")))
+
+    def without(name: str) -> Callable[[Path], None]:
+        return lambda path: np.savez(path, **{n: a for n, a in arrays.items() if n != name})
+
+    def text_inside(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in arrays:
+                archive.writestr(f"{name}.npy", "hello")
+
+    def a_folder(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    def a_loop(path: Path) -> None:
+        path.unlink()
+        path.symlink_to(path.name)
+
+    yield "a pickle", pickled
+    yield "objects that are pickled", bomb
+    yield "a bare array", lambda path: path.write_bytes(_npy_bytes(np.zeros(3)))
+    yield "text inside", text_inside
+    yield "a folder", a_folder
+    yield "a loop", a_loop
+    for name in dict.fromkeys((first, [first, *others][-1])):
+        yield f"without {name}", without(name)
+    for kind in ("U3", "complex128", "datetime64[s]", "V4"):
+        yield f"{first} as {kind}", with_arrays(**{first: np.zeros(np.shape(arrays[first]), kind)})
+    for shape in ((), (0,), (1, 1, 1), (3, 5)):
+        yield f"{first} of shape {shape}", with_arrays(**{first: np.zeros(shape)})
+    for i in range(count):
+        spoilt = damaged(content, draw)
+        yield f"damaged {i}", lambda path, spoilt=spoilt: path.write_bytes(spoilt)
+
+
+_NO_JSON = (
+    b"", b"\0", b"{", b"}", b"[]", b"3", b"null", b'"text"', b"{'a': 1}", b'{"a": NaN', b"\xff\xfe",
+    b'{"a": 1}{"b": 2}', b'{"a": \xed\xa0\x80}', b"[" * 20000, b'{"a":' * 20000, b"1" * 5000,
+    b'{"a": 1e999}', b"true", b"\xef\xbb\xbf{}", b'{"a": 1,}',
+)  # fmt: skip
+
+
+def documents(whole: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """What might stand in the place of a JSON document."""
+    draw = random.Random(seed)
+    for content in _NO_JSON:
+        yield repr(content[:20]), content
+    for i in range(count):
+        yield f"damaged {i}", damaged(whole, draw)
+
+
+def tables(whole: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """What might stand in the place of records, one JSON object a line."""
+    draw = random.Random(seed)
+    lines = whole.splitlines()
+    yield "no record", b""
+    for i, content in enumerate(_NO_JSON[1:]):
+        at = draw.randrange(len(lines))
+        yield f"no object {i}", b"\n".join([*lines[:at], content, *lines[at + 1 :]])
+    records = [json.loads(line) for line in lines]
+    columns = sorted({key for record in records for key in record})
+    for column in columns:
+        lost = [{k: v for k, v in record.items() if k != column} for record in records]
+        yield f"without {column}", _lines(lost)
+        for value in ("text", None, [1, 2], {"a": 1}, True, -1e308):
+            at = draw.randrange(len(records))
+            spoilt = [dict(record) for record in records]
+            spoilt[at][column] = value
+            yield f"{column} once {value!r}", _lines(spoilt)
+            yield f"{column} always {value!r}", _lines([{**r, column: value} for r in records])
+    for i in range(count):
+        yield f"damaged {i}", damaged(whole, draw)
+    for i in range(count):
+        kept = [record for record in records if draw.random() < draw.choice([0.02, 0.3, 0.9])]
+        yield f"{len(kept)} of the records {i}", _lines(kept)
+
+
+def _lines(records: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def clear(folder: Path) -> None:
+    """Empty a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+# -------------------------------------------------------------------------------- own settings
+
+
+def settings_lines(settings: Any, seed: int, count: int) -> Iterator[Case]:
+    """Words that make no sense for an experiment with these settings (a dataclass)."""
+    draw = random.Random(seed)
+    numbers = [*_numbers(settings, "")]
+    for i in range(count):
+        option, value = numbers[i % len(numbers)]
+        wrong = _NO_WHOLE_NUMBER if isinstance(value, int) else _NO_NUMBER
+        text = draw.choice([*wrong, "-1", "-7"])
+        yield Case(f"{option} {text[:20]!r}", ("--quick", "--out", "out", f"--{option}", text))
+    for option, _ in numbers[:: max(len(numbers) // 4, 1)]:
+        word = _misspelt(option, draw)
+        yield Case(f"--{word}", (f"--{word}", "1"))
+    for shard in ("", "1", "2/2", "x/y", "1/0"):
+        yield Case(f"shard {shard!r}", ("--quick", "--out", "out", "--shard", shard))
+    yield Case("out lacks its value", ("--quick", "--out"))
+    yield Case("a word too many", ("--quick", "--out", "out", "more"))
+
+
+def _numbers(settings: Any, prefix: str) -> Iterator[tuple[str, int | float]]:
+    """Names and values of all numbers among the settings, nested ones with a dot."""
+    for name, value in vars(settings).items():
+        option = prefix + name.replace("_", "-")
+        if isinstance(value, tuple) and value and isinstance(value[0], int | float):
+            yield option, value[0]
+        elif isinstance(value, int | float):
+            yield option, value
+        elif hasattr(value, "__dataclass_fields__"):
+            yield from _numbers(value, f"{option}.")
