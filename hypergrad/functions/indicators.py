@@ -142,6 +142,10 @@ class NonNegative(AbstractFunction):
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return jnp.where(z > 0, z, 0.0)
 
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        # By Moreau, z - step (z / step) is 0 to the rounding of z alone, which may lie outside.
+        return jnp.where(z > 0, 0.0, z)
+
     def conjugate(self, y: Vector) -> Values:
         return indicator_of(y, jnp.ones((), y.dtype))
 
