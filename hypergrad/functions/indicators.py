@@ -137,7 +137,7 @@ class NonNegative(AbstractFunction):
     separable: ClassVar[bool] = True
 
     def __call__(self, v: Vector) -> Values:
-        return indicator_of(-v, jnp.ones((), v.dtype))
+        return indicator_of(-v, _size(v))
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return jnp.where(z > 0, z, 0.0)
@@ -147,10 +147,15 @@ class NonNegative(AbstractFunction):
         return jnp.where(z > 0, 0.0, z)
 
     def conjugate(self, y: Vector) -> Values:
-        return indicator_of(y, jnp.ones((), y.dtype))
+        return indicator_of(y, _size(y))
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.abs(z)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
         return (z > 0).astype(jnp.int32)
+
+
+def _size(v: Vector) -> Array:
+    """What the rounding of a vector is relative to: its largest entry, at least 1."""
+    return jnp.maximum(jnp.max(jnp.abs(v), axis=-1, keepdims=True), 1.0)
