@@ -1,6 +1,7 @@
 """Laws that hypergradients obey, at problems that hypothesis draws.
 
-Everyday few draws, the same in every run; `pytest --hypothesis-profile thorough` draws thousands.
+Everyday few draws, the same in every run; `pytest --hypothesis-profile thorough` draws twenty times
+as many, `-m "slow or not slow"` for every strategy.
 """
 
 from __future__ import annotations
@@ -124,14 +125,17 @@ def differentiated(drawn: Level, sizes, label: str, scale=1.0, shift=0.0) -> hg.
 @every_strategy
 @given(draw=numbers)
 def test_gradient_of_a_scaled_and_shifted_loss(label, draw):
+    """To the last bit, by a power of 2 or by 0, which round nothing: whatever the condition."""
     drawn = generic(draw)
     sizes = step_sizes(draw, drawn.problem.K)
-    scale, shift = 10.0 ** draw.rng.uniform(-12, 12) * draw.entries(1)[0], draw.entries(1)[0]
+    scale = draw.rng.choice([-1.0, 0.0, 1.0], p=[0.45, 0.1, 0.45]) * 2.0 ** draw.rng.integers(
+        -40, 40
+    )
     h = differentiated(drawn, sizes, label)
-    scaled = differentiated(drawn, sizes, label, scale, shift)
-    expected = jax.tree.map(lambda g: scale * g, (h.grad, h.grad_x_tilde, h.grad_solver))
-    # A power of 2 alone would scale without rounding.
-    assert_close((scaled.grad, scaled.grad_x_tilde, scaled.grad_solver), expected, rtol=1e-10)
+    scaled = differentiated(drawn, sizes, label, scale, shift=draw.rng.standard_normal())
+    gradients = [(a.grad, a.grad_x_tilde, a.grad_solver) for a in (h, scaled)]
+    for g, got in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_array_equal(got, scale * np.asarray(g))
 
 
 class Permutation(NamedTuple):
@@ -184,7 +188,10 @@ def test_signed_permutations_come_along(label, draw):
     assume(np.min(h.solution.stats.margin) > 1e-8)
     grad = permuted(h.grad, rows, columns)
     expected = grad, columns(h.grad_x_tilde), h.grad_solver
-    assert_close((of_turned.grad, of_turned.grad_x_tilde, of_turned.grad_solver), expected, 1e-10)
+    got = of_turned.grad, of_turned.grad_x_tilde, of_turned.grad_solver
+    # Rounding in another order, multiplied by the condition of a linear solve: below 1e-10 in a
+    # hundred draws of each strategy of everyday.
+    assert_close(got, expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize(

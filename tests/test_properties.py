@@ -1,6 +1,7 @@
 """Laws that every function and every operator obeys, at numbers that hypothesis draws.
 
-Everyday few draws, the same in every run; `pytest --hypothesis-profile thorough` draws thousands.
+Everyday few draws, the same in every run; `pytest --hypothesis-profile thorough` draws twenty times
+as many: 10,000 points for every function, dtype and law.
 """
 
 from __future__ import annotations
