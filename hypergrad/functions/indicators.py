@@ -42,6 +42,10 @@ class Box(AbstractFunction):
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return clip(z, self.radius)
 
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        # 0 inside, where z - step (z / step) would be rounding.
+        return z - clip(z, step * self.radius)
+
     def conjugate(self, y: Vector) -> Values:
         return jnp.sum(self.radius * jnp.abs(y), axis=-1)
 
@@ -117,6 +121,9 @@ class L2Ball(AbstractFunction):
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return shrink_to_ball(z, self.radius, -1)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return z - shrink_to_ball(z, step * self.radius, -1)
 
     def conjugate(self, y: Vector) -> Values:
         return self.radius * norm(y, -1)
