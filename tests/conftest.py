@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
 # One core for each worker, before JAX counts them: the threads of one get in the way of the others.
@@ -23,6 +24,14 @@ jax.config.update("jax_disable_most_optimizations", True)
 # The command line would keep programs in the user's cache, here and in processes of their own.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 jax.config.update("jax_enable_compilation_cache", False)
+
+# The draws of the property tests: the same few in every run, or `--hypothesis-profile thorough`.
+# What they draw are seeds, of which none is simpler than another: nothing to shrink. What is
+# compiled first may take its time.
+_SEEDS = settings(phases=[Phase.generate], database=None, deadline=None)
+settings.register_profile("everyday", _SEEDS, max_examples=5, derandomize=True)
+settings.register_profile("thorough", _SEEDS, max_examples=100)
+settings.load_profile("everyday")
 
 # Every annotated function of the numerical core then checks the shapes of what it is given. It has
 # to be in place before the package is imported for the first time.

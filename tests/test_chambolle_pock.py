@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -383,6 +384,14 @@ def test_with_step_sizes_writes_them_out():
     expected = solver.step_sizes(problem)
     assert (written.tau, written.sigma, written.theta) == tuple(expected)
     assert written.step_sizes(problem) == expected
+
+
+def test_with_step_sizes_changes_nothing_else():
+    given = {"step_ratio": 3.0, "primal_scale": 2.0, "tolerance": 1e-3}
+    solver = hg.ChambollePock(20, **given, acceleration=hg.RestartedHalpern())
+    written = solver.with_step_sizes(l1_box())
+    for name in (*given, "iterations", "acceleration"):
+        assert eqx.tree_equal(getattr(written, name), getattr(solver, name)), name
 
 
 @pytest.mark.parametrize(

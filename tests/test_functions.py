@@ -463,6 +463,7 @@ EPS = np.finfo(float).eps
         (hg.L2Ball(5.0), [3.0, 4.0 + 1e-9], INF),
         (hg.NonNegative(), [0.0, 2.0], 0.0),
         (hg.NonNegative(), [-1e-9, 2.0], INF),
+        (hg.NonNegative(), [-1e-12, 1e4], 0.0),  # beyond by the rounding of a product with K
         (hg.L1(0.5).conjugate, [0.5, -0.5], 0.0),
         (hg.L1(0.5).conjugate, [0.5 + 1e-9, 0.0], INF),
         (hg.L1([0.5, 0.0]).conjugate, [0.5, 0.0], 0.0),
@@ -473,6 +474,7 @@ EPS = np.finfo(float).eps
         (hg.Huber(0.5, 2.0).conjugate, [0.5 + 1e-9, 0.0], INF),
         (hg.NonNegative().conjugate, [0.0, -2.0], 0.0),
         (hg.NonNegative().conjugate, [1e-9, -2.0], INF),
+        (hg.NonNegative().conjugate, [1e-12, -1e4], 0.0),
         (hg.Zero().conjugate, [0.0, 0.0], 0.0),
         (hg.Zero().conjugate, [1e-9, 0.0], INF),
     ],

@@ -164,8 +164,11 @@ class ChambollePock(eqx.Module):
     def with_step_sizes(self, problem: LowerLevel) -> ChambollePock:
         """The same solver with the step sizes of this problem written out (the norm paid once)."""
         tau, sigma, theta = self.step_sizes(problem)
-        return ChambollePock(
-            self.iterations, tau, sigma, theta, self.step_ratio, self.primal_scale, self.tolerance
+        return eqx.tree_at(
+            lambda solver: (solver.tau, solver.sigma, solver.theta),
+            self,
+            (tau, sigma, theta),
+            is_leaf=lambda leaf: leaf is None,
         )
 
     def check_step_sizes(self, problem: LowerLevel) -> None:

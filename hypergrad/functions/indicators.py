@@ -46,6 +46,10 @@ class Box(AbstractFunction):
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return clip(z, self.radius)
 
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        # 0 inside, where z - step (z / step) would be rounding.
+        return z - clip(z, step * self.radius)
+
     def conjugate(self, y: Vector) -> Values:
         return jnp.sum(self.radius * jnp.abs(y), axis=-1)
 
@@ -130,6 +134,9 @@ class L2Ball(AbstractFunction):
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return shrink_to_ball(z, self.radius, -1)
 
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return z - shrink_to_ball(z, step * self.radius, -1)
+
     def conjugate(self, y: Vector) -> Values:
         return self.radius * norm(y, -1)
 
@@ -153,16 +160,25 @@ class NonNegative(AbstractFunction):
     separable: ClassVar[bool] = True
 
     def __call__(self, v: Vector) -> Values:
-        return indicator_of(-v, jnp.ones((), v.dtype))
+        return indicator_of(-v, _size(v))
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
         return jnp.where(z > 0, z, 0.0)
 
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        # By Moreau, z - step (z / step) is 0 to the rounding of z alone, which may lie outside.
+        return jnp.where(z > 0, 0.0, z)
+
     def conjugate(self, y: Vector) -> Values:
-        return indicator_of(y, jnp.ones((), y.dtype))
+        return indicator_of(y, _size(y))
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.abs(z)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
         return (z > 0).astype(jnp.int32)
+
+
+def _size(v: Vector) -> Array:
+    """What the rounding of a vector is relative to: its largest entry, at least 1."""
+    return jnp.maximum(jnp.max(jnp.abs(v), axis=-1, keepdims=True), 1.0)
