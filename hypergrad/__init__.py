@@ -42,6 +42,9 @@ from hypergrad.functions import Quadratic as Quadratic
 from hypergrad.functions import SeparableSum as SeparableSum
 from hypergrad.functions import Zero as Zero
 from hypergrad.lower_level import LowerLevel as LowerLevel
+from hypergrad.restoration import restore as restore
+from hypergrad.saved_operator import SavedOperator as SavedOperator
+from hypergrad.saved_operator import load_operator as load_operator
 from hypergrad.status import Status as Status
 from hypergrad.strategies import STRATEGIES as STRATEGIES
 from hypergrad.strategies import AbstractDifferentiableStrategy as AbstractDifferentiableStrategy
@@ -62,6 +65,7 @@ from hypergrad.strategies import LeastSquares as LeastSquares
 from hypergrad.strategies import LimitFormula as LimitFormula
 from hypergrad.strategies import Linear as Linear
 from hypergrad.strategies import LinearSolve as LinearSolve
+from hypergrad.strategies import MatrixFree as MatrixFree
 from hypergrad.strategies import OptimistixCheckpointed as OptimistixCheckpointed
 from hypergrad.strategies import OptimistixImplicit as OptimistixImplicit
 from hypergrad.strategies import Piggyback as Piggyback

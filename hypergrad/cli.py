@@ -1,4 +1,4 @@
-"""The command line: `hypergrad compare | train | bench | strategies`.
+"""The command line: `hypergrad compare | train | restore | bench | strategies`.
 
 Usage errors end with status 2, unusable data or settings with 1, an interruption with 130; in each
 case with one line and without a traceback.
@@ -45,6 +45,14 @@ class RunOptions:
     data: str | None = None
     """Own data: a .npy of shape (samples, n), a folder of images or a folder of audio.
     (default: photographs from scikit-image)"""
+    patch: int | None = None
+    """Pixels along each side of a patch of a picture. (default: 8)"""
+    frame: int = 160
+    """Entries of a frame of sound."""
+    bits: int = 3
+    """Bits that sound is quantised to: what is observed of it."""
+    rate: int = 8000
+    """Rate of all sound files in Hz; nothing is resampled."""
     iterations: int = 100
     """L, the iterations of the lower level."""
     epochs: int | None = None
@@ -56,6 +64,23 @@ class RunOptions:
     photograph of its own, `rocket`.)"""
     noise: float = 0.1
     """Standard deviation of the noise on pictures in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartOptions:
+    """Parts of one's own; a module is looked for where Python looks, and in this folder."""
+
+    K: str | None = None
+    """Where K starts: module:function, called with the shape of a sample, returns a matrix.
+    (default: DCT and differences)"""
+    F: str = "L1"
+    """The regulariser: a function of hypergrad with its options, as in Huber:smoothing=0.01, or
+    module:Class. A weight that is not given is chosen on training data."""
+    G: str = "Quadratic:weight=1.0"
+    """The data term, likewise; its weight has to be given."""
+    loss: str | None = None
+    """What is learned by: module:function of x and x_true, a mean over the batch.
+    (default: half the squared error)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +109,7 @@ class Compare:
     """Strategies, separated by spaces: a name from `hypergrad strategies` with its options, as in
     truncation:k=5, or module:Class."""
     run: RunOptions = RunOptions()
+    parts: PartOptions = PartOptions()
     on: DeviceOptions = DeviceOptions()
 
 
@@ -94,7 +120,29 @@ class Train:
     strategy: str = "truncation:k=1"
     """The strategy, as in `compare`."""
     run: RunOptions = RunOptions()
+    parts: PartOptions = PartOptions()
     on: DeviceOptions = DeviceOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Restore:
+    """Apply a learned operator to a picture, a sound or rows: a file of the kind it learned on."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """What was observed: PNG, JPEG, TIFF; WAV, FLAC; or a .npy of shape (samples, n)."""
+    operator: Path
+    """The operator_….npz that `train` or `compare` saved."""
+    out: Path | None = None
+    """The file to write; one that exists is never written over.
+    (default: <name>-restored beside the file)"""
+    truth: Path | None = None
+    """The true file, where there is one: then the PSNR is told."""
+    stride: int | None = None
+    """From one patch or frame to the next; 1 averages most and takes longest.
+    (default: half a patch)"""
+    own: tuple[str, ...] = ()
+    """module:Class of your own that it was learned with, separated by spaces: a file may not name
+    code that runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +167,7 @@ class Strategies:
 _Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Restore, tyro.conf.subcommand("restore")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Strategies, tyro.conf.subcommand("strategies")]
 )
@@ -138,12 +187,14 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(command, Strategies):
             _list_strategies()
         elif isinstance(command, Compare):
-            _study("compare", command.run, command.on, command.strategies)
+            _study("compare", command.run, command.parts, command.on, command.strategies)
+        elif isinstance(command, Restore):
+            _restore(command)
         elif isinstance(command, Bench):
             return _bench(command)
         else:
             assert isinstance(command, Train)
-            _study("train", command.run, command.on, (command.strategy,))
+            _study("train", command.run, command.parts, command.on, (command.strategy,))
     except _UsageError as error:
         console.print(f"hypergrad: {error}", markup=False)
         return _USAGE
@@ -164,7 +215,13 @@ class _InterruptionError(Exception):
     """The user stopped a run; says what is finished and how to go on."""
 
 
-def _study(name: str, options: RunOptions, on: DeviceOptions, strategies: tuple[str, ...]) -> None:
+def _study(
+    name: str,
+    options: RunOptions,
+    parts: PartOptions,
+    on: DeviceOptions,
+    strategies: tuple[str, ...],
+) -> None:
     # The command line owns the process, so it may set JAX's global precision; the library may not.
     import jax
 
@@ -174,13 +231,18 @@ def _study(name: str, options: RunOptions, on: DeviceOptions, strategies: tuple[
     from hypergrad.chambolle_pock import ChambollePock
     from hypergrad.devices import data_parallel
     from hypergrad.image_study import ImageStudy, run_image_study
+    from hypergrad.own_parts import parse_function, parse_loss
     from hypergrad.strategies import parse_strategy
 
+    _look_for_modules_here()
+    settings = ("epochs", "batch_size", "iterations", "learning_rate", "noise", "patch", "frame")
     given = {
         field: getattr(options, field)
-        for field in ("epochs", "batch_size", "iterations", "learning_rate", "noise")
+        for field in (*settings, "bits", "rate")
         if getattr(options, field) is not None
     }
+    if options.patch is not None:  # the photograph at the end is cut into overlapping ones
+        given["stride"] = max(1, options.patch // 2)
     several = on.devices is not None or jax.process_count() > 1
     try:
         config = dataclasses.replace(
@@ -189,10 +251,15 @@ def _study(name: str, options: RunOptions, on: DeviceOptions, strategies: tuple[
             seed=options.seed,
             dtype=options.dtype,
             data=options.data,
+            **dataclasses.asdict(parts),
             **given,
         )
         for text in strategies:
             parse_strategy(text).check(ChambollePock(config.iterations))
+        for text in (parts.F, parts.G):
+            parse_function(text).at_weights([1.0])
+        if parts.loss is not None:
+            parse_loss(parts.loss)
         mesh = data_parallel(on.devices) if several else None
     except ValueError as error:
         raise _UsageError(error) from None
@@ -213,6 +280,47 @@ def _study(name: str, options: RunOptions, on: DeviceOptions, strategies: tuple[
             f"interrupted; finished and whole in {out}: {done}. "
             f"Give the same command with --out {out} to go on."
         ) from None
+
+
+def _restore(options: Restore) -> None:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)  # an operator of float32 stays one
+    _keep_programs()
+    from hypergrad.own_parts import import_part
+    from hypergrad.restored_files import restore_file
+    from hypergrad.saved_operator import load_operator
+
+    _look_for_modules_here()
+    try:
+        own = [import_part(text) for text in options.own]
+    except ValueError as error:
+        raise _UsageError(error) from None
+    restored = restore_file(
+        load_operator(options.operator, own=own),
+        options.file,
+        out=options.out,
+        truth=options.truth,
+        stride=options.stride,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    if restored.restored is not None:
+        console.print(
+            f"PSNR {restored.observed:.2f} dB observed, {restored.restored:.2f} dB restored"
+        )
+    if restored.clipped > 0:
+        console.print(
+            f"{100 * restored.clipped:.2g} % of the values lay outside what the file can hold, and "
+            "are at the end of its range now"
+        )
+    console.print(f"written to {restored.out}", markup=False)
+
+
+def _look_for_modules_here() -> None:
+    """Modules of the user's in this folder are found, too; what is installed comes first."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def _start_processes(on: DeviceOptions) -> None:

@@ -695,6 +695,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hg.WarmStart(residual=True),
         r"residual must be one finite number above 0; got True: pass a float",
     ),
+    "a word for a search": (
+        lambda: hg.Exact(search="matrix-free"),
+        "search must be a way to search for the exact pair; got 'matrix-free': pass",
+    ),
+    "no iterations for a search": (
+        lambda: hg.MatrixFree(iterations=0),
+        "iterations must be a whole number of at least 1; got 0",
+    ),
     "None for a share": (
         lambda: hg.WarmStart(share=None),
         r"share must lie in [0, 1]; got None: try 0.9",

@@ -7,10 +7,11 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hypergrad.records import to_json
-from hypergrad.statistics import Interval
+from hypergrad.statistics import Interval, mean_interval
 from hypergrad.sweep import run_of
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +85,60 @@ def test_the_table_of_statements_is_that_of_the_stored_records():
     text = statements.document(statements.STORED)
     assert "not measured" not in text
     assert text == statements.WRITTEN.read_text(encoding="utf-8")
+
+
+def test_the_numbers_of_the_table_of_decisions_are_those_of_the_records():
+    """They are written by hand in the README, and have to follow when records do."""
+    common = importlib.import_module("_common")
+    fig04, fig09 = (
+        importlib.import_module(f"fig{n}") for n in ("04_backprop_steps", "09_operators")
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def one(experiment: str, **where):
+        (record,) = common.select(common.read(common.STORED / experiment), **where)
+        return record
+
+    def cost(strategy: str):
+        return one("cost", strategy=strategy, L=100, k=10, batch=64, side=8)
+
+    forward, full, peer = map(cost, ("forward solve", "full", "optimistix-checkpointed"))
+    steps = [
+        cost(s)["over_floor"] / forward["over_floor"] for s in ("truncation:k=10", "limit:steps=10")
+    ]
+    exact = cost("exact")["over_floor"] / full["over_floor"]
+    cgls, unrolled = (
+        one("frontier", K="easy: DCT", L=50, strategy=strategy)
+        for strategy in ("limit:cgls", "full")
+    )
+    learned = common.read(common.STORED / "backprop_steps")
+    gain = mean_interval(
+        fig04.over_full(
+            learned,
+            common.select(learned, kind="learned", strategy="truncation:k=1"),
+            "held_out_converged",
+        )
+    )
+    operators = common.read(common.STORED / "operators")
+    psnr = {
+        recipe: fig09._by_seed(common.select(operators, kind="learned", recipe=recipe))
+        for recipe in ("2.7 n, one step", "2.7 n, from DCT and differences")
+    }
+    behind = mean_interval(np.subtract(*reversed(psnr.values())))
+    rows = common.select(
+        common.read(common.STORED / "gradient_quality"),
+        kind="errors", problem="L1 + Quadratic", place="learned", ratio=1.0, strategy="limit:cgls",
+    )  # fmt: skip
+    wrong = np.exp(np.mean([np.log(r["error_50"][r["L"].index(10)]) for r in rows]))
+    for words in (
+        f"learned {gain.mean:.2f} ± {gain.half:.2f} dB more",
+        f"one step stayed {behind.mean:.2f} dB behind",
+        f"ten take {steps[0]:.1f} and {steps[1]:.1f} forward solves",
+        f"{cgls['relative_error']:.0e} in {cgls['milliseconds']:.1f} ms",
+        f"where `full` takes {unrolled['milliseconds']:.1f}",
+        f"was {wrong:.0e}".replace("5e+01", "50") + " times the gradient",
+        f"{peer['megabytes']:.1f} MB for {full['megabytes']:.1f}",
+        f"in {peer['over_floor'] / full['over_floor']:.0f} times the time",
+        f"about {exact:.0f} times the time of `full`",
+    ):
+        assert words in readme

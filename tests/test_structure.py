@@ -59,6 +59,7 @@ HOUSE = """
     newton.normal_map
     newton.path
     newton.search
+    newton.matrix_free
     newton
     error_bound.result
     error_bound._base
@@ -74,6 +75,7 @@ HOUSE = """
     bilevel.differentiable  bilevel.target_error
     bilevel.hypergradients
     bilevel
+    own_parts
     diagnostics._gradients
     diagnostics.contraction  diagnostics.samples  diagnostics.trajectory
     diagnostics.steps
@@ -89,6 +91,9 @@ HOUSE = """
     comparison.rows
     comparison.side_by_side
     comparison
+    saved_operator
+    restoration
+    restored_files
     baselines
     image_study.settings
     image_study.samples

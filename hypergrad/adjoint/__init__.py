@@ -1,6 +1,8 @@
 """The backward side: the delta recursion, its limit, and the gradients that they give."""
 
 from hypergrad.adjoint.conjugate_gradients import ConjugateGradients as ConjugateGradients
+from hypergrad.adjoint.conjugate_gradients import ReducedSystem as ReducedSystem
+from hypergrad.adjoint.conjugate_gradients import check_reducible as check_reducible
 from hypergrad.adjoint.delta_solves import AbstractAdjointSolve as AbstractAdjointSolve
 from hypergrad.adjoint.delta_solves import AbstractLinearSolve as AbstractLinearSolve
 from hypergrad.adjoint.delta_solves import AdjointProblem as AdjointProblem

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from hypergrad._checks import check_count
-from hypergrad._samples import where
 from hypergrad.adjoint.delta_solves import AbstractLinearSolve
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
-from hypergrad.operators import apply, apply_transpose
+from hypergrad.lower_level import LowerLevel
+from hypergrad.operators import Operator, apply, apply_transpose
 
-__all__ = ["ConjugateGradients"]
+__all__ = ["ConjugateGradients", "ReducedSystem", "check_reducible"]
 
 
 class ConjugateGradients(AbstractLinearSolve):
@@ -29,8 +29,8 @@ class ConjugateGradients(AbstractLinearSolve):
 
         A w = c,    A = (I - D_D) + s^2 K V K^T D_D,
 
-    symmetric and not negative in the inner product `<u, D_D v>`. Started from zero it finds the
-    solution of minimum norm where A is singular. 2 products with K a step, half of those of
+    and `D_D A` is symmetric and not negative. Started from zero, conjugate gradients find the
+    solution of minimum norm where it is singular. 2 products with K a step, half of those of
     `LeastSquares`, and as many steps as the root of its condition number would take.
 
     **Arguments**: `most`, steps at the most (by default `4 (m + n)`).
@@ -60,23 +60,26 @@ class ConjugateGradients(AbstractLinearSolve):
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        reduced, (f_P, f_D) = _Reduced.of(system), right
-        most = 4 * sum(system.problem.shape) if self.most is None else self.most
-        if transposed:
-            c = f_D + reduced.s * reduced.K(reduced.V * f_P)
-            D_b, steps, used_up = _conjugate_gradients(reduced, c, most)
-            b = D_b + c - reduced.normal(D_b)
-            return (reduced.divided * (f_P - reduced.s * reduced.KT(D_b)), b), steps, used_up
-        # With d = f_D + D_D w the part of f_D that D_D does not see comes in as well.
-        c = f_D - reduced.normal(f_D) - reduced.s * reduced.K(reduced.divided * f_P)
-        D_w, steps, used_up = _conjugate_gradients(reduced, c, most)
-        d = f_D + D_w
-        p = reduced.V * (reduced.s * reduced.KT(d)) + reduced.divided * f_P
-        return (p, d), steps, used_up
+        problem, (tau, sigma, _) = system.problem, system.sizes
+        check_reducible(problem, "ConjugateGradients", "use the default of LimitFormula")
+        most = 4 * sum(problem.shape) if self.most is None else self.most
+        D_P = system.D_P(jnp.ones_like(system.z.z_P))
+        reduced = ReducedSystem.of(problem.K, jnp.sqrt(tau * sigma), D_P, system.D_D)
+        rtol = 4 * float(jnp.finfo(right[0].dtype).eps)
+        return reduced.solve(right, transposed=transposed, rtol=rtol, most=most)
 
 
-class _Reduced(NamedTuple):
-    """The pieces of what remains."""
+def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:
+    """Refuse a G whose `I - D_P` cannot be divided by."""
+    if not problem.G.separable or problem.G.strong_convexity is None:
+        raise ValueError(
+            f"{name} must have a G that is separable and strongly convex; got "
+            f"{type(problem.G).__name__}: {instead}"
+        )
+
+
+class ReducedSystem(NamedTuple):
+    """What remains of the limit system, or its transpose, without the primal."""
 
     K: Callable[[Array], Array]
     KT: Callable[[Array], Array]
@@ -86,57 +89,93 @@ class _Reduced(NamedTuple):
     divided: Array  # (I - D_P)^-1
 
     @classmethod
-    def of(cls, system: LimitSystem) -> _Reduced:
-        problem, (tau, sigma, _) = system.problem, system.sizes
-        if not problem.G.separable or problem.G.strong_convexity is None:
-            raise ValueError(
-                "ConjugateGradients must have a G that is separable and strongly convex; got "
-                f"{type(problem.G).__name__}: use the default of LimitFormula"
-            )
-        D_P = system.D_P(jnp.ones_like(system.z.z_P))
+    def of(cls, K: Operator, s: Array, D_P: Array, D_D: Callable[[Array], Array]) -> ReducedSystem:
+        """From the diagonal of `D_P`, below 1, and a product with `D_D`."""
         return cls(
-            K=lambda v: apply(problem.K, v),
-            KT=lambda y: apply_transpose(problem.K, y),
-            D_D=system.D_D,
-            s=jnp.sqrt(tau * sigma),
+            K=lambda v: apply(K, v),
+            KT=lambda y: apply_transpose(K, y),
+            D_D=D_D,
+            s=s,
             V=D_P / (1 - D_P),
             divided=1 / (1 - D_P),
+        )
+
+    def product(self, unknowns: Unknowns, *, transposed: bool) -> Unknowns:
+        """The left-hand side of either system in both unknowns, as in `LimitSystem`."""
+        p, d = unknowns
+        D_P = self.V / (1 + self.V)
+        if transposed:
+            D_d = self.D_D(d)
+            return p / self.divided + self.s * self.KT(D_d), d - D_d - self.s * self.K(D_P * p)
+        return (
+            p / self.divided - self.s * D_P * self.KT(d),
+            d - self.D_D(d - self.s * self.K(p)),
         )
 
     def normal(self, v: Array) -> Array:
         """`s^2 K V K^T v`."""
         return self.s**2 * self.K(self.V * self.KT(v))
 
+    def solve(
+        self,
+        right: Unknowns,
+        *,
+        transposed: bool,
+        rtol: float,
+        most: int,
+        floor: Array | float = 0.0,
+    ) -> tuple[Unknowns, Array, Array]:
+        """Both unknowns, the steps, and where `most` were used up, a sample.
 
-def _conjugate_gradients(reduced: _Reduced, c: Array, most: int) -> tuple[Array, Array, Array]:
+        What remains is solved until its residual is below `rtol` of what it was, or below `floor`.
+        """
+        f_P, f_D = right
+        if transposed:
+            c = f_D + self.s * self.K(self.V * f_P)
+            D_b, steps, used_up = _conjugate_gradients(self, c, rtol, floor, most)
+            b = D_b + c - self.normal(D_b)
+            return (self.divided * (f_P - self.s * self.KT(D_b)), b), steps, used_up
+        # With d = f_D + D_D w the part of f_D that D_D does not see comes in as well.
+        c = f_D - self.normal(f_D) - self.s * self.K(self.divided * f_P)
+        D_w, steps, used_up = _conjugate_gradients(self, c, rtol, floor, most)
+        d = f_D + D_w
+        p = self.V * (self.s * self.KT(d)) + self.divided * f_P
+        return (p, d), steps, used_up
+
+
+def _conjugate_gradients(
+    reduced: ReducedSystem, c: Array, rtol: float, floor: Array | float, most: int
+) -> tuple[Array, Array, Array]:
     """`D_D w` of `A w = c`; the steps, and where they were used up, a sample.
 
-    In exact arithmetic only `D_D r` and `D_D p` are ever needed of the residual and the direction;
-    r itself comes along, so that one application of D_D is enough.
+    As the system `D_D A w = D_D c`, which is symmetric: all vectors stay in the range of D_D. (The
+    inner product `<u, D_D v>` would take one application of D_D less, and leave what D_D does not
+    see to grow until its rounding is all that is seen.)
     """
-    rtol = 4 * float(jnp.finfo(c.dtype).eps)
 
     def unfinished(carry: Any):
         *_, running, steps = carry
         return jnp.any(running) & jnp.all(steps < most)
 
     def body(carry: Any):
-        D_w, r, p, D_p, size, running, steps = carry
-        A_p = p - D_p + reduced.normal(D_p)
-        curvature = jnp.sum(A_p * D_p, axis=-1)
-        length = jnp.where(running & (curvature > 0), size / positive(curvature), 0.0)[:, None]
+        D_w, r, p, size, running, steps = carry
+        D_p = reduced.D_D(p)
+        A_p = reduced.D_D(p - D_p + reduced.normal(D_p))
+        curvature = jnp.sum(p * A_p, axis=-1)
+        # Along the kernel there is none but of rounding, and no end.
+        curved = curvature > eps * jnp.sum(p**2, axis=-1)
+        length = jnp.where(running & curved, size / positive(curvature), 0.0)[:, None]
         D_w, r = D_w + length * D_p, r - length * A_p
-        D_r = reduced.D_D(r)
-        new_size = jnp.sum(r * D_r, axis=-1)
-        share = (new_size / positive(size))[:, None]
-        p, D_p = where(running, (r + share * p, D_r + share * D_p), (p, D_p))
+        new_size = jnp.sum(r**2, axis=-1)
+        p = jnp.where(running[:, None], r + (new_size / positive(size))[:, None] * p, p)
         steps = jnp.where(running, steps + 1, steps)
-        left = running & (new_size > rtol**2 * first) & (curvature > 0)
-        return D_w, r, p, D_p, jnp.where(running, new_size, size), left, steps
+        left = running & (new_size > enough) & curved
+        return D_w, r, p, jnp.where(running, new_size, size), left, steps
 
-    D_c = reduced.D_D(c)
-    first = jnp.sum(c * D_c, axis=-1)
+    eps, D_c = float(jnp.finfo(c.dtype).eps), reduced.D_D(c)
+    first = jnp.sum(D_c**2, axis=-1)
+    enough = jnp.maximum(rtol**2 * first, floor**2)
     nothing = jnp.zeros(first.shape, jnp.int32)
-    carry = (jnp.zeros_like(c), c, c, D_c, first, first > 0, nothing)
+    carry = (jnp.zeros_like(c), D_c, D_c, first, first > enough, nothing)
     D_w, *_, running, steps = jax.lax.while_loop(unfinished, body, carry)
     return D_w, steps, running

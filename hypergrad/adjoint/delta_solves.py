@@ -85,10 +85,14 @@ class AbstractAdjointSolve(eqx.Module):
 
 
 class Steps(AbstractAdjointSolve):
-    """k steps of the delta recursion, everything held fixed at the last state.
+    """The limit system by k steps of the delta recursion, everything held fixed at the last state.
 
     Equals k iterations of the adjoint Chambolle-Pock method, from zero or from the adjoint part of
     `init`. 2 k products.
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.Steps(5)).label
+    'limit:steps=5'
     """
 
     k: int = eqx.field(static=True, default=1)
@@ -105,7 +109,14 @@ class Steps(AbstractAdjointSolve):
 
 
 class LastIterates(AbstractAdjointSolve):
-    """The deltas of the last k iterations, each at its own iterate, summed: the second poster."""
+    """The deltas of the last k iterations, each at its own iterate, summed: the second poster.
+
+    2 k products, memory `k (m + n)` a sample.
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.LastIterates(5)).label
+    'limit:last=5'
+    """
 
     k: int = eqx.field(static=True, default=1)
 
@@ -139,6 +150,10 @@ class Tolerance(AbstractAdjointSolve):
 
     `most` steps at the most; the status says where they were used up (the sums may diverge: then
     the system is inconsistent, and there is no limit).
+
+    >>> import hypergrad as hg
+    >>> hg.LimitFormula(hg.Tolerance(1e-8)).label
+    'limit:tolerance=1e-08'
     """
 
     # A number is compiled in; an array may change from call to call.
@@ -258,11 +273,15 @@ class LeastSquares(AbstractLinearSolve):
 
 
 class LinearSolve(AbstractLinearSolve):
-    """The limit system by a lineax solver, sample by sample (mapped over the batch).
+    """The limit system by `solver`, a lineax one, sample by sample (mapped over the batch).
 
     A dense solver builds an `(m + n)^2` matrix a sample; a singular system breaks most solvers.
     Whatever the solver says, the residual decides the status. What it does inside a step is its
     own: two products at the least.
+
+    >>> import hypergrad as hg, lineax as lx
+    >>> hg.LimitFormula(hg.LinearSolve(lx.LU())).label
+    'limit:lu'
     """
 
     solver: lx.AbstractLinearSolver[Any]

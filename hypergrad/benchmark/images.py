@@ -60,17 +60,20 @@ from hypergrad.bilevel import Hypergradient
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.chambolle_pock.iteration import run
 from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
-from hypergrad.functions import L1, GroupL1, Quadratic
+from hypergrad.functions import L1, AbstractFunction, GroupL1, Quadratic
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
 from hypergrad.records import markdown_table
+from hypergrad.status import Status
 from hypergrad.strategies import (
     AbstractStrategy,
     ErgodicUnrolling,
+    Exact,
     FullUnrolling,
     JaxoptImplicit,
     JaxoptNormalCG,
     LimitFormula,
+    MatrixFree,
     OptimistixCheckpointed,
     OptimistixImplicit,
     Piggyback,
@@ -110,11 +113,13 @@ class Settings:
     """Filters of so many pixels a side, by each way to convolve."""
     strategies: int = len(STRATEGIES)
     """So many of the strategies."""
+    exact_side: int = 128
+    """The side of the photograph that is solved exactly."""
 
     def quick(self) -> Settings:
         """A corner of a photograph, a few iterations."""
         return dataclasses.replace(
-            self, sides=(64,), iterations=5, repeats=1, taps=(5,), strategies=2
+            self, sides=(64,), iterations=5, repeats=1, taps=(5,), strategies=2, exact_side=16
         )
 
 
@@ -124,7 +129,7 @@ _SEED = 0
 LEFT_OUT: Mapping[str, str] = {
     "limit:cgls": "has no limit on its steps but 4 (m + n): hundreds, to the end of float32",
     "forward": "one parameter at a time: 600 solves",
-    "exact, limit:lu, optimistix by default": "matrices of the size of n or of m + n",
+    "exact, limit:lu, optimistix by default": "matrices of the size of n or m + n (but see below)",
 }
 
 COLUMNS = {
@@ -145,6 +150,18 @@ CONVOLUTION_COLUMNS = {
     "direct": "direct (ms)",
     "fft": "FFT (ms)",
     "chosen": "by default",
+}
+EXACT_COLUMNS = {
+    "side": "pixels a side",
+    "exact": "K and F",
+    "milliseconds": "time (ms)",
+    "over_iterations": "time in iterations",
+    "iterations": "iterations",
+    "products": "products with K",
+    "residual": "residual",
+    "adjoint_residual": "residual of the adjoint",
+    "status": "status",
+    "compile_seconds": "compile (s)",
 }
 
 
@@ -178,6 +195,21 @@ def _total_variation(side: int) -> LowerLevel:
 PROBLEMS: Mapping[str, Callable[[int], LowerLevel]] = {
     "24 filters 5 x 5": _filter_bank,
     "differences": _total_variation,
+}
+
+
+def _differences(side: int, F: AbstractFunction) -> LowerLevel:
+    return LowerLevel(K=operators.difference_operator((side, side)), F=F, G=Quadratic(1.0))
+
+
+EXACT_PROBLEMS: Mapping[str, Callable[[int], LowerLevel]] = {
+    "24 filters 5 x 5, L1(0.02)": lambda side: LowerLevel(
+        K=operators.FilterBank(_dct_filters(5), (side, side)), F=L1(0.02), G=Quadratic(1.0)
+    ),
+    "differences, L1(0.08)": lambda side: _differences(side, L1(0.08)),
+    "differences, GroupL1(0.08)": lambda side: _differences(
+        side, GroupL1(0.08, shape=(2, side * side))
+    ),
 }
 
 
@@ -276,6 +308,31 @@ def measure(kind: str, side: int, settings: Settings) -> Result:
     return Result(records)
 
 
+def measure_exact(kind: str, side: int, settings: Settings) -> Result:
+    """One photograph solved and differentiated exactly, in float64."""
+    problem, strategy = EXACT_PROBLEMS[kind](side), Exact(search=MatrixFree())
+    x_true = jnp.asarray(_photograph(side), problem.dtype)
+    noise = jax.random.normal(jax.random.key(_SEED), x_true.shape, x_true.dtype)
+    x_tilde, solver = x_true + _NOISE * noise, ChambollePock().with_step_sizes(problem)
+    program = compile_ahead(one_hypergradient, problem, x_tilde, x_true, solver, strategy)
+    iterations = compile_ahead(iterations_alone, problem, x_tilde, solver)
+    h = program.call()
+    seconds = interleaved_medians(
+        {"exact": program.call, "iterations": iterations.call}, repeats=settings.repeats
+    )
+    record = {
+        "milliseconds": 1e3 * seconds["exact"],
+        "over_iterations": solver.iterations * seconds["exact"] / seconds["iterations"],
+        "iterations": int(h.solution.stats.iterations),
+        "products": int(h.solution.stats.products + h.adjoint.products),
+        "residual": float(h.solution.stats.residual),
+        "adjoint_residual": float(h.adjoint.residual),
+        "status": Status.summary(h.solution.stats.status),
+        "compile_seconds": program.compile_seconds,
+    }
+    return Result([record])
+
+
 def measure_convolutions(taps: int, side: int, settings: Settings) -> Result:
     """Both products by both ways."""
     x = jnp.asarray(_photograph(side), jnp.float32)
@@ -310,16 +367,26 @@ def cells(settings: Settings) -> list[Cell]:
         )
         for taps in settings.taps
     ]
-    return [*strategies, *convolutions]
+    exact = [
+        Cell(
+            {"section": "images", "exact": kind, "side": settings.exact_side},
+            lambda _, kind=kind: measure_exact(kind, settings.exact_side, settings),
+        )
+        for kind in EXACT_PROBLEMS
+    ]
+    return [*strategies, *convolutions, *exact]
 
 
 def report(records: Sequence[Record]) -> str:
     """A table of the strategies, and one of the convolutions."""
     strategies = [record for record in records if "K" in record]
     convolutions = [record for record in records if "taps" in record]
+    exact = [record for record in records if "exact" in record]
     return (
         "# Whole photographs, matrix-free\n\n"
         f"{markdown_table(strategies, COLUMNS)}\n\n"
         "Both products with K and its transpose, 24 filters:\n\n"
-        f"{markdown_table(convolutions, CONVOLUTION_COLUMNS)}\n"
+        f"{markdown_table(convolutions, CONVOLUTION_COLUMNS)}\n\n"
+        "`Exact(search=MatrixFree())`, float64:\n\n"
+        f"{markdown_table(exact, EXACT_COLUMNS)}\n"
     )

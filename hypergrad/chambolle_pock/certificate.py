@@ -30,7 +30,7 @@ class SolverStats(eqx.Module):
     dual objective (absolute; NaN where a conjugate is not known); `margin`, the relative distance
     to the nearest kink (infinite where nothing can kink); `status`, a `Status`; `products` with K
     or its transpose, those of the certificate included; `rank` of K between what is free on the
-    primal and on the dual side, where the strategy finds it out (`Exact`).
+    primal and on the dual side, where the strategy finds it out (`Exact`; -1 by `MatrixFree`).
     """
 
     iterations: Int[Array, "*batch"]

@@ -38,7 +38,7 @@ class AdjointPair(NamedTuple):
 
 
 class State(eqx.Module):
-    """Where the iteration stands: `r = x - x_tilde`, its extrapolation, and the dual variable.
+    """Where the iteration stands: `r = x - x_tilde`, its extrapolation `r_bar`, and the dual `y`.
 
     `adjoint` rides along where a backward solve is to start from an earlier one; the iteration
     itself neither reads nor keeps it.

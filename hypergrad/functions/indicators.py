@@ -26,7 +26,11 @@ __all__ = ["Box", "BoxQuadratic", "L2Ball", "NonNegative"]
 
 
 class Box(AbstractFunction):
-    """Indicator of `|v_i| <= radius_i`; with a quantiser of step `2 radius`, its cell."""
+    """Indicator of `|v_i| <= radius_i`; with a quantiser of step `2 radius`, its cell.
+
+    >>> print(Box(0.5).prox(jnp.array([2.0, -0.25]), 1.0))
+    [ 0.5  -0.25]
+    """
 
     radius: Float[Array, "..."] = eqx.field(converter=inexact("Box.radius"))
     positive: ClassVar[tuple[str, ...]] = ("radius",)
@@ -60,7 +64,11 @@ class Box(AbstractFunction):
 
 
 class BoxQuadratic(AbstractFunction):
-    """Indicator of `|v_i| <= radius_i` plus `(weight / 2) ||v||^2`: the cell, and unique."""
+    """Indicator of `|v_i| <= radius_i` plus `(weight / 2) ||v||^2`: the cell, and unique.
+
+    >>> print(BoxQuadratic(1.0, weight=3.0).prox(jnp.array([2.0, 8.0]), 1.0))
+    [0.5 1. ]
+    """
 
     radius: Float[Array, "..."] = eqx.field(converter=inexact("BoxQuadratic.radius"))
     weight: Float[Array, "..."] = eqx.field(converter=inexact("BoxQuadratic.weight"))
@@ -102,7 +110,11 @@ class BoxQuadratic(AbstractFunction):
 
 
 class L2Ball(AbstractFunction):
-    """Indicator of `||v||_2 <= radius`; the prox Jacobian is not diagonal."""
+    """Indicator of `||v||_2 <= radius`; the prox Jacobian is not diagonal.
+
+    >>> print(L2Ball(5.0).prox(jnp.array([6.0, 8.0]), 1.0))
+    [3. 4.]
+    """
 
     radius: Float[Array, "..."] = eqx.field(converter=inexact("L2Ball.radius"))
     positive: ClassVar[tuple[str, ...]] = ("radius",)
@@ -130,7 +142,11 @@ class L2Ball(AbstractFunction):
 
 
 class NonNegative(AbstractFunction):
-    """Indicator of `v_i >= 0`. Its kink has no natural size: the margin is the distance itself."""
+    """Indicator of `v_i >= 0`. Its kink has no natural size: the margin is the distance itself.
+
+    >>> print(NonNegative().prox(jnp.array([1.0, -2.0]), 1.0))
+    [1. 0.]
+    """
 
     homogeneous: ClassVar[bool] = True
     indicator: ClassVar[bool] = True

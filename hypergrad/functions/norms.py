@@ -30,6 +30,9 @@ class L1(AbstractFunction):
     """`f(v) = sum_i weight_i |v_i|`; its prox is soft thresholding, that of `f*` a clip.
 
     `weight` is a number or has one entry a row of K (`(m,)`).
+
+    >>> print(L1(0.5)(jnp.array([1.0, -3.0])), L1(0.5).prox(jnp.array([1.0, 0.25]), 1.0))
+    2.0 [0.5 0. ]
     """
 
     weight: Float[Array, "..."] = eqx.field(converter=inexact("L1.weight"))
@@ -72,6 +75,9 @@ class GroupL1(AbstractFunction):
 
     `v` is reshaped to `shape` and the norm is taken along `axis`: with `shape=(2, n), axis=0` a
     group is what the two halves of `v` hold at the same place. The prox Jacobian is not diagonal.
+
+    >>> print(GroupL1(0.5, shape=(2, 2), axis=0)(jnp.array([3.0, 0.0, 4.0, 0.0])))
+    2.5
     """
 
     weight: Float[Array, "..."] = eqx.field(converter=inexact("GroupL1.weight"))
@@ -138,6 +144,9 @@ class Huber(AbstractFunction):
     """`f(v) = weight * sum_i h(v_i)`: the smooth L1.
 
     `h(v) = v^2 / (2 smoothing)` where `|v| <= smoothing`, else `|v| - smoothing / 2`.
+
+    >>> print(Huber(1.0, smoothing=2.0)(jnp.array([1.0, 4.0])))
+    3.25
     """
 
     weight: Float[Array, "..."] = eqx.field(converter=inexact("Huber.weight"))
@@ -184,7 +193,11 @@ class Huber(AbstractFunction):
 
 
 class ElasticNet(AbstractFunction):
-    """`f(v) = weight * ||v||_1 + (ridge / 2) ||v||^2`."""
+    """`f(v) = weight * ||v||_1 + (ridge / 2) ||v||^2`.
+
+    >>> print(ElasticNet(1.0, ridge=2.0)(jnp.array([1.0, -2.0])))
+    8.0
+    """
 
     weight: Float[Array, "..."] = eqx.field(converter=inexact("ElasticNet.weight"))
     ridge: Float[Array, "..."] = eqx.field(converter=inexact("ElasticNet.ridge"))

@@ -16,7 +16,11 @@ __all__ = ["Quadratic", "Zero"]
 
 
 class Quadratic(AbstractFunction):
-    """`f(v) = (weight / 2) ||v - center||^2`."""
+    """`f(v) = (weight / 2) ||v - center||^2`.
+
+    >>> print(Quadratic(2.0, center=1.0)(jnp.array([2.0, -2.0])))
+    10.0
+    """
 
     weight: Float[Array, "..."] = eqx.field(converter=inexact("Quadratic.weight"))
     center: Float[Array, "..."] = eqx.field(converter=inexact("Quadratic.center"), default=0.0)
@@ -56,7 +60,11 @@ class Quadratic(AbstractFunction):
 
 
 class Zero(AbstractFunction):
-    """`f(v) = 0`; its conjugate is the indicator of the origin."""
+    """`f(v) = 0`; its conjugate is the indicator of the origin.
+
+    >>> print(Zero().prox(jnp.array([2.0]), 1.0), Zero().conjugate(jnp.array([2.0])))
+    [2.] inf
+    """
 
     homogeneous: ClassVar[bool] = True
     separable: ClassVar[bool] = True

@@ -28,9 +28,14 @@ def _as_tuple(values: Any) -> Any:
 
 
 class SeparableSum(AbstractFunction):
-    """`f(v) = sum_j parts_j(v_j)`, where `v` is cut into consecutive pieces of the given sizes.
+    """`f(v) = sum_j parts_j(v_j)`, where `v` is cut into consecutive pieces of the given `sizes`.
 
-    A constraint on `x` itself is a row block of `K` (the identity, say) with a part of its own.
+    `parts` are functions, one for each size. A constraint on `x` itself is a row block of `K` (the
+    identity, say) with a part of its own.
+
+    >>> import hypergrad as hg
+    >>> print(SeparableSum([hg.L1(1.0), hg.Zero()], sizes=(1, 2))(jnp.array([-2.0, 5.0, 5.0])))
+    2.0
     """
 
     parts: tuple[AbstractFunction, ...] = eqx.field(converter=_as_tuple)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from hypergrad import operators
 from hypergrad.baselines import Converged, best_of, solve_to_tolerance
-from hypergrad.functions import L1, Quadratic
+from hypergrad.functions import AbstractFunction
 from hypergrad.image_study.samples import StudyData
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
+from hypergrad.own_parts import parse_function, parse_operator
 
-__all__ = ["CONVERGED_TOLERANCE", "converge", "tuned_problems"]
+__all__ = ["CONVERGED_TOLERANCE", "converge", "in_words", "tuned_problems"]
 
 # Weights tried for each operator, in units of the noise (or of the observed error of own data).
 _WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
@@ -23,8 +25,8 @@ _WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
 CONVERGED_TOLERANCE = 1e-6
 
 
-def _analysis_operators(shape: tuple[int, ...]) -> dict[str, Any]:
-    """DCT without its constant row, differences, and both stacked: the untrained operator."""
+def _analysis_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
+    """DCT without its constant row, differences, and the untrained operator: both, or one's own."""
     if len(shape) == 2:
         dct = operators.dct2((shape[0], shape[1]), constant=False)
         differences = operators.differences2((shape[0], shape[1]))
@@ -34,7 +36,9 @@ def _analysis_operators(shape: tuple[int, ...]) -> dict[str, Any]:
     return {
         "DCT": dct,
         "differences": differences,
-        "untrained": operators.stack([dct, differences]),
+        "untrained": operators.stack([dct, differences])
+        if config.K is None
+        else parse_operator(config.K, shape),
     }
 
 
@@ -59,9 +63,17 @@ def tuned_problems(config: ImageStudy, samples: StudyData) -> dict[str, LowerLev
     def restore(problem: LowerLevel, x_tilde: Any) -> np.ndarray:
         return converge(config, samples, problem, x_tilde).x
 
-    for name, K in _analysis_operators(samples.shape).items():
-        candidates = (
-            LowerLevel(K=K, F=L1(factor * samples.noise), G=Quadratic(1.0)) for factor in _WEIGHTS
-        )
+    G, weights = parse_function(config.G).built(), [a * samples.noise for a in _WEIGHTS]
+    for name, K in _analysis_operators(config, samples.shape).items():
+        # What is not learned stays what it is, whatever F is: something to be held against.
+        F = parse_function(config.F if name == "untrained" else "L1")
+        candidates = [LowerLevel(K=K, F=f, G=G) for f in F.at_weights(weights)]
         problems[name] = best_of(candidates, few.x_tilde, few.x_true, restore)
     return problems
+
+
+def in_words(F: AbstractFunction) -> str:
+    """Its class, and its parameters that are one number."""
+    fields = ((field.name, getattr(F, field.name)) for field in dataclasses.fields(F))
+    numbers = [f"{name}={float(value):.3g}" for name, value in fields if np.ndim(value) == 0]
+    return f"{type(F).__name__}({', '.join(numbers)})"

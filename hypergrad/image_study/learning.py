@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from rich.progress import Progress
 
+from hypergrad.bilevel import Loss, half_mean_squared_error
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import Comparison, compare
 from hypergrad.image_study.samples import StudyData
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
-from hypergrad.records import write_jsonl, write_npz
+from hypergrad.own_parts import parse_loss
+from hypergrad.records import write_jsonl
+from hypergrad.saved_operator import SavedOperator
 from hypergrad.strategies import AbstractStrategy
 from hypergrad.training import History, train
 
@@ -37,6 +40,7 @@ def compare_on_a_batch(
         batch.x_true,
         solver=solver,
         strategies=list(strategies.values()),
+        loss=_loss(config),
         repeats=config.repeats,
     )
 
@@ -66,6 +70,7 @@ def train_all(
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,
+            loss=_loss(config),
             checkpoint_dir=out / "checkpoints" / file_name(label),
             progress=bar,
             devices=devices,
@@ -73,8 +78,33 @@ def train_all(
         histories[label] = history
         # Written after each strategy: an interruption loses none that is finished.
         write_jsonl(out / "records.jsonl", training_records(histories))
-        write_npz(out / f"operator_{file_name(label)}.npz", {"K": np.asarray(history.problem.K)})
+        saved = _saved(config, samples, history.problem, solver, strategy)
+        saved.save(out / f"operator_{file_name(label)}.npz")
     return histories
+
+
+def _loss(config: ImageStudy) -> Loss:
+    return half_mean_squared_error if config.loss is None else parse_loss(config.loss)
+
+
+def _saved(
+    config: ImageStudy,
+    samples: StudyData,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+) -> SavedOperator:
+    """What was learned, with all that it takes to restore by it."""
+    is_sound = len(samples.shape) == 1 and config.data is not None and Path(config.data).is_dir()
+    return SavedOperator(
+        problem,
+        solver,
+        strategy,
+        samples.shape,
+        stride=max(1, min(samples.shape) // 2),
+        rate=config.rate if is_sound else None,
+        settings=dataclasses.asdict(config),
+    )
 
 
 def training_records(histories: Mapping[str, History]) -> Iterator[dict[str, Any]]:

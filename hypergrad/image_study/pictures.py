@@ -34,10 +34,12 @@ def draw(
     baselines = {
         row["operator"]: row["held_out_converged"]
         for row in rows
-        if row["operator"] == "differences, best weight"  # the best one that is not learned
+        # The best one that is not learned; another loss than that of the rows has no such line.
+        if config.loss is None and row["operator"] == "differences, best weight"
     }
-    over_epochs = plotting.plot_loss_curves(training, x="epoch", baselines=baselines)
-    over_seconds = plotting.plot_loss_curves(training, x="seconds", baselines=baselines)
+    words = {} if config.loss is None else {"loss": config.loss}
+    over_epochs = plotting.plot_loss_curves(training, x="epoch", baselines=baselines, **words)
+    over_seconds = plotting.plot_loss_curves(training, x="seconds", baselines=baselines, **words)
     save(over_epochs, out / "loss_over_epochs")
     save(over_seconds, out / "loss_over_seconds")
     if len(shape) != 2:

@@ -34,6 +34,9 @@ def load(config: ImageStudy) -> StudyData:
             config.data,
             noise=config.noise,
             size=config.patch,
+            frame=config.frame,
+            bits=config.bits,
+            rate=config.rate,
             seed=config.seed,
             most={"train": config.samples, "test": config.held_out_samples},
         )

@@ -30,9 +30,18 @@ class ImageStudy:
     seed: int = 0
     dtype: str = "float64"
     data: str | None = None
+    frame: int = 160
+    bits: int = 3
+    rate: int = 8000
+    K: str | None = None
+    F: str = "L1"
+    G: str = "Quadratic:weight=1.0"
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "patch", "stride", "repeats"):
+            check_count(name, getattr(self, name))
+        for name in ("frame", "bits", "rate"):
             check_count(name, getattr(self, name))
         for name in ("samples", "held_out_samples", "tuning_samples"):
             check_count(name, getattr(self, name))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hypergrad import plotting
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.image_study.baselines import tuned_problems
+from hypergrad.image_study.baselines import in_words, tuned_problems
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
 from hypergrad.image_study.pictures import draw
@@ -48,7 +48,7 @@ def run_image_study(
     console.print("[bold]2/5[/] baselines, tuned on training data")
     problems = tuned_problems(config, samples)
     for name, problem in problems.items():
-        console.print(f"    {name}: best weight {float(problem.F.weight):.3g}")  # pyright: ignore
+        console.print(f"    {name}: F = {in_words(problem.F)}")
 
     console.print("[bold]3/5[/] hypergradients on one batch")
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,10 @@ TABLE = {
 def report(
     config: ImageStudy, samples: StudyData, comparison: Comparison, rows: list[dict[str, Any]]
 ) -> str:
+    parts = {"K": config.K, "F": config.F, "G": config.G, "loss": config.loss}
+    usual = dataclasses.asdict(ImageStudy())
+    given = [f"{name} = {text}" for name, text in parts.items() if text != usual[name]]
+    own = f" Learned with {', '.join(given)} (the table is in the loss above)." if given else ""
     return (
         "# Hypergradients on one batch\n\n"
         f"{comparison}\n\n"
@@ -36,7 +41,7 @@ def report(
         f"Loss: half the squared error a patch. L = {config.iterations}; converged: relative "
         f"residual below {CONVERGED_TOLERANCE:g}, at most {config.converged_iterations} "
         f"iterations. {len(samples.train)} training and {len(samples.held_out)} held-out samples, "
-        f"{config.epochs} epochs, seed {config.seed}.\n\n"
+        f"{config.epochs} epochs, seed {config.seed}.{own}\n\n"
         f"{markdown_table(rows, TABLE)}\n"
     )
 

@@ -15,14 +15,17 @@ factorisation serves both:
     (I - D_D) b - s K D_P a   = f_D
 
 How the solution is searched for: `hypergrad.newton.search`, and for the hardest
-`hypergrad.newton.path`.
+`hypergrad.newton.path`; without a matrix, `hypergrad.newton.matrix_free`.
 """
 
+from hypergrad.newton.active_sets import AbstractActiveSystem as AbstractActiveSystem
 from hypergrad.newton.active_sets import ActiveSystem as ActiveSystem
 from hypergrad.newton.active_sets import active_system as active_system
 from hypergrad.newton.active_sets import norm as norm
 from hypergrad.newton.active_sets import shrink_of as shrink_of
+from hypergrad.newton.matrix_free import MatrixFree as MatrixFree
 from hypergrad.newton.normal_map import NormalMap as NormalMap
 from hypergrad.newton.path import least_margin as least_margin
+from hypergrad.newton.search import AbstractSearch as AbstractSearch
 from hypergrad.newton.search import ExactPair as ExactPair
-from hypergrad.newton.search import solve_exactly as solve_exactly
+from hypergrad.newton.search import Factorised as Factorised

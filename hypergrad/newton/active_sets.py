@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import equinox as eqx
@@ -9,18 +10,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hypergrad.adjoint.linear_solves import squared_norm
+from hypergrad.adjoint import Unknowns, squared_norm
 from hypergrad.chambolle_pock import ProxArguments, StepSizes
 from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.smoothing import Jacobian, jacobian
 from hypergrad.operators import dense_matrix
 
-__all__ = ["REFINEMENTS", "ActiveSystem", "active_system", "norm", "shrink_of"]
+__all__ = [
+    "REFINEMENTS",
+    "AbstractActiveSystem",
+    "ActiveSystem",
+    "active_system",
+    "norm",
+    "random_unknowns",
+    "shrink_of",
+]
 
 # With so many refinements the shrinking has no effect beyond singular values of about the root of
 # the precision.
 REFINEMENTS = 4
+
+# Of the one solve that a derivative takes: cheap beside the factorisation.
+_FINAL_REFINEMENTS = 12
 
 # j and theta of `ActiveSystem.inverse_norm`.
 _POWERS, _POWER_FACTOR = 8, 9.0
@@ -40,7 +52,46 @@ def norm(pair: tuple[Array, Array]) -> Float[Array, " batch"]:
     return jnp.sqrt(squared_norm(pair))
 
 
-class ActiveSystem(eqx.Module):
+def random_unknowns(like: Unknowns) -> Unknowns:
+    """Independent normal numbers in the place of a pair of unknowns."""
+    key_P, key_D = jax.random.split(jax.random.key(0))
+    like_P, like_D = like
+    return (
+        jax.random.normal(key_P, like_P.shape, like_P.dtype),
+        jax.random.normal(key_D, like_D.shape, like_D.dtype),
+    )
+
+
+class AbstractActiveSystem(eqx.Module):
+    """The Jacobian of the normal map at some active sets, ready to be solved with."""
+
+    @abc.abstractmethod
+    def kernel_part(self, w: Unknowns) -> Unknowns:
+        """The orthogonal projection of `w` onto the kernel: what solving cannot bring back."""
+
+    @abc.abstractmethod
+    def tangent_solution(self, right: Unknowns) -> Unknowns:
+        """The solution of minimum norm for how the pair moves, as exact as can be."""
+
+    @abc.abstractmethod
+    def adjoint_solution(self, right: Unknowns) -> tuple[Unknowns, Array, Array]:
+        """That of the limit system, which is the transpose; its steps and products with K."""
+
+    @abc.abstractmethod
+    def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+        """The rank of K between what is free on either side; -1 where it is not known."""
+
+    def unique(self, like: Unknowns) -> tuple[Array, Array]:
+        """Whether the kernel is empty on either side: a random vector would have a part in it."""
+        most = 1e-3  # of a vector of size sqrt(n): far above rounding, far below what is typical
+        kernel_P, kernel_D = self.kernel_part(random_unknowns(like))
+        return (
+            jnp.max(jnp.abs(kernel_P), axis=-1) <= most,
+            jnp.max(jnp.abs(kernel_D), axis=-1) <= most,
+        )
+
+
+class ActiveSystem(AbstractActiveSystem):
     """The Jacobian of the normal map at `D_P`, `D_D`, factorised; one system a sample.
 
     The dual is eliminated: with `W = D_D (I - D_D)^-1` and `h = D_P^(1/2)` what remains is
@@ -120,8 +171,8 @@ class ActiveSystem(eqx.Module):
         p, d = f_P + self.D_P.values * U_P, f_D + self.D_D.values * U_D
         return self.D_P.out_of(p), self.D_D.out_of(d)
 
-    def kernel_part(self, w: tuple[Array, Array]) -> tuple[Array, Array]:
-        """The orthogonal projection of `w` onto the kernel: what solving cannot bring back.
+    def kernel_part(self, w: Unknowns) -> Unknowns:
+        """The orthogonal projection of `w` onto the kernel.
 
         One side at a time: the kernel is the product of a primal and a dual space, and with the
         other side at 0 nothing cancels before it is divided by what was shrunk.
@@ -139,6 +190,14 @@ class ActiveSystem(eqx.Module):
         """`w` of minimum norm: rounding that dividing by what was shrunk has made large goes."""
         return jax.tree.map(jnp.subtract, w, self.kernel_part(w))
 
+    def tangent_solution(self, right: Unknowns) -> Unknowns:
+        return self.without_kernel(self.solve(right, refinements=_FINAL_REFINEMENTS))
+
+    def adjoint_solution(self, right: Unknowns) -> tuple[Unknowns, Array, Array]:
+        unknowns = self.solve_transposed(right, refinements=_FINAL_REFINEMENTS)
+        steps = jnp.full(right[0].shape[:1], _FINAL_REFINEMENTS, jnp.int32)
+        return self.without_kernel(unknowns), steps, 4 * steps + 8
+
     def inverse_norm(self) -> Float[Array, " batch"]:
         """An upper bound of `||J^-1||` at t = 0; infinite where J is singular, or nearly.
 
@@ -154,12 +213,7 @@ class ActiveSystem(eqx.Module):
 
         **Source**: Dixon 1983 for the bound.
         """
-        key_P, key_D = jax.random.split(jax.random.key(0))
-        like_P, like_D = self.D_P.values, self.D_D.values
-        v = (
-            jax.random.normal(key_P, like_P.shape, like_P.dtype),
-            jax.random.normal(key_D, like_D.shape, like_D.dtype),
-        )
+        v = random_unknowns((self.D_P.values, self.D_D.values))
 
         def power(_: Array, carry: Any):
             v, logarithm = carry
@@ -167,8 +221,7 @@ class ActiveSystem(eqx.Module):
             v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
             return v, logarithm + jnp.log(norm(v))
 
-        none = jnp.zeros(like_P.shape[0], like_P.dtype)
-        _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, none))
+        _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, jnp.zeros_like(norm(v))))
         bound = _POWER_FACTOR**0.5 * jnp.exp(logarithm / (2 * _POWERS))
         moved = 3 * shrink_of(bound.dtype) * bound
         return jnp.where(moved <= 0.5, bound / (1 - jnp.minimum(moved, 0.5)), jnp.inf)

@@ -24,7 +24,7 @@ from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.smoothing import smoothed
 from hypergrad.operators import apply, apply_transpose
 
-__all__ = ["POLISHING", "Found", "follow_path", "jump", "least_margin"]
+__all__ = ["POLISHING", "Found", "follow_path", "judge_shortest", "jump", "least_margin"]
 
 _FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 10.0
 # Where a coordinate sits on its kink, only a path that has come so far tells which of the optimal
@@ -98,12 +98,18 @@ def jump(
     r, y = normal_map.pair(z, none)
     kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
-    residual = normal_map.relative(shortest, none)
+    return judge_shortest(normal_map, shortest, best, strict, tolerance)
+
+
+def judge_shortest(
+    normal_map: NormalMap, shortest: ProxArguments, best: Found, strict: Array, tolerance: float
+) -> Found:
+    """The pair without its part in the kernel, where it is a solution; else the best so far."""
+    residual = normal_map.relative(shortest, jnp.zeros_like(best.residual))
     feasible = residual <= tolerance
     off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
-    sure = off_kinks | strict
     z = where(feasible, shortest, best.z)
-    return Found(z, jnp.where(feasible, residual, best.residual), feasible & sure)
+    return Found(z, jnp.where(feasible, residual, best.residual), feasible & (off_kinks | strict))
 
 
 class _Path(NamedTuple):

@@ -7,6 +7,7 @@ few stragglers come together in one part, and the others do not pay for them.
 
 from __future__ import annotations
 
+import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,12 +24,12 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
 )
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton.active_sets import ActiveSystem, active_system
+from hypergrad.newton.active_sets import AbstractActiveSystem, active_system
 from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.path import POLISHING, Found, follow_path, jump
 from hypergrad.operators import dense_matrix
 
-__all__ = ["ExactPair", "solve_exactly"]
+__all__ = ["AbstractSearch", "ExactPair", "Factorised", "solve_exactly"]
 
 _FIRST_BURST, _BURST = 100, 400  # iterations before the first jump, and before each further one
 _JUMPS = 7  # after so many in vain the path is followed
@@ -41,21 +42,58 @@ class ExactPair(NamedTuple):
     """Where the search ended: `z` at t = 0, and what is known of it, a sample.
 
     `iterations` of Chambolle-Pock and `newton_steps` that were taken; `unique_P`, `unique_D`,
-    whether the primal and the dual solution are (no kernel on that side); the `system` there.
+    whether the primal and the dual solution are (no kernel on that side); the `system` there;
+    `products` with K that the Newton steps took (in the line search, mostly).
     """
 
     z: ProxArguments
     residual: Float[Array, " batch"]
     unique_P: Bool[Array, " batch"]
     unique_D: Bool[Array, " batch"]
-    system: ActiveSystem
+    system: AbstractActiveSystem
     iterations: Int[Array, " batch"]
     newton_steps: Int[Array, " batch"]
+    products: Int[Array, " batch"]
+
+
+class AbstractSearch(eqx.Module):
+    """A way to the exact pair of every sample of a batch."""
 
     @property
-    def products(self) -> Int[Array, " batch"]:
-        """Products with K that the Newton steps took (in the line search, mostly)."""
-        return self.newton_steps * _PRODUCTS_A_NEWTON_STEP
+    @abc.abstractmethod
+    def label(self) -> str:
+        """The way as it is written on the command line."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        problem: LowerLevel,
+        x_tilde: Float[Array, "batch n"],
+        sizes: StepSizes,
+        start: State,
+        *,
+        most: int,
+    ) -> ExactPair:
+        """The pair of minimum norm, by at most `most` Newton steps a sample."""
+
+
+class Factorised(AbstractSearch):
+    """By factorised Newton steps, with K as a matrix: `solve_exactly`."""
+
+    @property
+    def label(self) -> str:
+        return "factorised"
+
+    def __call__(
+        self,
+        problem: LowerLevel,
+        x_tilde: Float[Array, "batch n"],
+        sizes: StepSizes,
+        start: State,
+        *,
+        most: int,
+    ) -> ExactPair:
+        return solve_exactly(problem, x_tilde, sizes, start, most=most)
 
 
 class _Search(NamedTuple):
@@ -150,7 +188,7 @@ def solve_exactly(
     search = by_parts(try_to_jump, search, _JUMPS)
     search = by_parts(take_the_path, search, _JUMPS + 1)
     system = active_system(problem, sizes, search.found.z)
-    unique_P, unique_D = _uniqueness(system)
+    unique_P, unique_D = system.unique((x_tilde, search.found.z.z_D))
     return ExactPair(
         search.found.z,
         search.found.residual,
@@ -159,21 +197,5 @@ def solve_exactly(
         system,
         search.iterations,
         search.newton_steps,
-    )
-
-
-def _uniqueness(system: ActiveSystem) -> tuple[Array, Array]:
-    """Whether the kernel is empty on either side: a random vector would have a part in it."""
-    key_P, key_D = jax.random.split(jax.random.key(0))
-    like_P, like_D = system.D_P.values, system.D_D.values
-    kernel_P, kernel_D = system.kernel_part(
-        (
-            jax.random.normal(key_P, like_P.shape, like_P.dtype),
-            jax.random.normal(key_D, like_D.shape, like_D.dtype),
-        )
-    )
-    most = 1e-3  # of a vector of size sqrt(n): far above rounding, far below what is typical
-    return (
-        jnp.max(jnp.abs(kernel_P), axis=-1) <= most,
-        jnp.max(jnp.abs(kernel_D), axis=-1) <= most,
+        search.newton_steps * _PRODUCTS_A_NEWTON_STEP,
     )

@@ -43,6 +43,9 @@ class Symmetric(AbstractBoundary):
     """Mirrored at the border, which is repeated: `… b a | a b c | c b …`. No edge arises.
 
     The usual choice for photographs. Differences across the border are 0.
+
+    >>> print(Symmetric().pad(jnp.array([[1.0, 2.0]]), ((0, 0), (1, 1))))
+    [[1. 1. 2. 2.]]
     """
 
     def pad(self, images: Images, margins: Margins) -> Padded:
@@ -54,7 +57,11 @@ class Symmetric(AbstractBoundary):
 
 
 class ZeroOutside(AbstractBoundary):
-    """Zeros: `… 0 0 | a b c | 0 0 …`. For images that are 0 at their border."""
+    """Zeros: `… 0 0 | a b c | 0 0 …`. For images that are 0 at their border.
+
+    >>> print(ZeroOutside().pad(jnp.array([[1.0, 2.0]]), ((0, 0), (1, 1))))
+    [[0. 1. 2. 0.]]
+    """
 
     def pad(self, images: Images, margins: Margins) -> Padded:
         return _pad(images, margins, mode="constant")
@@ -65,7 +72,11 @@ class ZeroOutside(AbstractBoundary):
 
 
 class Periodic(AbstractBoundary):
-    """Periodic: `… b c | a b c | a b …`. K is diagonal in the Fourier basis, its norm known."""
+    """Periodic: `… b c | a b c | a b …`. K is diagonal in the Fourier basis, its norm known.
+
+    >>> print(Periodic().pad(jnp.array([[1.0, 2.0]]), ((0, 0), (1, 1))))
+    [[2. 1. 2. 1.]]
+    """
 
     def pad(self, images: Images, margins: Margins) -> Padded:
         return _pad(images, margins, mode="wrap")

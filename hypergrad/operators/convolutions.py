@@ -71,6 +71,9 @@ class Direct(AbstractConvolution):
 
     **Cost**: `2 f h w` operations a pixel; memory for one padded image. The program grows with
     `h w`.
+
+    >>> fastest_convolution((5, 5))
+    Direct()
     """
 
     def correlate(self, filters: Filters, images: Images) -> Responses:
@@ -147,6 +150,9 @@ class FFT(AbstractConvolution):
 
     **Cost**: `2 f` transforms of the size of the image (half of them of the filters), whatever
     their size; memory for the spectra of all responses.
+
+    >>> fastest_convolution((31, 31))
+    FFT()
     """
 
     def correlate(self, filters: Filters, images: Images) -> Responses:

@@ -42,14 +42,22 @@ def operator_shape(K: Operator) -> tuple[int, int]:
 
 
 def operator_dtype(K: Operator) -> jnp.dtype:
-    """The dtype of `K v`."""
+    """The dtype of `K v`.
+
+    >>> operator_dtype(jnp.zeros((3, 2), jnp.float32))
+    dtype('float32')
+    """
     if isinstance(K, lx.AbstractLinearOperator):
         return jax.tree.leaves(K.out_structure())[0].dtype
     return K.dtype
 
 
 def matrix_of(K: Operator) -> Array | None:
-    """The matrix, if the operator is one already; never built."""
+    """The matrix, if the operator is one already; never built.
+
+    >>> matrix_of(lx.IdentityLinearOperator(jax.ShapeDtypeStruct((2,), jnp.float32))) is None
+    True
+    """
     if isinstance(K, lx.MatrixLinearOperator):
         return K.matrix
     return None if isinstance(K, lx.AbstractLinearOperator) else K
@@ -74,7 +82,11 @@ def _map_over_batch(K: lx.AbstractLinearOperator, v: Array) -> Array:
 
 
 def apply(K: Operator, v: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
-    """`K v` for every vector of a batch."""
+    """`K v` for every vector of a batch.
+
+    >>> print(apply(jnp.array([[1.0, 2.0]]), jnp.array([1.0, 1.0])))
+    [3.]
+    """
     matrix = matrix_of(K)
     if matrix is not None:
         return v @ matrix.T
@@ -83,7 +95,11 @@ def apply(K: Operator, v: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
 
 
 def apply_transpose(K: Operator, y: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
-    """`K^T y` for every vector of a batch."""
+    """`K^T y` for every vector of a batch.
+
+    >>> print(apply_transpose(jnp.array([[1.0, 2.0]]), jnp.array([2.0])))
+    [2. 4.]
+    """
     matrix = matrix_of(K)
     if matrix is not None:
         return y @ matrix

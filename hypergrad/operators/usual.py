@@ -34,7 +34,13 @@ def dct(n: int, *, constant: bool = True) -> Float[Array, "m n"]:
 
 
 def dct2(shape: tuple[int, int], *, constant: bool = True) -> Float[Array, "m n"]:
-    """Orthonormal 2-D DCT-II of patches in row-major order, `n = height * width`."""
+    """Orthonormal 2-D DCT-II of patches in row-major order, `n = height * width`.
+
+    `shape` is `(height, width)`; `constant=False` leaves out the constant row.
+
+    >>> dct2((2, 3), constant=False).shape
+    (5, 6)
+    """
     matrix = np.kron(_dct_matrix(shape[0]), _dct_matrix(shape[1]))
     return jnp.asarray(matrix if constant else matrix[1:])
 
@@ -46,14 +52,23 @@ def _dct_matrix(n: int) -> np.ndarray:
 
 
 def differences(n: int) -> Float[Array, "m n"]:
-    """Forward differences `x[i+1] - x[i]`, `m = n - 1`: total variation in 1-D."""
+    """Forward differences `x[i+1] - x[i]`, `m = n - 1`: total variation in 1-D.
+
+    >>> print(differences(3))
+    [[-1.  1.  0.]
+     [ 0. -1.  1.]]
+    """
     return jnp.asarray(np.diff(np.eye(n), axis=0))
 
 
 def differences2(shape: tuple[int, int]) -> Float[Array, "m n"]:
     """All vertical, then all horizontal differences inside a patch (anisotropic total variation).
 
-    `m = (height - 1) width + height (width - 1)`; no difference crosses the border.
+    `shape` is `(height, width)`, `m = (height - 1) width + height (width - 1)`; no difference
+    crosses the border.
+
+    >>> differences2((2, 3)).shape
+    (7, 6)
     """
     height, width = shape
     down = np.kron(np.diff(np.eye(height), axis=0), np.eye(width))
@@ -65,7 +80,12 @@ def difference_operator(shape: tuple[int, int], dtype: Any = None) -> lx.Functio
     """2-D differences of a whole image, matrix-free, for `GroupL1(weight, shape=(2, n))`.
 
     `m = 2 n`: all vertical, then all horizontal forward differences, 0 across the last row and
-    column.
+    column. `shape` is `(height, width)`, `n` its product; `dtype`, by default that of
+    JAX.
+
+    >>> K = difference_operator((2, 2))
+    >>> print(K.mv(jnp.array([1.0, 2.0, 4.0, 8.0])))
+    [3. 6. 0. 0. 1. 0. 4. 0.]
     """
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
 
@@ -80,11 +100,19 @@ def difference_operator(shape: tuple[int, int], dtype: Any = None) -> lx.Functio
 
 
 def random(m: int, n: int, *, key: PRNGKeyArray) -> Float[Array, "m n"]:
-    """Independent normal entries, scaled to norm 1."""
+    """An `(m, n)` matrix of independent normal entries, scaled to norm 1.
+
+    >>> random(3, 2, key=jax.random.key(0)).shape
+    (3, 2)
+    """
     matrix = jax.random.normal(key, (m, n))
     return matrix / jnp.linalg.norm(matrix, 2)
 
 
 def stack(operators: Sequence[Float[Array, "_ n"]]) -> Float[Array, "m n"]:
-    """Matrices on top of each other."""
+    """Matrices on top of each other: `operators` of n columns each.
+
+    >>> stack([differences(3), dct(3)]).shape
+    (5, 3)
+    """
     return jnp.concatenate(list(operators), axis=0)

@@ -57,13 +57,18 @@ def plot_comparison(records: Records) -> Figure:
 
 
 def plot_loss_curves(
-    records: Records, *, x: Literal["epoch", "seconds"] = "epoch", baselines: Numbers | None = None
+    records: Records,
+    *,
+    x: Literal["epoch", "seconds"] = "epoch",
+    baselines: Numbers | None = None,
+    loss: str = "½‖x − x†‖² per sample",
 ) -> Figure:
     """Training loss (left) and held-out loss (right) on one scale, a curve for each strategy.
 
     **Arguments**: `records` of `strategy`, `epoch`, `seconds`, `train_loss` and `validation_loss`
     (None: not drawn); `x`: what the losses are drawn against; `baselines`: held-out losses by name,
-    drawn as labelled levels. The scale is logarithmic where losses differ by a factor of 10.
+    drawn as labelled levels; `loss`, in words. The scale is logarithmic where losses differ by a
+    factor of 10.
 
     **Errors**: a `ValueError` for no records, another `x`, two records of one strategy and epoch,
     or a baseline that is not finite.
@@ -92,7 +97,7 @@ def plot_loss_curves(
             look["markevery"] = (every * i // len(styles), every)
             panel.plot([record[x] for record in run], drawn, label=label, **look)
         tidy(panel, names[x])
-    panels[0].set_ylabel("loss, ½‖x − x†‖² per sample", fontsize=TEXT)
+    panels[0].set_ylabel(f"loss, {loss}", fontsize=TEXT)
     panels[0].set_title("training", fontsize=TEXT)
     nothing = all(record["validation_loss"] is None for record in records)
     panels[1].set_title("held-out (none recorded)" if nothing else "held-out", fontsize=TEXT)

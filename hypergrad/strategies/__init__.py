@@ -16,6 +16,7 @@ from hypergrad.adjoint import (
     Steps,
     Tolerance,
 )
+from hypergrad.newton import MatrixFree
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer
 from hypergrad.strategies.ergodic import (
@@ -67,6 +68,7 @@ __all__ = [
     "LimitFormula",
     "Linear",
     "LinearSolve",
+    "MatrixFree",
     "OptimistixCheckpointed",
     "OptimistixImplicit",
     "Piggyback",
@@ -96,7 +98,7 @@ STRATEGIES: dict[str, type[AbstractStrategy]] = {
 
 
 def parse_strategy(text: str) -> AbstractStrategy:
-    """A strategy from its command-line form `name[:option[,option…]]`.
+    """A strategy from `text`, its command-line form `name[:option[,option…]]`.
 
     `name` is a key of `STRATEGIES` or, for a class of the user's, `module:Class`. An option is
     `field=value`, or a word that the strategy offers for an object (`steps=5`, `tail=0.5`, `cgls`).

@@ -41,7 +41,11 @@ class AbstractWeights(eqx.Module):
 
 
 class Uniform(AbstractWeights):
-    """`alpha_l = 1 / L`: the average of the posters."""
+    """`alpha_l = 1 / L`: the average of the posters.
+
+    >>> print(Uniform()(4))
+    [0.25 0.25 0.25 0.25]
+    """
 
     def __call__(self, L: int) -> Float[Array, " L"]:
         return jnp.full(L, 1 / L)
@@ -52,7 +56,11 @@ class Uniform(AbstractWeights):
 
 
 class Tail(AbstractWeights):
-    """Uniform over the last `fraction` of the iterates (at least one of them), 0 before."""
+    """Uniform over the last `fraction` of the iterates (at least one of them), 0 before.
+
+    >>> print(Tail(0.5)(4))
+    [0.  0.  0.5 0.5]
+    """
 
     fraction: float = eqx.field(static=True, default=0.5)
 
@@ -69,7 +77,11 @@ class Tail(AbstractWeights):
 
 
 class Linear(AbstractWeights):
-    """`alpha_l = 2 l / (L (L + 1))`: late iterates count more."""
+    """`alpha_l = 2 l / (L (L + 1))`: late iterates count more.
+
+    >>> print(Linear()(4))
+    [0.1 0.2 0.3 0.4]
+    """
 
     def __call__(self, L: int) -> Float[Array, " L"]:
         return jnp.arange(1.0, L + 1) * (2 / (L * (L + 1)))
@@ -80,7 +92,11 @@ class Linear(AbstractWeights):
 
 
 class Geometric(AbstractWeights):
-    """`alpha_l` proportional to `rate^(L - l)`, `0 < rate < 1`."""
+    """`alpha_l` proportional to `rate^(L - l)`, `0 < rate < 1`.
+
+    >>> print(Geometric(0.5)(2))
+    [0.33333333 0.66666667]
+    """
 
     rate: float = eqx.field(static=True, default=0.9)
 
@@ -138,7 +154,9 @@ def _as_weights(weights: Any) -> AbstractWeights:
 class ErgodicUnrolling(AbstractStrategy):
     """The gradient of the average `e[L] = sum_l alpha_l r[l]`, which is also what is returned.
 
-    The delta recursion with `alpha_l g` added to its primal bracket in every iteration; `y` is
+        grad_K = sum_{l=1..L} sigma delta_D[l] (x_tilde + r_bar[l-1])^T - tau y[l] delta_P[l]^T
+
+    by the delta recursion with `alpha_l g` added to its primal bracket in every iteration; `y` is
     averaged alike.
 
     **Arguments**: `weights`: `Uniform()`, `Tail(fraction)`, `Linear()`, `Geometric(rate)`, or an

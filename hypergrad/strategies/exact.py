@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hypergrad._checks import check_count
+from hypergrad._checks import check_count, describe
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -31,14 +32,20 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
 )
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton import ActiveSystem, ExactPair, least_margin, shrink_of, solve_exactly
+from hypergrad.newton import (
+    AbstractActiveSystem,
+    AbstractSearch,
+    ExactPair,
+    Factorised,
+    MatrixFree,
+    least_margin,
+    shrink_of,
+)
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["Exact"]
 
-# Refinements of the one adjoint solve: cheap beside the factorisation.
-_REFINEMENTS = 12
 # Of `tau mu`: what rounding is divided by. It has to be far above what a singular system is shrunk
 # by (1e-7 and 3e-3), too, to be told from a kernel.
 _LEAST_CURVATURE, _ABOVE_SHRINK = 1e-2, 30.0
@@ -54,7 +61,7 @@ class _Solved(eqx.Module):
     x: Array
     y: Array
     unique: Array
-    active: ActiveSystem
+    active: AbstractActiveSystem
 
 
 class Exact(AbstractStrategy):
@@ -67,7 +74,9 @@ class Exact(AbstractStrategy):
     `hypergrad.newton`); the pair found is that of minimum norm, whatever the start. Of the solver
     only the step sizes are used (they scale the smoothing), not its iterations or tolerance.
 
-    **Arguments**: `most`, Newton steps a sample at the most.
+    **Arguments**: `most`, Newton steps a sample at the most; `search`, how the pair is searched for
+    and the systems are solved: by factorised Newton steps (None), or for whole images with products
+    with K only, `hg.MatrixFree()`.
 
     **Returns**, with every sample its certificate, `solution.stats`: residual, gap, margin, the
     rank of K between what is free on either side, and a status: CONVERGED (unique and, away from
@@ -80,7 +89,7 @@ class Exact(AbstractStrategy):
 
     **Cost**: 200 Chambolle-Pock iterations and a few Newton steps, each `m n^2 + n^3 / 3` a sample
     and about as long as 30 iterations at (128, 64); tens of steps where active rows are dependent.
-    Memory `n^2` a sample. A matrix-free K is made a matrix.
+    Memory `n^2` a sample. A matrix-free K is made a matrix, but by `search=hg.MatrixFree()`.
 
     **Caveat**: for float64. In float32 it is no more exact than float32.
 
@@ -96,7 +105,11 @@ class Exact(AbstractStrategy):
     """
 
     most: int = eqx.field(static=True, default=150)
+    search: AbstractSearch | None = None
     name: ClassVar[str] = "exact"
+    choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
+        "matrix-free": ("search", MatrixFree)
+    }
     formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T at the true optimum"
     cost: ClassVar[str] = "200 iterations and a few Newton steps of m n^2 a sample, memory n^2"
     caveat: ClassVar[str] = "dense in n; where not differentiable, one of several gradients: status"
@@ -104,13 +117,19 @@ class Exact(AbstractStrategy):
 
     def __check_init__(self) -> None:
         check_count("most", self.most)
+        if self.search is not None and not isinstance(self.search, AbstractSearch):
+            raise ValueError(
+                f"search must be a way to search for the exact pair; got {describe(self.search)}: "
+                "pass hg.MatrixFree() or None"
+            )
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
         sizes = _seeing_curvature(problem, solver.step_sizes(problem))
         start = solver.start(problem, x_tilde, init)
-        found = solve_exactly(problem, x_tilde, sizes, start, most=self.most)
+        search = Factorised() if self.search is None else self.search
+        found = search(problem, x_tilde, sizes, start, most=self.most)
         r = problem.G.prox(found.z.z_P, sizes.tau)
         y = problem.F.prox_conjugate(found.z.z_D, sizes.sigma)
         solution = _certified(problem, x_tilde, sizes, found, r, y)
@@ -123,14 +142,14 @@ class Exact(AbstractStrategy):
         problem, solver, sizes, z = solved.problem, solved.solver, solved.sizes, solved.z
         limit, active = LimitSystem(problem, sizes, z), solved.active
         right = limit.balanced_right_hand_side(cotangent)
-        unknowns = _solve_limit_system(active, right)
+        unknowns, steps, products = active.adjoint_solution(right)
         sums = limit.sums(unknowns, cotangent)
         residual = limit.residual(sums, cotangent)
         tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
         good = jnp.where(solved.unique, Status.CONVERGED, Status.MINIMUM_NORM)
         bad = jnp.where(solved.unique, Status.NOT_CERTIFIED, Status.INCONSISTENT)
         status = jnp.where(residual <= tolerance, good, bad)
-        stats = AdjointStats.of(_REFINEMENTS, residual, status, 4 * _REFINEMENTS + 8)
+        stats = AdjointStats.of(steps, residual, status, products)
         grad, dx_tilde = limit_gradients(limit, solved.x, solved.y, sums)
         return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)
 
@@ -140,15 +159,12 @@ class Exact(AbstractStrategy):
 
     def pushforward(self, residuals: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
         found: _Solved = residuals
-        active = found.active
-
-        def forwards(right: Unknowns) -> Unknowns:
-            return active.without_kernel(active.solve(right, refinements=_REFINEMENTS))
 
         def backwards(right: Unknowns) -> Unknowns:
-            return _solve_limit_system(active, right)
+            return found.active.adjoint_solution(right)[0]
 
         def solve(system: LimitSystem, right: Unknowns) -> Unknowns:
+            forwards = found.active.tangent_solution
             return solve_both_ways(system.balanced_transpose, right, forwards, backwards)
 
         system = LimitSystem(found.problem, found.sizes, found.z)
@@ -169,10 +185,6 @@ def _seeing_curvature(problem: LowerLevel, sizes: StepSizes) -> StepSizes:
     seen = sizes.tau * mu
     longer = jnp.where(seen > 0, jnp.maximum(1.0, least / jnp.where(seen > 0, seen, 1.0)), 1.0)
     return StepSizes(sizes.tau * longer, sizes.sigma / longer, sizes.theta)
-
-
-def _solve_limit_system(active: ActiveSystem, right: Unknowns) -> Unknowns:
-    return active.without_kernel(active.solve_transposed(right, refinements=_REFINEMENTS))
 
 
 def _certified(

@@ -78,6 +78,10 @@ class JaxoptNormalCG(AbstractJaxoptKrylov):
     Conjugate gradients on `A^T A w = A^T c`, formed as a product, so that the condition number is
     squared. `rtol`, of the residual of that; `most` steps, by default 10 (m + n). 4 products a
     step.
+
+    >>> import hypergrad as hg
+    >>> hg.JaxoptImplicit(hg.JaxoptNormalCG()) == hg.JaxoptImplicit()
+    True
     """
 
     rtol: float | None = eqx.field(static=True, default=None)
@@ -93,6 +97,10 @@ class JaxoptGMRES(AbstractJaxoptKrylov):
 
     `rtol`, of the residual; `restart`, the steps between two restarts; `most` restarts, by default
     10 (m + n).
+
+    >>> import hypergrad as hg
+    >>> hg.JaxoptImplicit(hg.JaxoptGMRES(rtol=1e-8)).label
+    'jaxopt:gmres=1e-08'
     """
 
     rtol: float | None = eqx.field(static=True, default=None)
@@ -114,6 +122,10 @@ class JaxoptBiCGStab(AbstractJaxoptKrylov):
     """`jaxopt.linear_solve.solve_bicgstab`: 4 products a step, and it may break down.
 
     `rtol`, of the residual; `most` steps, by default 10 (m + n).
+
+    >>> import hypergrad as hg
+    >>> hg.JaxoptImplicit(hg.JaxoptBiCGStab()).label
+    'jaxopt:bicgstab'
     """
 
     rtol: float | None = eqx.field(static=True, default=None)
@@ -125,7 +137,12 @@ class JaxoptBiCGStab(AbstractJaxoptKrylov):
 
 
 class JaxoptLU(AbstractJaxoptSolve):
-    """`jaxopt.linear_solve.solve_lu`: a dense `(m + n)^2` matrix a sample, by m + n products."""
+    """`jaxopt.linear_solve.solve_lu`: a dense `(m + n)^2` matrix a sample, by m + n products.
+
+    >>> import hypergrad as hg
+    >>> hg.JaxoptImplicit(hg.JaxoptLU()).label
+    'jaxopt:lu'
+    """
 
     @property
     def label(self) -> str:

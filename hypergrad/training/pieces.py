@@ -77,8 +77,18 @@ def evaluate(
 ) -> float:
     """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default).
 
-    With the memory of one piece: data are read by rows, and the loss has to be a mean over samples
-    (that of all is the mean of those of the pieces).
+    **Arguments**: as for `hypergradient`, `x_tilde` and `x_true` `(samples, n)`; `loss`, a mean
+    over samples (that of all is the mean of those of the pieces); `piece`, samples at a time.
+
+    **Returns**: the loss.
+
+    **Cost**: one solve; data are read by rows, with the memory of one piece.
+
+    >>> import hypergrad as hg
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(2), F=hg.L1(0.0), G=hg.Quadratic(1.0))
+    >>> x = np.array([[0.0, 1.0]])
+    >>> hg.evaluate(problem, x, x + 2, strategy=hg.Truncation(1))
+    4.0
     """
     x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
     check_truth_shape(x_true.shape, x_tilde.shape)

@@ -14,7 +14,7 @@ __all__ = ["History"]
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a training run gave: the learned problem and one record an epoch.
+    """What a training run gave: the learned `problem` and its `records`, one an epoch.
 
     A record holds `epoch` (0 is the untrained problem), `seconds` (of the updates alone, summed up;
     compilation and validation are not in it), `train_loss` (the mean over the epoch's batches, each

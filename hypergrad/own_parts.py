@@ -1,0 +1,175 @@
+"""Parts of the lower level and the loss by name, as a command line gives them.
+
+A name is `Class` of `hypergrad.functions`, or `module:attribute` for what is the user's own;
+options follow as `:field=value,field=value`, their values Python literals. Naming a module imports
+it: only words that the user has typed belong here, never what a file says.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from hypergrad import functions
+from hypergrad._checks import as_inexact, describe
+from hypergrad.bilevel import Loss
+from hypergrad.functions import AbstractFunction
+
+__all__ = [
+    "NamedFunction",
+    "import_part",
+    "parse_function",
+    "parse_loss",
+    "parse_operator",
+]
+
+_OWN = "module:name of your own, with options as in module:name:weight=0.1"
+
+
+class NamedFunction(NamedTuple):
+    """A convex function that is not built yet: `make(**options)`, perhaps at another weight."""
+
+    text: str
+    make: Callable[..., Any]
+    options: dict[str, Any]
+
+    @property
+    def weight_is_free(self) -> bool:
+        """Whether it takes a `weight` that was not given: that is chosen on data, then."""
+        return "weight" not in self.options and "weight" in inspect.signature(self.make).parameters
+
+    def built(self, **more: float) -> AbstractFunction:
+        """The function itself.
+
+        **Errors**: a `ValueError` where the options do not make one.
+        """
+        f = _call(self.text, functools.partial(self.make, **self.options, **more))
+        if not isinstance(f, AbstractFunction):
+            raise ValueError(
+                f"{self.text!r} must give a hypergrad.AbstractFunction; got {describe(f)}: name a "
+                "subclass of it, or a function that returns one"
+            )
+        return f
+
+    def at_weights(self, weights: Iterable[float]) -> list[AbstractFunction]:
+        """One function for each weight where that is free, else the one function there is."""
+        free = self.weight_is_free
+        return [self.built(weight=weight) for weight in weights] if free else [self.built()]
+
+
+def parse_function(text: str) -> NamedFunction:
+    """A convex function from `Class[:options]` or `module:name[:options]`.
+
+    `module:name` is a subclass of `AbstractFunction`, or a function that returns such a function.
+
+    **Errors**: a `ValueError` that says what there is.
+
+    >>> import jax.numpy as jnp
+    >>> print(parse_function("Huber:weight=0.5,smoothing=1").built()(jnp.array([2.0])))
+    0.75
+    >>> parse_function("Huber:smoothing=0.5").weight_is_free
+    True
+    """
+    named = {name: f for name, f in vars(functions).items() if _is_built_in(f)}
+    name, _, options = text.partition(":")
+    if name in named:
+        make = named[name]
+    elif options:
+        make, options = _own(text)
+    else:
+        raise ValueError(
+            f"a function must be one of {', '.join(named)}, or {_OWN}; got {text!r}: choose one"
+        )
+    return NamedFunction(text, make, _parse_options(options, text))
+
+
+def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
+    """The matrix K `(m, n)` that `module:name[:options]` returns for samples of this shape.
+
+    `name` is a function of the shape of one sample, `(8, 8)` or `(160,)`; `n` is its product.
+
+    **Errors**: a `ValueError` for what gives no such matrix.
+    """
+    make, options = _own(text)
+    K = _call(text, functools.partial(make, shape, **_parse_options(options, text)))
+    K = as_inexact(K, f"what {text!r} returns", rule="an (m, n) matrix", advice="return an array")
+    n = math.prod(shape)
+    if K.ndim != 2 or K.shape[1] != n:
+        raise ValueError(
+            f"{text!r} must return a matrix (m, {n}) for samples of shape {shape}; got shape "
+            f"{K.shape}: one column for each entry of a sample"
+        )
+    return K
+
+
+def parse_loss(text: str) -> Loss:
+    """The loss `loss(x, x_true)` that `module:name[:options]` is, one number for a whole batch.
+
+    **Errors**: a `ValueError` for what is no function.
+    """
+    loss, options = _own(text)
+    return functools.partial(loss, **_parse_options(options, text))
+
+
+def import_part(text: str) -> Any:
+    """What `module:name` is.
+
+    **Errors**: a `ValueError` for what cannot be imported, whatever it is that the module raises.
+    """
+    module, _, name = text.partition(":")
+    if not (module and name):
+        raise ValueError(f"a part of your own must be {_OWN}; got {text!r}: name both")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module of the user's may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{module}:{name} must be importable; got {reason}: is its folder on PYTHONPATH?"
+        ) from None
+
+
+def _is_built_in(f: Any) -> bool:
+    is_function = isinstance(f, type) and issubclass(f, AbstractFunction)
+    return is_function and not inspect.isabstract(f)
+
+
+def _own(text: str) -> tuple[Callable[..., Any], str]:
+    """What `module:name` names, and the options behind it."""
+    module, _, rest = text.partition(":")
+    name, _, options = rest.partition(":")
+    part = import_part(f"{module}:{name}")
+    if not callable(part):
+        raise ValueError(
+            f"{text!r} must name a class or a function; got {describe(part)}: name another"
+        )
+    return part, options
+
+
+def _parse_options(options: str, text: str) -> dict[str, Any]:
+    """`weight=0.1,shape=(2, 8)`, as the arguments of a call."""
+    try:
+        call = ast.parse(f"_({options})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args:
+            raise ValueError("an option without a name")
+        return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (AssertionError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"options must be field=value with Python literals, separated by commas; got "
+            f"{options!r} in {text!r} ({error}): write for example weight=0.1,smoothing=0.01"
+        ) from None
+
+
+def _call(text: str, make: Callable[[], Any]) -> Any:
+    """Its result; what its signature does not take is the user's words."""
+    try:
+        return make()
+    except TypeError as error:
+        raise ValueError(f"{text!r} does not fit what it names: {error}") from None

@@ -1,0 +1,261 @@
+"""The guides are run as they are written, and what they point at is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import soundfile
+
+import hypergrad as hg
+from hypergrad import cli, image_study
+from hypergrad.own_parts import parse_function, parse_loss, parse_operator
+
+ROOT = Path(__file__).parents[1]
+GUIDES = ROOT / "hypergrad" / "guides"
+PAGES = [ROOT / "README.md", *sorted(GUIDES.glob("*.md"))]
+OWN = (GUIDES / "own.md").read_text(encoding="utf-8")
+BLOCKS = dict(enumerate(re.findall(r"```(bash|python)\n(.*?)```", OWN, flags=re.DOTALL)))
+TRAIN, RESTORE, LOAD, PARTS, NAMED, USED = range(6)
+
+# Everything but the words of the commands is in miniature.
+SMALL = {
+    "samples": 16, "held_out_samples": 16, "tuning_samples": 16, "epochs": 1, "batch_size": 8,
+    "converged_iterations": 20, "repeats": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """A folder with the files that the guide speaks of, where its commands are run."""
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(0)
+    for name in ("photos", "speech"):
+        (folder / name).mkdir()
+    clean = rng.integers(0, 256, (19, 21, 3), dtype=np.uint8)
+    for name in ("photos/a.png", "photos/b.png", "clean.png", "noisy.png"):
+        PIL.Image.fromarray(clean).save(folder / name)
+    for name in ("speech/a.wav", "speech/b.flac", "quantised.wav"):
+        soundfile.write(folder / name, np.sin(0.1 * np.arange(1000)), 16000)
+    rows = rng.uniform(size=(20, 8))
+    for name in ("rows.npy", "observed.npy"):
+        np.save(folder / name, rows)
+    (folder / "parts.py").write_text(BLOCKS[PARTS][1], encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        yield folder
+    sys.modules.pop("parts", None)
+
+
+@pytest.fixture
+def small(folder, monkeypatch) -> Path:
+    """Few samples; what is not the guide's matter (baselines, tables, pictures) is left out."""
+    usual, operators = image_study.ImageStudy, image_study._analysis_operators
+
+    def untrained(*given):
+        return {"untrained": operators(*given)["untrained"]}
+
+    monkeypatch.setattr(image_study, "ImageStudy", lambda: dataclasses.replace(usual(), **SMALL))
+    monkeypatch.setattr(image_study, "_WEIGHTS", (0.5,))
+    monkeypatch.setattr(image_study, "_analysis_operators", untrained)
+    compared = hg.Comparison([{"strategy": "truncation:k=1"}], {}, {})
+    monkeypatch.setattr(image_study, "compare", lambda *given, **settings: compared)
+    monkeypatch.setattr(hg.Comparison, "save", lambda comparison, out: None)
+    for name, nothing in {"_evaluate_all": [], "_report": "", "_draw": None}.items():
+        monkeypatch.setattr(image_study, name, lambda *given, nothing=nothing: nothing)
+    return folder
+
+
+def run_lines(number: int, capsys, only: str) -> str:
+    """The commands of a block with this word, in this process; what they print."""
+    language, block = BLOCKS[number]
+    assert language == "bash"
+    printed = ""
+    for line in filter(lambda line: only in line, block.splitlines()):
+        program, *words = shlex.split(line)
+        assert program == "hypergrad"
+        status = cli.main(words)
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        printed += out
+    return printed
+
+
+def run_python(number: int) -> dict:
+    language, block = BLOCKS[number]
+    assert language == "python"
+    namespace: dict = {}
+    with jax.numpy_dtype_promotion("standard"):  # the reader has not set strict promotion
+        exec(compile(block, "own.md", "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+def test_a_folder_of_pictures_and_a_restored_one(small, capsys) -> None:
+    run_lines(TRAIN, capsys, "photos")
+    assert run_lines(RESTORE, capsys, "photos").startswith("PSNR inf dB observed, ")
+    with PIL.Image.open(small / "noisy-restored.png") as picture:
+        assert (picture.size, picture.mode) == ((21, 19), "RGB")
+    namespace = run_python(LOAD)
+    assert namespace["x"].shape == (50, 70, 3)
+    assert hg.load_operator(small / "mine.npz").solver.iterations == 200
+
+
+@pytest.mark.slow
+def test_sound_and_rows_and_restored_ones(small, capsys) -> None:
+    """Not slow by itself: what is compiled for pictures is compiled twice more."""
+    for kind in ("speech", "rows"):
+        run_lines(TRAIN, capsys, kind)
+        run_lines(RESTORE, capsys, kind)
+    assert soundfile.info(small / "quantised-restored.wav").frames == 1000
+    assert np.load(small / "restored.npy").shape == (20, 8)
+    operator = hg.load_operator("results/speech/operator_truncation_k-1.npz")
+    assert (operator.shape, operator.rate) == ((320,), 16000)
+
+
+def test_own_parts_on_the_command_line(small, capsys) -> None:
+    run_lines(NAMED, capsys, "parts:Fair")
+    from parts import Fair  # pyright: ignore[reportMissingImports]
+
+    path = "results/mine/operator_truncation_k-1.npz"
+    with pytest.raises(ValueError, match="--own parts:Fair"):
+        hg.load_operator(path)
+    operator = hg.load_operator(path, own=[Fair])
+    assert operator.problem.shape == (96, 64)
+    assert operator.problem.F.scale == 0.05  # pyright: ignore[reportAttributeAccessIssue]
+    weight = operator.problem.F.weight  # pyright: ignore[reportAttributeAccessIssue]
+    assert weight == 0.5 * operator.solver.primal_scale  # in units of the noise
+    assert (small / "mine.png").exists()
+
+
+def test_own_parts_in_python(folder, capsys) -> None:
+    namespace = run_python(USED)
+    assert np.all(np.isfinite(jax.tree.leaves(namespace["h"].grad.F)))
+    assert "History(2 epochs" in capsys.readouterr().out
+
+
+def test_the_prox_of_the_guide_is_one(folder) -> None:
+    """It minimises what it says, and its derivative is right at 0 as well."""
+    from parts import Fair  # pyright: ignore[reportMissingImports]
+
+    f, step = Fair(0.7, 0.3), 0.9
+    grid = jnp.linspace(-3, 3, 60001)
+    value = np.asarray(f(grid[:, None]))
+    for z in (-2.0, -0.1, 0.0, 0.4):
+        best = grid[np.argmin(step * value + (np.asarray(grid) - z) ** 2 / 2)]
+        assert f.prox(jnp.array(z), step) == pytest.approx(float(best), abs=1e-4)
+    slope = (f.prox(jnp.array(1e-7), step) - f.prox(jnp.array(-1e-7), step)) / 2e-7
+    assert jax.grad(lambda z: f.prox(z, step))(0.0) == pytest.approx(float(slope), rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Frobnicate", "a function must be one of Box, "),
+        ("AbstractFunction", "a function must be one of"),
+        ("L1:0.1", "an option without a name"),
+        ("L1:weight=", "options must be field=value"),
+        ("L1:weight=__import__('os')", "options must be field=value"),
+        ("L1:weight=1)or(2", "options must be field=value"),
+        ("L1:weight=-1.0", "L1.weight must be non-negative"),
+        ("Huber:weight=1.0", "does not fit what it names"),
+        ("no_such_module:Name", "no_such_module:Name must be importable"),
+        ("json:nothing", "json:nothing must be importable"),
+        ("json:loads", "does not fit what it names"),
+        ("builtins:dict:a=1", "must give a hypergrad.AbstractFunction; got"),
+        ("sys:path", "must name a class or a function; got list"),
+    ],
+)
+def test_words_that_name_no_function(text: str, words: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the words are looked at below
+        parse_function(text).built()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_words_reach_the_run(folder, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(image_study, "run_image_study", lambda config, *_: seen.append(config))
+    parts = {
+        "K": "parts:second_differences", "F": "parts:Fair:scale=0.05",
+        "G": "BoxQuadratic:radius=0.1,weight=2.0", "loss": "parts:charbonnier",
+    }  # fmt: skip
+    settings = {"patch": 6, "frame": 320, "bits": 4, "rate": 16000}
+    words = [word for name, text in (parts | settings).items() for word in (f"--{name}", str(text))]
+    assert cli.main(["train", *words]) == 0
+    usual = image_study.ImageStudy(strategies=("truncation:k=1",))
+    # Patches overlap by half where the photograph at the end is put together.
+    assert seen == [dataclasses.replace(usual, **parts, **settings, stride=3)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--F", "Frobnicate"),
+        ("--F", "Huber"),
+        ("--G", "Quadratic:weight=-1"),
+        ("--loss", "no_such_module:loss"),
+        ("--bits", "0"),
+    ],
+    ids=" ".join,
+)
+def test_words_that_make_no_sense(words, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(image_study, "run_image_study", lambda *given: None)
+    assert cli.main(["train", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("hypergrad: ")
+    assert said.count("\n") == 1
+
+
+def test_a_module_that_fails_is_named(folder) -> None:
+    (folder / "broken.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match="broken:Name must be importable; got ZeroDivisionError"):
+        parse_loss("broken:Name")
+
+
+def test_an_option_may_be_a_tuple() -> None:
+    f = parse_function("GroupL1:weight=0.5,shape=(2, 3),axis=0").built()
+    assert f == hg.GroupL1(0.5, shape=(2, 3), axis=0) or f.shape == (2, 3)  # pyright: ignore
+
+
+def test_a_loss_and_an_operator_take_options(folder) -> None:
+    loss = parse_loss("parts:charbonnier:smoothing=3.0")
+    assert loss(jnp.full((2, 1), 4.0), jnp.zeros((2, 1))) == 5.0
+    assert parse_operator("parts:second_differences", (3, 3)).shape == (6, 9)
+    with pytest.raises(ValueError, match="must return a matrix"):
+        parse_operator("builtins:tuple", (2, 3))
+
+
+# ---------------------------------------------------------------------------------- pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_figures_and_experiments_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    drawn = "".join(path.read_text("utf-8") for path in (ROOT / "paper_figs").glob("fig*.py"))
+    for name in re.findall(r"\bfig\d\d[a-e]?\b", text):
+        assert f'"{name}' in drawn or list((ROOT / "paper_figs").glob(f"{name}*.py")), name
+
+
+def test_every_strategy_has_its_guide() -> None:
+    headings = re.findall(r"^## `([^`:]+)", (GUIDES / "strategies.md").read_text("utf-8"), re.M)
+    assert headings == list(hg.STRATEGIES)
