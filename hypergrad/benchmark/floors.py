@@ -50,10 +50,12 @@ class Settings:
     """(m, n, batch)."""
     iterations: int = 100
     repeats: int = 15
+    many_iterations: int = 100_000
+    """L of one more run at the last size, once: does memory grow?"""
 
     def quick(self) -> Settings:
         """One small size, two repeats."""
-        return dataclasses.replace(self, sizes=((32, 16, 8),), repeats=2)
+        return dataclasses.replace(self, sizes=((32, 16, 8),), repeats=2, many_iterations=1_000)
 
 
 MEASURED: tuple[AbstractStrategy, ...] = (
@@ -64,9 +66,12 @@ MEASURED: tuple[AbstractStrategy, ...] = (
     FullUnrolling(),
     ErgodicUnrolling(),
 )
+# Those of which memory does not depend on L.
+OF_CONSTANT_MEMORY = MEASURED[:4]
 
 COLUMNS = {
     "size": "(m, n, batch)",
+    "iterations": "L",
     "name": "what",
     "milliseconds": "time (ms)",
     "over_floor": "/ floor",
@@ -84,33 +89,40 @@ def arrays_of_size(text: str, *dimensions: int) -> int:
     return sum(all(shape.count(d) >= dimensions.count(d) for d in dimensions) for shape in shapes)
 
 
-def measure(m: int, n: int, batch: int, settings: Settings) -> Result:
+def measure(
+    m: int,
+    n: int,
+    batch: int,
+    strategies: Sequence[AbstractStrategy],
+    *,
+    iterations: int,
+    repeats: int,
+) -> Result:
     keys, dtype = jax.random.split(jax.random.key(0), 3), jnp.float32
     K = operators.random(m, n, key=keys[0]).astype(dtype)
     x_true = jax.random.normal(keys[1], (batch, n), dtype)
     x_tilde = x_true + 0.1 * jax.random.normal(keys[2], (batch, n), dtype)
     problem = LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0))
     # The norm is paid once and reported in a row of its own.
-    solver = ChambollePock(settings.iterations).with_step_sizes(problem)
+    solver = ChambollePock(iterations).with_step_sizes(problem)
 
     programs = {
-        "floor": compile_ahead(
-            eqx.Partial(matrix_products_alone, L=settings.iterations), K, x_tilde
-        ),
+        "floor": compile_ahead(eqx.Partial(matrix_products_alone, L=iterations), K, x_tilde),
         "forward": compile_ahead(solve_without_strategy, problem, x_tilde, solver),
         "operator norm": compile_ahead(operators.operator_norm, K),
     }
-    for strategy in MEASURED:
+    for strategy in strategies:
         programs[strategy.label] = compile_ahead(
             one_hypergradient, problem, x_tilde, x_true, solver, strategy
         )
     seconds = interleaved_medians(
-        {name: program.call for name, program in programs.items()}, repeats=settings.repeats
+        {name: program.call for name, program in programs.items()}, repeats=repeats
     )
-    again = {s.label: _recompilations(problem, x_tilde, x_true, solver, s) for s in MEASURED}
+    again = {s.label: _recompilations(problem, x_tilde, x_true, solver, s) for s in strategies}
     records = [
         {
             "size": f"({m}, {n}, {batch})",
+            "iterations": iterations,
             "name": name,
             "milliseconds": 1e3 * seconds[name],
             "over_floor": seconds[name] / seconds["floor"],
@@ -143,14 +155,20 @@ def _recompilations(
 
 
 def cells(settings: Settings) -> list[Cell]:
-    """One for each size."""
-    return [
-        Cell(
-            {"section": "floors", "m": m, "n": n, "batch": batch},
-            lambda _, size=(m, n, batch): measure(*size, settings),
+    """One for each size, and one of many iterations."""
+
+    def cell(
+        m: int, n: int, batch: int, L: int, repeats: int, strategies: Sequence[AbstractStrategy]
+    ) -> Cell:
+        return Cell(
+            {"section": "floors", "m": m, "n": n, "batch": batch, "L": L},
+            lambda _: measure(m, n, batch, strategies, iterations=L, repeats=repeats),
         )
-        for m, n, batch in settings.sizes
+
+    usual = [
+        cell(*size, settings.iterations, settings.repeats, MEASURED) for size in settings.sizes
     ]
+    return [*usual, cell(*settings.sizes[-1], settings.many_iterations, 1, OF_CONSTANT_MEMORY)]
 
 
 def report(records: Sequence[Record]) -> str:
