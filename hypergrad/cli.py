@@ -271,8 +271,8 @@ def _study(
         )
         for text in strategies:
             parse_strategy(text).check(ChambollePock(config.iterations))
-        for text in (parts.F, parts.G):
-            parse_function(text).at_weights([1.0])
+        parse_function(parts.F).at_weights([1.0])
+        parse_function(parts.G).built()
         if parts.loss is not None:
             parse_loss(parts.loss)
         mesh = data_parallel(on.devices) if several else None

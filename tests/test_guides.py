@@ -205,6 +205,7 @@ def test_the_words_reach_the_run(folder, monkeypatch) -> None:
         ("--F", "Frobnicate"),
         ("--F", "Huber"),
         ("--G", "Quadratic:weight=-1"),
+        ("--G", "Quadratic"),
         ("--loss", "no_such_module:loss"),
         ("--bits", "0"),
     ],

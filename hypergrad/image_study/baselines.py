@@ -75,5 +75,6 @@ def tuned_problems(config: ImageStudy, samples: StudyData) -> dict[str, LowerLev
 def in_words(F: AbstractFunction) -> str:
     """Its class, and its parameters that are one number."""
     fields = ((field.name, getattr(F, field.name)) for field in dataclasses.fields(F))
-    numbers = [f"{name}={float(value):.3g}" for name, value in fields if np.ndim(value) == 0]
+    arrays = ((name, np.asarray(value)) for name, value in fields)
+    numbers = [f"{name}={a:.3g}" for name, a in arrays if a.ndim == 0 and a.dtype.kind in "fiu"]
     return f"{type(F).__name__}({', '.join(numbers)})"
