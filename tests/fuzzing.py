@@ -68,7 +68,7 @@ _NO_STRATEGY = (
     "truncation:k=①", "truncation:K=1", "truncation,k=1", "truncation=1", "limit:steps=0",
     "limit:steps=-3", "limit:steps=x", "limit:last=0", "limit:last=99", "limit:tolerance=0",
     "limit:tolerance=-1", "limit:tolerance=nan", "limit:tolerance=1e999", "limit:tolerance=x",
-    "limit:steps=1,last=1", "limit:nonsense", "limit:cgls=3", "limit:cg=0", "ergodic:tail=2.0",
+    "limit:steps=1,last=1", "limit:nonsense", "limit:cgls=0", "limit:cg=0", "ergodic:tail=2.0",
     "ergodic:tail=0", "ergodic:tail=-1", "ergodic:tail=x", "ergodic:weights=3", "ergodic:even",
     "jaxopt:nonsense", "jaxopt:lu=1,2", "optimistix:nonsense", "optimistix-checkpointed:0",
     "optimistix-checkpointed:checkpoints=0", "optimistix-checkpointed:checkpoints=x",

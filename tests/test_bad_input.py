@@ -800,7 +800,7 @@ BAD_NAMES = {
     "limit:steps=1.5": r"k must be a whole number of at least 1; got 1\.5",
     "limit:last=-1": r"k must be a whole number of at least 1; got -1",
     "limit:tolerance=2": r"rtol must lie in \(0, 1\); got 2",
-    "limit:cgls=3": r"option 'cgls=3' in 'limit:cgls=3' is not understood",
+    "limit:cgls=0": r"most must be a whole number of at least 1; got 0",
     "limit:steps=1,last=2": r"each option once; got adjoint twice",
     "limit:adjoint=3": r"adjoint must be a way to get Delta; got 3",
     "ergodic:tail=2": r"Tail\.fraction must lie in \(0, 1\]; got 2",

@@ -31,8 +31,9 @@ from fuzzing import (
     tables,
 )
 
-from hypergrad import cli, image_study, records, sweep
+from hypergrad import cli, records, sweep
 from hypergrad.checkpoints import Checkpoints
+from hypergrad.image_study import baselines
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(
@@ -49,7 +50,7 @@ def _no_work(tmp_path, monkeypatch) -> Iterator[None]:
     def accepted(*args, **kwargs):
         raise _AcceptedError
 
-    monkeypatch.setattr(image_study, "best_of", accepted)
+    monkeypatch.setattr(baselines, "best_of", accepted)
     monkeypatch.chdir(tmp_path)
     yield
     jax.config.update("jax_enable_x64", True)  # the command line may have chosen another one

@@ -18,6 +18,7 @@ import soundfile
 
 import hypergrad as hg
 from hypergrad import cli, image_study
+from hypergrad.image_study import baselines, learning, stages
 from hypergrad.own_parts import parse_function, parse_loss, parse_operator
 
 ROOT = Path(__file__).parents[1]
@@ -59,19 +60,19 @@ def folder(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture
 def small(folder, monkeypatch) -> Path:
     """Few samples; what is not the guide's matter (baselines, tables, pictures) is left out."""
-    usual, operators = image_study.ImageStudy, image_study._analysis_operators
+    usual, operators = image_study.ImageStudy, baselines._analysis_operators
 
     def untrained(*given):
         return {"untrained": operators(*given)["untrained"]}
 
     monkeypatch.setattr(image_study, "ImageStudy", lambda: dataclasses.replace(usual(), **SMALL))
-    monkeypatch.setattr(image_study, "_WEIGHTS", (0.5,))
-    monkeypatch.setattr(image_study, "_analysis_operators", untrained)
+    monkeypatch.setattr(baselines, "_WEIGHTS", (0.5,))
+    monkeypatch.setattr(baselines, "_analysis_operators", untrained)
     compared = hg.Comparison([{"strategy": "truncation:k=1"}], {}, {})
-    monkeypatch.setattr(image_study, "compare", lambda *given, **settings: compared)
+    monkeypatch.setattr(learning, "compare", lambda *given, **settings: compared)
     monkeypatch.setattr(hg.Comparison, "save", lambda comparison, out: None)
-    for name, nothing in {"_evaluate_all": [], "_report": "", "_draw": None}.items():
-        monkeypatch.setattr(image_study, name, lambda *given, nothing=nothing: nothing)
+    for name, nothing in {"evaluate_all": [], "report": "", "draw": None}.items():
+        monkeypatch.setattr(stages, name, lambda *given, nothing=nothing: nothing)
     return folder
 
 
