@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,9 @@ __all__ = ["main"]
 
 # Programs that took longer to compile (s) are kept on disk; reading one takes about a tenth of it.
 _WORTH_KEEPING = 0.1
+
+# JAX makes every device of a CPU, threads and all, before anything else happens.
+_MOST_DEVICES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,9 +357,13 @@ def _start_processes(on: DeviceOptions) -> None:
             f"--cluster alone; got {', '.join([*given, *['--cluster'] * on.cluster])}: add what is "
             "missing, or leave it to a scheduler"
         )
+    if on.coordinator is not None and re.fullmatch(r"\S+:\d+", on.coordinator) is None:
+        raise _UsageError(
+            f"coordinator must be host:port; got {on.coordinator!r}: try {on.coordinator}:12345"
+        )
     try:
         if on.devices is not None:
-            check_count("devices", on.devices)
+            check_count("devices", on.devices, most=_MOST_DEVICES)
             jax.config.update("jax_num_cpu_devices", on.devices)  # other devices stay as they are
         if on.cluster or given:
             jax.distributed.initialize(on.coordinator, on.processes, on.process)

@@ -33,9 +33,12 @@ def main() -> int:
             except Exception as error:  # no records: the other figures are drawn all the same
                 print(f"{name}: {why_not(error, folder)}", file=sys.stderr)
                 failed += 1
-    text = statements.document(options.records)
-    write_text(options.out / "statements.md", text)
-    print(options.out / "statements.md")
+    try:
+        write_text(options.out / "statements.md", statements.document(options.records))
+        print(options.out / "statements.md")
+    except OSError as error:
+        print(f"statements: {why_not(error, options.records)}", file=sys.stderr)
+        failed += 1
     print(f"{time.perf_counter() - started:.0f} s")
     return 1 if failed else 0
 

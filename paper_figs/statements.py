@@ -300,7 +300,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=WRITTEN)
     options = parser.parse_args()
     text = document(options.records)
-    write_text(options.out, text)
+    try:
+        write_text(options.out, text)
+    except OSError as error:
+        print(f"statements: {why_not(error, options.records)}", file=sys.stderr)
+        return 1
     print(options.out)
     return 1 if "not measured" in text else 0
 

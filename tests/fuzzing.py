@@ -85,7 +85,7 @@ _NO_STRATEGY = (
 
 _WHOLE_NUMBERS = {
     "seed": ("-1",), "iterations": ("0", "-1", "9" * 30), "epochs": ("-1", "9" * 30),
-    "batch-size": ("0", "-1"), "devices": ("0", "-1"),
+    "batch-size": ("0", "-1"), "devices": ("0", "-1", "99999999"),
 }  # fmt: skip
 _NUMBERS = ("learning-rate", "noise")
 _OPTIONS = (*_WHOLE_NUMBERS, *_NUMBERS, "out", "data", "dtype", "quick", "strategy", "strategies")
@@ -133,6 +133,9 @@ def command_lines(seed: int) -> Iterator[Case]:
             ("--coordinator", "a:1"), ("--processes", "2"), ("--process", "0"),
             ("--coordinator", "a:1", "--processes", "2"), ("--cluster", "--process", "0"),
             ("--coordinator", "a:1", "--processes", "2", "--process", "x"),
+            ("--coordinator", "a", "--processes", "1", "--process", "0"),
+            ("--coordinator", ":1", "--processes", "1", "--process", "0"),
+            ("--coordinator", "a:b", "--processes", "1", "--process", "0"),
         ):  # fmt: skip
             yield Case(f"{command} {' '.join(words)}", (*base, *words))
     for option in [*_OPTIONS, "only", "shard"] * 4:
