@@ -5,6 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from hypergrad.adjoint.linear_solves import squared_norm
@@ -92,7 +93,9 @@ class ActiveSystem(eqx.Module):
             rest = jax.tree.map(jnp.subtract, f, self.product(unknowns, sign))
             return jax.tree.map(jnp.add, unknowns, self._solve_shrunk(rest, sign))
 
-        return jax.lax.fori_loop(0, refinements, refine, self._solve_shrunk(f, sign))
+        # The first solve is a refinement of zero: a product more, and half the program.
+        nothing = jax.tree.map(jnp.zeros_like, f)
+        return jax.lax.fori_loop(0, refinements + 1, refine, nothing)
 
     def solve(self, f: tuple[Array, Array], *, refinements: int = 0) -> tuple[Array, Array]:
         """The Newton step for a right-hand side (of minimum norm)."""
@@ -137,6 +140,19 @@ class ActiveSystem(eqx.Module):
         """`w` of minimum norm: rounding that dividing by what was shrunk has made large goes."""
         return jax.tree.map(jnp.subtract, w, self.kernel_part(w))
 
+    def random_unknowns(self) -> tuple[Array, Array]:
+        """Independent normal numbers, the same for all samples.
+
+        Drawn here and not by the program, which would take as long to compile as a solve.
+        """
+        rng = np.random.default_rng(0)
+
+        def like(values: Array) -> Array:
+            numbers = jnp.asarray(rng.standard_normal(values.shape[-1]), values.dtype)
+            return jnp.broadcast_to(numbers, values.shape)
+
+        return like(self.D_P.values), like(self.D_D.values)
+
     def inverse_norm(self) -> Float[Array, " batch"]:
         """An upper bound of `||J^-1||` at t = 0; infinite where J is singular, or nearly.
 
@@ -152,12 +168,6 @@ class ActiveSystem(eqx.Module):
 
         **Source**: Dixon 1983 for the bound.
         """
-        key_P, key_D = jax.random.split(jax.random.key(0))
-        like_P, like_D = self.D_P.values, self.D_D.values
-        v = (
-            jax.random.normal(key_P, like_P.shape, like_P.dtype),
-            jax.random.normal(key_D, like_D.shape, like_D.dtype),
-        )
 
         def power(_, carry):
             v, logarithm = carry
@@ -165,8 +175,8 @@ class ActiveSystem(eqx.Module):
             v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
             return v, logarithm + jnp.log(norm(v))
 
-        none = jnp.zeros(like_P.shape[0], like_P.dtype)
-        _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, none))
+        v = self.random_unknowns()
+        _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, jnp.zeros_like(norm(v))))
         bound = _POWER_FACTOR**0.5 * jnp.exp(logarithm / (2 * _POWERS))
         moved = 3 * shrink_of(bound.dtype) * bound
         return jnp.where(moved <= 0.5, bound / (1 - jnp.minimum(moved, 0.5)), jnp.inf)
