@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from hypergrad._checks import check_count
 from hypergrad.adjoint import (
@@ -67,7 +67,8 @@ class Exact(AbstractStrategy):
     `hypergrad.newton`); the pair found is that of minimum norm, whatever the start. Of the solver
     only the step sizes are used (they scale the smoothing), not its iterations or tolerance.
 
-    **Arguments**: `most`, Newton steps a sample at the most.
+    **Arguments**: `most`, Newton steps on the path at the most, a sample (as an array, another
+    number is not another program).
 
     **Returns**, with every sample its certificate, `solution.stats`: residual, gap, margin, the
     rank of K between what is free on either side, and a status: CONVERGED (unique and, away from
@@ -95,7 +96,7 @@ class Exact(AbstractStrategy):
     ('0.3500', 'converged')
     """
 
-    most: int = eqx.field(static=True, default=150)
+    most: int | Int[Array, ""] = 150
     name: ClassVar[str] = "exact"
     formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T at the true optimum"
     cost: ClassVar[str] = "200 iterations and a few Newton steps of m n^2 a sample, memory n^2"
@@ -103,7 +104,8 @@ class Exact(AbstractStrategy):
     follows_solver: ClassVar[bool] = False
 
     def __check_init__(self):
-        check_count("most", self.most)
+        if not isinstance(self.most, Array):
+            check_count("most", self.most)
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
