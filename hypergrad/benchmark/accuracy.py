@@ -217,7 +217,7 @@ def measure(name: str, settings: Settings) -> Result:
     except (ValueError, OSError) as error:
         return Result([{"strategy": "-", "reason": reason_of(error)}])
     arguments = (given.problem, given.x_tilde, given.x_true)
-    reference = reference_hypergradient(*arguments, most=Exact().most)
+    reference = reference_hypergradient(*arguments, most=int(Exact().most))
     judge = _Judge(given, reference)
     forward = compile_ahead(solve_without_strategy, *arguments[:2], ChambollePock(300))
     exact = compile_ahead(one_hypergradient, *arguments, ChambollePock(), Exact())

@@ -68,14 +68,15 @@ def reference_hypergradient(
     problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
     ratio = _REFERENCE_RATIO_FACTOR * solver.step_ratio
     patient = ChambollePock(step_ratio=ratio, primal_scale=solver.primal_scale)
-    # With a start written out, a first call and one that goes on from there compile as one.
+    # With a start written out and its steps in an array, a first call and one that goes on from
+    # there compile as one.
     init = solver.start(problem, x_tilde, init)
     return hypergradient(
         problem,
         x_tilde,
         x_true,
         solver=patient,
-        strategy=Exact(most),
+        strategy=Exact(jnp.asarray(most, jnp.int32)),
         loss=loss,
         init=init,
     )

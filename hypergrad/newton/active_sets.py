@@ -8,6 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from hypergrad.adjoint import Unknowns, squared_norm
@@ -23,7 +24,6 @@ __all__ = [
     "ActiveSystem",
     "active_system",
     "norm",
-    "random_unknowns",
     "shrink_of",
 ]
 
@@ -52,16 +52,6 @@ def norm(pair: tuple[Array, Array]) -> Float[Array, " batch"]:
     return jnp.sqrt(squared_norm(pair))
 
 
-def random_unknowns(like: Unknowns) -> Unknowns:
-    """Independent normal numbers in the place of a pair of unknowns."""
-    key_P, key_D = jax.random.split(jax.random.key(0))
-    like_P, like_D = like
-    return (
-        jax.random.normal(key_P, like_P.shape, like_P.dtype),
-        jax.random.normal(key_D, like_D.shape, like_D.dtype),
-    )
-
-
 class AbstractActiveSystem(eqx.Module):
     """The Jacobian of the normal map at some active sets, ready to be solved with."""
 
@@ -81,10 +71,14 @@ class AbstractActiveSystem(eqx.Module):
     def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
         """The rank of K between what is free on either side; -1 where it is not known."""
 
-    def unique(self, like: Unknowns) -> tuple[Array, Array]:
+    @abc.abstractmethod
+    def random_unknowns(self) -> Unknowns:
+        """Independent normal numbers."""
+
+    def unique(self) -> tuple[Array, Array]:
         """Whether the kernel is empty on either side: a random vector would have a part in it."""
         most = 1e-3  # of a vector of size sqrt(n): far above rounding, far below what is typical
-        kernel_P, kernel_D = self.kernel_part(random_unknowns(like))
+        kernel_P, kernel_D = self.kernel_part(self.random_unknowns())
         return (
             jnp.max(jnp.abs(kernel_P), axis=-1) <= most,
             jnp.max(jnp.abs(kernel_D), axis=-1) <= most,
@@ -145,7 +139,9 @@ class ActiveSystem(AbstractActiveSystem):
             rest = jax.tree.map(jnp.subtract, f, self.product(unknowns, sign))
             return jax.tree.map(jnp.add, unknowns, self._solve_shrunk(rest, sign))
 
-        return jax.lax.fori_loop(0, refinements, refine, self._solve_shrunk(f, sign))
+        # The first solve is a refinement of zero: a product more, and half the program.
+        nothing = jax.tree.map(jnp.zeros_like, f)
+        return jax.lax.fori_loop(0, refinements + 1, refine, nothing)
 
     def solve(self, f: tuple[Array, Array], *, refinements: int = 0) -> tuple[Array, Array]:
         """The Newton step for a right-hand side (of minimum norm)."""
@@ -198,6 +194,19 @@ class ActiveSystem(AbstractActiveSystem):
         steps = jnp.full(right[0].shape[:1], _FINAL_REFINEMENTS, jnp.int32)
         return self.without_kernel(unknowns), steps, 4 * steps + 8
 
+    def random_unknowns(self) -> tuple[Array, Array]:
+        """Independent normal numbers, the same for all samples.
+
+        Drawn here and not by the program, which would take as long to compile as a solve.
+        """
+        rng = np.random.default_rng(0)
+
+        def like(values: Array) -> Array:
+            numbers = jnp.asarray(rng.standard_normal(values.shape[-1]), values.dtype)
+            return jnp.broadcast_to(numbers, values.shape)
+
+        return like(self.D_P.values), like(self.D_D.values)
+
     def inverse_norm(self) -> Float[Array, " batch"]:
         """An upper bound of `||J^-1||` at t = 0; infinite where J is singular, or nearly.
 
@@ -213,7 +222,6 @@ class ActiveSystem(AbstractActiveSystem):
 
         **Source**: Dixon 1983 for the bound.
         """
-        v = random_unknowns((self.D_P.values, self.D_D.values))
 
         def power(_: Array, carry: Any):
             v, logarithm = carry
@@ -221,6 +229,7 @@ class ActiveSystem(AbstractActiveSystem):
             v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
             return v, logarithm + jnp.log(norm(v))
 
+        v = self.random_unknowns()
         _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, jnp.zeros_like(norm(v))))
         bound = _POWER_FACTOR**0.5 * jnp.exp(logarithm / (2 * _POWERS))
         moved = 3 * shrink_of(bound.dtype) * bound

@@ -98,6 +98,15 @@ class KrylovSystem(AbstractActiveSystem):
     def kernel_part(self, w: Unknowns) -> Unknowns:
         return self.onto_kernel(w)[0]
 
+    def random_unknowns(self) -> Unknowns:
+        # Drawn by the program, which need not hold as many numbers then.
+        key_P, key_D = jax.random.split(jax.random.key(0))
+        z_D, z_P = self.z
+        return (
+            jax.random.normal(key_P, z_P.shape, z_P.dtype),
+            jax.random.normal(key_D, z_D.shape, z_D.dtype),
+        )
+
     def onto_kernel(self, w: Unknowns) -> tuple[Unknowns, Int[Array, " batch"]]:
         """The projection of `w` onto the kernel, which is dual, and the steps that it took."""
         nothing, dual = jnp.zeros_like(w[0]), (jnp.zeros_like(w[0]), w[1])
@@ -163,7 +172,7 @@ class MatrixFree(AbstractSearch):
         sizes: StepSizes,
         start: State,
         *,
-        most: int,
+        most: int | Int[Array, ""],
     ) -> ExactPair:
         check_reducible(problem, "MatrixFree", "use Exact(), with K as a matrix")
         normal_map, way = NormalMap(problem, x_tilde, sizes), RestartedHalpern()
@@ -202,7 +211,7 @@ class MatrixFree(AbstractSearch):
         search = jax.lax.while_loop(unfinished, burst, search)
         found = search.found
         system = KrylovSystem.at(problem, sizes, found.z, self.steps)
-        unique_P, unique_D = system.unique((x_tilde, found.z.z_D))
+        unique_P, unique_D = system.unique()
         return ExactPair(
             z=found.z,
             residual=found.residual,

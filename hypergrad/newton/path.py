@@ -17,14 +17,23 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from hypergrad._samples import where
-from hypergrad.chambolle_pock import ProxArguments, default_tolerance
+from hypergrad.chambolle_pock import ProxArguments
 from hypergrad.functions import prox, prox_conjugate
 from hypergrad.newton.active_sets import REFINEMENTS, ActiveSystem, active_system, norm, shrink_of
 from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.smoothing import smoothed
 from hypergrad.operators import apply, apply_transpose
 
-__all__ = ["POLISHING", "Found", "follow_path", "judge_shortest", "jump", "least_margin"]
+__all__ = [
+    "POLISHING",
+    "Found",
+    "Path",
+    "judge_shortest",
+    "jump",
+    "least_margin",
+    "path_from",
+    "walk",
+]
 
 _FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 10.0
 # Where a coordinate sits on its kink, only a path that has come so far tells which of the optimal
@@ -51,10 +60,8 @@ class Found(NamedTuple):
     accepted: Array
 
 
-def jump(
-    normal_map: NormalMap, pair: tuple[Array, Array], strict: Array, tolerance: float
-) -> Found:
-    """From a pair `r`, `y` by Newton steps at t = 0, and there to the pair of minimum norm.
+def jump(normal_map: NormalMap, z: ProxArguments, strict: Array, tolerance: float) -> Found:
+    """From `z` by Newton steps at t = 0, and there to the pair of minimum norm.
 
     What is accepted has a small residual with its kernel part taken away. That is the pair of
     minimum norm among those with the same active sets, hence of all unless something sits on its
@@ -62,26 +69,21 @@ def jump(
 
     **Cost**: one factorisation where the active sets are right, `POLISHING` where not.
     """
-    none = jnp.zeros(strict.shape, pair[0].dtype)
-    z = normal_map.arguments(*pair)
-    nowhere = jnp.zeros(strict.shape, bool)
-    best = Found(z, normal_map.relative(z, none), nowhere)
+    none = jnp.zeros(strict.shape, z.z_P.dtype)
     precise = 100 * float(jnp.finfo(none.dtype).eps)
 
     def system_at(z: ProxArguments) -> ActiveSystem:
         return active_system(normal_map.problem, normal_map.sizes, z)
 
     def polish(carry: Any):
-        z, _, best, done, _ = carry
+        z, _, best, least, done, _ = carry
         system = system_at(z)
         f = jax.tree.map(jnp.negative, normal_map(z, none))
         z = normal_map.moved(z, none + 1, system.solve(f, refinements=REFINEMENTS))
         residual = normal_map.relative(z, none)
-        better = residual < best.residual
-        best = best._replace(
-            z=where(better, z, best.z), residual=jnp.where(better, residual, best.residual)
-        )
-        return z, system, best, done + 1, residual
+        better = residual < least
+        best, least = where(better, (z, residual), (best, least))
+        return z, system, best, least, done + 1, residual
 
     def unpolished(carry: Any):
         *_, done, residual = carry
@@ -89,8 +91,8 @@ def jump(
 
     shapes = eqx.filter_eval_shape(system_at, z)
     system = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    carry = (z, system, best, jnp.zeros((), jnp.int32), none + jnp.inf)
-    z, system, best, *_ = jax.lax.while_loop(unpolished, polish, carry)
+    carry = (z, system, z, normal_map.relative(z, none), jnp.zeros((), jnp.int32), none + jnp.inf)
+    z, system, best, least, *_ = jax.lax.while_loop(unpolished, polish, carry)
     if system.D_P.basis is not None or system.D_D.basis is not None:
         # Where the Jacobian is curved it has to be taken here. Elsewhere the sets of the last step
         # are the better ones: where it led onto a kink, those that are read there are rounding.
@@ -98,7 +100,8 @@ def jump(
     r, y = normal_map.pair(z, none)
     kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
-    return judge_shortest(normal_map, shortest, best, strict, tolerance)
+    found = Found(best, least, jnp.zeros_like(strict))
+    return judge_shortest(normal_map, shortest, found, strict, tolerance)
 
 
 def judge_shortest(
@@ -112,21 +115,38 @@ def judge_shortest(
     return Found(z, jnp.where(feasible, residual, best.residual), feasible & (off_kinks | strict))
 
 
-class _Path(NamedTuple):
+class Path(NamedTuple):
     """Where the samples are on their paths."""
 
     z: ProxArguments
     t: Array
-    recent: Array  # (memory, batch), residual norms at this t
-    found: Found
-    finished: Array
-    iterations: Array
-    newton_steps: Array
+    recent: Array  # (batch, memory), residual norms at this t
+
+    @property
+    def strict(self) -> Array:
+        """Whether it has come so far that it tells which of the optimal pairs is shortest."""
+        return self.t <= _STRICT_SMOOTHING
+
+    @property
+    def ends(self) -> Array:
+        """Whether there is nothing further down."""
+        return self.t <= shrink_of(self.t.dtype)
+
+    def further_down(self, chosen: Array) -> Path:
+        """The chosen samples at their next t."""
+        t = jnp.where(chosen, self.t / _SMOOTHING_FACTOR, self.t)
+        return Path(self.z, t, jnp.where(chosen[:, None], -jnp.inf, self.recent))
 
 
-def _damped_newton(normal_map: NormalMap, path: _Path) -> tuple[ProxArguments, Array, Array]:
+def path_from(z: ProxArguments) -> Path:
+    """Where a path begins."""
+    t = jnp.full(z.z_P.shape[:1], _FIRST_SMOOTHING, z.z_P.dtype)
+    return Path(z, t, jnp.full((len(t), _MEMORY), -jnp.inf, t.dtype))
+
+
+def _damped_newton(normal_map: NormalMap, path: Path) -> tuple[ProxArguments, Array, Array]:
     """One Newton step at each sample's t, as long as a search allows; its length and residual."""
-    z, t = path.z, path.t
+    z, t, recent = path
     system = active_system(normal_map.problem, normal_map.sizes, z, t)
     f = normal_map(z, t)
     direction = system.solve(jax.tree.map(jnp.negative, f))
@@ -138,7 +158,7 @@ def _damped_newton(normal_map: NormalMap, path: _Path) -> tuple[ProxArguments, A
 
     tried = jax.lax.map(residual_at, lengths)
     now = norm(f)
-    reference = jnp.maximum(jnp.max(path.recent, axis=0), now)
+    reference = jnp.maximum(jnp.max(recent, axis=-1), now)
     enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * reference
     chosen = jnp.where(jnp.any(enough, 0), jnp.argmax(enough, 0), jnp.argmin(tried, 0))
     length = jnp.where(jnp.isfinite(jnp.min(tried, 0)), lengths[chosen], 0.0)
@@ -162,69 +182,49 @@ def _burst(normal_map: NormalMap, z: ProxArguments, t: Array) -> ProxArguments:
     return normal_map.arguments(r, y)
 
 
-def _advance(normal_map: NormalMap, path: _Path, tolerance: float) -> _Path:
-    """One round: a Newton step, then a jump where it has settled or a burst where it is stuck."""
-    settled_below = float(jnp.finfo(path.t.dtype).eps) ** 0.6
-    last = path.t <= shrink_of(path.t.dtype)
-    z, length, now = _damped_newton(normal_map, path)
-    running = ~path.finished
-    z = where(running, z, path.z)
-    settled = running & (normal_map.relative(z, path.t) <= settled_below)
+class Walk(NamedTuple):
+    """A walk along the paths at fixed t: who has settled there, and what that took."""
 
-    def to_the_end(found: Found) -> Found:
-        pair, strict = normal_map.pair(z, path.t), path.t <= _STRICT_SMOOTHING
-        new = jump(normal_map, pair, strict, tolerance)
-        # Further down the path is nearer to the minimum norm, however small the residual was above.
-        good_enough = jnp.maximum(found.residual, tolerance)
-        better = settled & (new.accepted | (new.residual <= good_enough))
-        return where(better, new, found)
-
-    found = jax.lax.cond(jnp.any(settled), to_the_end, lambda found: found, path.found)
-    finished = path.finished | (settled & (found.accepted | last))
-    stuck = running & ~settled & (length <= _SHORT)
-
-    def burst(found: Found, z: ProxArguments) -> tuple[Found, ProxArguments]:
-        return found, where(stuck, _burst(normal_map, z, path.t), z)
-
-    # What was found goes through as well, so that the two branches run one after the other: side by
-    # side, their loops with LAPACK inside were seen to wait for each other for ever on the CPU.
-    found, z = jax.lax.cond(jnp.any(stuck), burst, lambda *kept: kept, found, z)
-    t = jnp.where(settled & ~finished, path.t / _SMOOTHING_FACTOR, path.t)
-    recent = jnp.concatenate([path.recent[1:], now[None]])
-    return _Path(
-        z=z,
-        t=t,
-        recent=jnp.where(settled | stuck, -jnp.inf, recent),
-        found=found,
-        finished=finished,
-        iterations=path.iterations + jnp.where(stuck, _BURST, 0),
-        newton_steps=path.newton_steps + jnp.where(running, 1, 0),
-    )
+    path: Path
+    settled: Array
+    iterations: Array
+    newton_steps: Array
 
 
-def follow_path(
-    normal_map: NormalMap, pair: tuple[Array, Array], found: Found, finished: Array, *, most: int
-) -> tuple[Found, Array, Array]:
-    """Down the path from a pair, for the samples that are not finished.
+def walk(normal_map: NormalMap, path: Path, walking: Array, most: Array) -> Walk:
+    """Newton steps until one of the walking samples has settled at its t, or each took its `most`.
 
-    **Returns**: what was found, and the iterations and Newton steps that it took.
+    Where a step is stuck, a burst of first-order iterations follows.
 
-    **Cost**: at most `most` Newton steps, each a factorisation and `2 _LENGTHS` products.
+    **Cost**: for each step a factorisation and `2 _LENGTHS` products.
     """
-    tolerance, t = default_tolerance(found.residual.dtype), jnp.zeros_like(found.residual)
-    none = jnp.zeros(t.shape, jnp.int32)
-    path = _Path(
-        z=normal_map.arguments(*pair),
-        t=t + _FIRST_SMOOTHING,
-        recent=jnp.full((_MEMORY, *t.shape), -jnp.inf, t.dtype),
-        found=found,
-        finished=finished,
-        iterations=none,
-        newton_steps=none,
+    settled_below = float(jnp.finfo(path.t.dtype).eps) ** 0.6
+
+    def running(at: Walk) -> Array:
+        return walking & (at.newton_steps < most)
+
+    def step(at: Walk) -> Walk:
+        z, length, now = _damped_newton(normal_map, at.path)
+        z = where(running(at), z, at.path.z)
+        settled = running(at) & (normal_map.relative(z, path.t) <= settled_below)
+        stuck = running(at) & ~settled & (length <= _SHORT)
+
+        def burst(z: ProxArguments) -> ProxArguments:
+            return where(stuck, _burst(normal_map, z, path.t), z)
+
+        z = jax.lax.cond(jnp.any(stuck), burst, lambda z: z, z)
+        recent = jnp.concatenate([at.path.recent[:, 1:], now[:, None]], axis=-1)
+        recent = jnp.where(stuck[:, None], -jnp.inf, recent)
+        return Walk(
+            path=Path(z, path.t, recent),
+            settled=settled,
+            iterations=at.iterations + jnp.where(stuck, _BURST, 0),
+            newton_steps=at.newton_steps + jnp.where(running(at), 1, 0),
+        )
+
+    none = jnp.zeros(walking.shape, jnp.int32)
+    return jax.lax.while_loop(
+        lambda at: jnp.any(running(at)) & ~jnp.any(at.settled),
+        step,
+        Walk(path, jnp.zeros_like(walking), none, none),
     )
-
-    def unfinished(path: _Path) -> Array:
-        return jnp.any(~path.finished & (path.newton_steps < most))
-
-    path = jax.lax.while_loop(unfinished, lambda p: _advance(normal_map, p, tolerance), path)
-    return path.found, path.iterations, path.newton_steps

@@ -26,7 +26,7 @@ from hypergrad.chambolle_pock import (
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.active_sets import AbstractActiveSystem, active_system
 from hypergrad.newton.normal_map import NormalMap
-from hypergrad.newton.path import POLISHING, Found, follow_path, jump
+from hypergrad.newton.path import POLISHING, Found, Path, jump, path_from, walk
 from hypergrad.operators import dense_matrix
 
 __all__ = ["AbstractSearch", "ExactPair", "Factorised", "solve_exactly"]
@@ -72,7 +72,7 @@ class AbstractSearch(eqx.Module):
         sizes: StepSizes,
         start: State,
         *,
-        most: int,
+        most: int | Int[Array, ""],
     ) -> ExactPair:
         """The pair of minimum norm, by at most `most` Newton steps a sample."""
 
@@ -91,15 +91,16 @@ class Factorised(AbstractSearch):
         sizes: StepSizes,
         start: State,
         *,
-        most: int,
+        most: int | Int[Array, ""],
     ) -> ExactPair:
         return solve_exactly(problem, x_tilde, sizes, start, most=most)
 
 
 class _Search(NamedTuple):
-    """Where the samples are: their iteration, what was found, and what that has taken."""
+    """Where the samples are, in the iteration and on the path, what was found and what it took."""
 
     at: Any
+    path: Path
     found: Found
     finished: Bool[Array, " batch"]
     jumps: Int[Array, " batch"]
@@ -113,9 +114,9 @@ def solve_exactly(
     sizes: StepSizes,
     start: State,
     *,
-    most: int,
+    most: int | Int[Array, ""],
 ) -> ExactPair:
-    """The primal-dual pair of minimum norm, to rounding, by at most `most` Newton steps a sample.
+    """The pair of minimum norm, to rounding, by at most `most` Newton steps a sample on the path.
 
     **Cost**: 100 accelerated iterations and one factorisation for most samples, 400 more iterations
     for each further try of what is left, an eighth of the batch at a time; where active rows are
@@ -124,71 +125,61 @@ def solve_exactly(
     **Source**: the normal map is Robinson's (1992); the path is Tikhonov's; the alternation with a
     first-order method follows what was measured on natural patches.
     """
+    most_with_jumps = most + _JUMPS * POLISHING  # those before the path
     way, tolerance, count = RestartedHalpern(), default_tolerance(x_tilde.dtype), len(x_tilde)
     at = way.begin(problem, x_tilde, sizes, start)
     at = way.advance(problem, x_tilde, sizes, at, _FIRST_BURST)
     # From here on K is a matrix, built once: every factorisation needs it.
     problem = eqx.tree_at(lambda p: p.K, problem, dense_matrix(problem.K))
 
-    def pair_of(at: Any) -> tuple[Array, Array]:
+    def waiting(search: _Search) -> Array:
+        return ~search.finished & (search.newton_steps < most_with_jumps)
+
+    def further(normal_map: NormalMap, part: _Search) -> _Search:
+        """A try: a burst of iterations (not before the first) or a walk on the path, and a jump."""
+        running, on_path = waiting(part), part.jumps >= _JUMPS
+        iterating = running & (part.jumps > 0) & ~on_path
+        burst = jnp.where(jnp.any(iterating), _BURST, 0)
+        at = where(
+            iterating, way.advance(problem, normal_map.x_tilde, sizes, part.at, burst), part.at
+        )
         state = way.state(at)
-        return state.r, state.y
-
-    def try_to_jump(normal_map: NormalMap, part: _Search) -> _Search:
-        new = jump(normal_map, pair_of(part.at), jnp.zeros_like(part.finished), tolerance)
-        running = ~part.finished
-        better = running & (new.accepted | (new.residual < part.found.residual))
-        found = where(better, new, part.found)
-        finished = part.finished | found.accepted | ~jnp.isfinite(new.residual)
-
-        def go_on(at: Any) -> Any:
-            further = way.advance(problem, normal_map.x_tilde, sizes, at, _BURST)
-            return where(finished, at, further)
-
-        left = running & ~finished
+        path = where(on_path, part.path, path_from(normal_map.arguments(state.r, state.y)))
+        walked = walk(normal_map, path, running & on_path, most_with_jumps - part.newton_steps)
+        path, jumping = walked.path, running & (walked.settled | ~on_path)
+        at_end = normal_map.arguments(*normal_map.pair(path.z, path.t))
+        new = jump(normal_map, where(on_path, at_end, path.z), on_path & path.strict, tolerance)
+        # The later one is the better one, however small the residual was before.
+        good_enough = jnp.maximum(part.found.residual, tolerance)
+        better = jumping & (new.accepted | (new.residual <= good_enough))
+        over = new.accepted | ~jnp.isfinite(new.residual) | (on_path & path.ends)
         return _Search(
-            at=jax.lax.cond(jnp.any(left), go_on, lambda at: at, part.at),
-            found=found,
-            finished=finished,
-            jumps=part.jumps + jnp.where(running, 1, 0),
-            iterations=part.iterations + jnp.where(left, _BURST, 0),
-            newton_steps=part.newton_steps + jnp.where(running, POLISHING, 0),
+            at=at,
+            path=path.further_down(jumping & on_path),
+            found=where(better, new, part.found),
+            finished=part.finished | (jumping & over),
+            jumps=part.jumps + jnp.where(jumping, 1, 0),
+            iterations=part.iterations + jnp.where(iterating, burst, walked.iterations),
+            newton_steps=part.newton_steps
+            + jnp.where(jumping & ~on_path, POLISHING, 0)
+            + walked.newton_steps,
         )
 
-    def take_the_path(normal_map: NormalMap, part: _Search) -> _Search:
-        found, iterations, steps = follow_path(
-            normal_map, pair_of(part.at), part.found, part.finished, most=most
-        )
-        return part._replace(
-            found=found,
-            finished=jnp.ones_like(part.finished),
-            iterations=part.iterations + iterations,
-            newton_steps=part.newton_steps + steps,
-        )
+    def part_further(search: _Search) -> _Search:
+        """The part that has been tried least is tried once more."""
+        tried = jnp.where(waiting(search), search.jumps, jnp.iinfo(jnp.int32).max)
+        rows = jnp.argsort(tried)[: -(-count // _PARTS)]
+        part = jax.tree.map(lambda a: a[rows], search)
+        part = further(NormalMap(problem, x_tilde[rows], sizes), part)
+        return jax.tree.map(lambda a, b: a.at[rows].set(b), search, part)
 
-    def by_parts(way_on: Any, search: _Search, jumps: int) -> _Search:
-        """Part by part, until every sample is finished or has been tried so often."""
-
-        def waiting(search: _Search) -> Array:
-            return ~search.finished & (search.jumps < jumps)
-
-        def body(search: _Search) -> _Search:
-            tried = jnp.where(waiting(search), search.jumps, jnp.iinfo(jnp.int32).max)
-            rows = jnp.argsort(tried)[: -(-count // _PARTS)]
-            part = jax.tree.map(lambda a: a[rows], search)
-            done = way_on(NormalMap(problem, x_tilde[rows], sizes), part)
-            return jax.tree.map(lambda a, b: a.at[rows].set(b), search, done)
-
-        return jax.lax.while_loop(lambda s: jnp.any(waiting(s)), body, search)
-
-    none = jnp.zeros(count, jnp.int32)
-    z = NormalMap(problem, x_tilde, sizes).arguments(*pair_of(at))
+    none, state = jnp.zeros(count, jnp.int32), way.state(at)
+    z = NormalMap(problem, x_tilde, sizes).arguments(state.r, state.y)
     nothing = Found(z, jnp.full(count, jnp.inf, x_tilde.dtype), jnp.zeros(count, bool))
-    search = _Search(at, nothing, nothing.accepted, none, none + _FIRST_BURST, none)
-    search = by_parts(try_to_jump, search, _JUMPS)
-    search = by_parts(take_the_path, search, _JUMPS + 1)
+    search = _Search(at, path_from(z), nothing, nothing.accepted, none, none + _FIRST_BURST, none)
+    search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), part_further, search)
     system = active_system(problem, sizes, search.found.z)
-    unique_P, unique_D = system.unique((x_tilde, search.found.z.z_D))
+    unique_P, unique_D = system.unique()
     return ExactPair(
         search.found.z,
         search.found.residual,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from hypergrad._checks import check_count, describe
 from hypergrad.adjoint import (
@@ -74,9 +74,10 @@ class Exact(AbstractStrategy):
     `hypergrad.newton`); the pair found is that of minimum norm, whatever the start. Of the solver
     only the step sizes are used (they scale the smoothing), not its iterations or tolerance.
 
-    **Arguments**: `most`, Newton steps a sample at the most; `search`, how the pair is searched for
-    and the systems are solved: by factorised Newton steps (None), or for whole images with products
-    with K only, `hg.MatrixFree()`.
+    **Arguments**: `most`, Newton steps on the path at the most, a sample (as an array, another
+    number is not another program); `search`, how the pair is searched for and the systems are
+    solved: by factorised Newton steps (None), or for whole images with products with K only,
+    `hg.MatrixFree()`.
 
     **Returns**, with every sample its certificate, `solution.stats`: residual, gap, margin, the
     rank of K between what is free on either side, and a status: CONVERGED (unique and, away from
@@ -104,7 +105,7 @@ class Exact(AbstractStrategy):
     ('0.3500', 'converged')
     """
 
-    most: int = eqx.field(static=True, default=150)
+    most: int | Int[Array, ""] = 150
     search: AbstractSearch | None = None
     name: ClassVar[str] = "exact"
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
@@ -116,7 +117,8 @@ class Exact(AbstractStrategy):
     follows_solver: ClassVar[bool] = False
 
     def __check_init__(self) -> None:
-        check_count("most", self.most)
+        if not isinstance(self.most, Array):
+            check_count("most", self.most)
         if self.search is not None and not isinstance(self.search, AbstractSearch):
             raise ValueError(
                 f"search must be a way to search for the exact pair; got {describe(self.search)}: "
