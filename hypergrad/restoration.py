@@ -20,6 +20,9 @@ Floats = NDArray[np.floating]
 # Samples that are cut out at a time, at least: the memory that is taken, whatever the size.
 _SAMPLES_AT_A_TIME = 16384
 
+# Samples that are solved at a time: always as many, so that no other size is compiled for anew.
+_PIECE = 1024
+
 
 def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None) -> Floats:
     """A picture, a sound or rows restored by a learned operator, in the shape they came in.
@@ -94,6 +97,7 @@ def _solved(operator: SavedOperator, samples: Floats) -> Floats:
         samples.astype(operator.problem.dtype),
         solver=operator.solver,
         strategy=operator.strategy,
+        piece=_PIECE,
     )[0]
 
 
