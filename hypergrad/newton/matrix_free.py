@@ -43,8 +43,8 @@ class KrylovSystem(AbstractActiveSystem):
     """The Jacobian of the normal map at `z`, solved with by conjugate gradients on its dual half.
 
     `G` is separable and strongly convex, so that `I - D_P` can be divided by, and the kernel is
-    dual. Conjugate gradients from zero tend to the solution of minimum norm. They stop
-    where rounding of the data is all that is left: its part in the kernel would only be made large.
+    dual. Conjugate gradients from zero tend to the solution of minimum norm. They stop where
+    rounding of the data is all that is left: its part in the kernel would only be made large.
 
     **Cost**: 2 products with K a step, at most `most` steps a pass; memory of some dual variables.
     """
@@ -151,7 +151,14 @@ class MatrixFree(AbstractSearch):
 
     **Caveat**: where free rows depend on each other (more filters than pixels that they leave free,
     GroupL1 of flat regions) it takes many thousands of iterations; what has not arrived is
-    NOT_CERTIFIED. The rank in the certificate is -1, not known.
+    NOT_CERTIFIED. The rank in the certificate is -1, not known. Where the shortest dual solution
+    would have to leave its set on the way, the one that was found is kept: one of several.
+
+    **Source**: the same as `Exact`; Hestenes & Stiefel 1952.
+
+    >>> import hypergrad as hg
+    >>> hg.Exact(search=hg.MatrixFree(iterations=500)).label
+    'exact:most=150,matrix-free=500'
     """
 
     iterations: int = eqx.field(static=True, default=20_000)

@@ -88,8 +88,8 @@ class Exact(AbstractStrategy):
     was singular but consistent, INCONSISTENT where the minimiser moves freely along something that
     the loss sees.
 
-    **Cost**: 200 Chambolle-Pock iterations and a few Newton steps, each `m n^2 + n^3 / 3` a sample
-    and about as long as 30 iterations at (128, 64); tens of steps where active rows are dependent.
+    **Cost**: 100 accelerated iterations and, for most samples, one Newton step: `m n^2 + n^3 / 3`,
+    about as long as 30 iterations at (128, 64); tens of steps where active rows are dependent.
     Memory `n^2` a sample. A matrix-free K is made a matrix, but by `search=hg.MatrixFree()`.
 
     **Caveat**: for float64. In float32 it is no more exact than float32.
@@ -112,7 +112,7 @@ class Exact(AbstractStrategy):
         "matrix-free": ("search", MatrixFree)
     }
     formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T at the true optimum"
-    cost: ClassVar[str] = "200 iterations and a few Newton steps of m n^2 a sample, memory n^2"
+    cost: ClassVar[str] = "100 iterations and a Newton step of m n^2 a sample for most, memory n^2"
     caveat: ClassVar[str] = "dense in n; where not differentiable, one of several gradients: status"
     follows_solver: ClassVar[bool] = False
 

@@ -34,7 +34,7 @@ class FullUnrolling(AbstractStrategy):
     recorded again on the way back; None (the default) keeps the prox arguments of all iterations.
 
     **Cost**: 4 products with K an iteration more than the solve; memory `L (m + n)` a sample. With
-    checkpoints 6 products, about 1.3 times the time; memory `checkpoints (m + 3 n)` and
+    checkpoints 6 products, about 1.2 times the time; memory `checkpoints (m + 3 n)` and
     `(L / checkpoints) (m + n)`, which is least near the square root of L.
 
     **Caveat**: exact for the finite L, also where the lower level is not converged; and then it is
