@@ -6,12 +6,11 @@ the limit formula with few iterations and few steps a visit, every visit going o
 without judging, until the held-out loss is for the first time at most the one that full unrolling
 ends with: at L = 100 from a cold start, and at a converged lower level.
 
-Both were tuned by hand, with seeds 0 to 2; judged is on others, but on the same test photographs and
-clips. Photographs: the rate of full
-unrolling was chosen on `rocket`; batch, rate, iterations and steps of warm starts there and on
-other patches of the training photographs, with another seed; but the number of their epochs (4),
-over which their rate falls, after losses on the test photographs had been seen. Speech: on the
-clips that are set aside to choose on, with one seed.
+Both were tuned by hand, with seeds 0 to 2; judged is on others, but on the same test photographs
+and clips. Photographs: the rate of full unrolling was chosen on `rocket`; batch, rate, iterations
+and steps of warm starts there and on other patches of the training photographs; but the number of
+their epochs (4), over which their rate falls, after losses on the test photographs had been seen.
+Speech: on the clips that are set aside to choose on.
 """
 
 from __future__ import annotations
