@@ -47,7 +47,11 @@ Load = Callable[[], Stage | None]
 
 
 def device_name() -> str:
-    """The model of JAX's default device, and of how many cores where it is a CPU."""
+    """The model of JAX's default device, and of how many cores where it is a CPU.
+
+    >>> device_name().startswith("CPU") == (jax.default_backend() == "cpu")
+    True
+    """
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind

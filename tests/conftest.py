@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
+
+# Compiling is nearly all that the tests do, and XLA's emitter of single fusions takes two thirds of
+# it. (An unknown flag would end the process, so only where it has been seen.)
+if version("jax").startswith("0.10."):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
@@ -18,8 +25,8 @@ if _WORKER and hasattr(os, "sched_setaffinity"):
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Compiling is nearly all that the tests do: a quick program that runs a little longer is the better
-# bargain (tests that read a compiled program ask for the `optimised` one).
+# A program that compiles quickly and runs a little longer is the better bargain (tests that read a
+# compiled program ask for the `optimised` one).
 jax.config.update("jax_disable_most_optimizations", True)
 # The command line would keep programs in the user's cache, here and in processes of their own.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
