@@ -384,18 +384,23 @@ def _run_and_report(
 
 
 def _check_settings(settings: Any, owner: str = "") -> None:
-    """Refuse numbers that no experiment can use: all but a seed are positive and finite."""
+    """Refuse numbers that no experiment can use: all are finite, and positive.
+
+    But for seeds, and for what is 0 by default.
+    """
     for field in dataclasses.fields(settings):
         name, value = f"{owner}{field.name}", getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             _check_settings(value, f"{name}.")
         if value == ():
             raise ValueError(f"{name} must not be empty; got (): name one value or more")
+        words = field.name.split("_")
+        are_seeds = "seed" in words or (isinstance(value, tuple) and "seeds" in words)
+        least = 0 if are_seeds or field.default == 0 else math.ulp(0.0)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
-            is_seed = "seed" in field.name.split("_")
-            if not (number > 0 or (is_seed and number == 0)) or number == math.inf:
+            if not least <= number < math.inf:
                 raise ValueError(
                     f"{name} must be positive and finite; got {number}: pass another number"
                 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import data
+from hypergrad import data, sweep
 from hypergrad.benchmark import SECTIONS, Benchmark, batches, cells, learning
 from hypergrad.benchmark._compilations import count_compilations
 from hypergrad.training import History
@@ -17,6 +17,11 @@ def test_every_cell_says_its_section() -> None:
     made = cells(Benchmark())
     assert {cell.key["section"] for cell in made} == set(SECTIONS)
     assert len({cell.name for cell in made}) == len(made)
+
+
+def test_the_settings_as_they_come_are_accepted() -> None:
+    sweep._check_settings(Benchmark())
+    sweep._check_settings(Benchmark().quick())
 
 
 def test_compilations_are_counted() -> None:
