@@ -67,7 +67,8 @@ def test_dependent_rows_are_found_and_the_solution_is_certified(F):
 
 
 def test_forward_and_reverse_mode_agree():
-    problem, (x_tilde, x_true) = _random_filters(0.03), _images()
+    # Differentiable: elsewhere the two modes need not choose the same dual solution.
+    problem, (x_tilde, x_true) = _random_filters(0.01), _images()
     along = np.random.default_rng(2).normal(size=problem.K.filters.shape)
 
     def loss(filters):
