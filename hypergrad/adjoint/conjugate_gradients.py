@@ -15,7 +15,7 @@ from hypergrad.adjoint.delta_solves import AbstractLinearSolve
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
 from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import Operator, apply, apply_transpose
+from hypergrad.operators import apply, apply_transpose
 
 __all__ = ["ConjugateGradients", "ReducedSystem", "check_reducible"]
 
@@ -60,13 +60,11 @@ class ConjugateGradients(AbstractLinearSolve):
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        problem, (tau, sigma, _) = system.problem, system.sizes
+        problem = system.problem
         check_reducible(problem, "ConjugateGradients", "use the default of LimitFormula")
         most = 4 * sum(problem.shape) if self.most is None else self.most
-        D_P = system.D_P(jnp.ones_like(system.z.z_P))
-        reduced = ReducedSystem.of(problem.K, jnp.sqrt(tau * sigma), D_P, system.D_D)
         rtol = 4 * float(jnp.finfo(right[0].dtype).eps)
-        return reduced.solve(right, transposed=transposed, rtol=rtol, most=most)
+        return ReducedSystem.of(system).solve(right, transposed=transposed, rtol=rtol, most=most)
 
 
 def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:
@@ -89,27 +87,17 @@ class ReducedSystem(NamedTuple):
     divided: Array  # (I - D_P)^-1
 
     @classmethod
-    def of(cls, K: Operator, s: Array, D_P: Array, D_D: Callable[[Array], Array]) -> ReducedSystem:
-        """From the diagonal of `D_P`, below 1, and a product with `D_D`."""
+    def of(cls, system: LimitSystem) -> ReducedSystem:
+        """Without the primal, where `D_P` is diagonal and below 1."""
+        problem, (tau, sigma, _) = system.problem, system.sizes
+        D_P = system.D_P(jnp.ones_like(system.z.z_P))
         return cls(
-            K=lambda v: apply(K, v),
-            KT=lambda y: apply_transpose(K, y),
-            D_D=D_D,
-            s=s,
+            K=lambda v: apply(problem.K, v),
+            KT=lambda y: apply_transpose(problem.K, y),
+            D_D=system.D_D,
+            s=jnp.sqrt(tau * sigma),
             V=D_P / (1 - D_P),
             divided=1 / (1 - D_P),
-        )
-
-    def product(self, unknowns: Unknowns, *, transposed: bool) -> Unknowns:
-        """The left-hand side of either system in both unknowns, as in `LimitSystem`."""
-        p, d = unknowns
-        D_P = self.V / (1 + self.V)
-        if transposed:
-            D_d = self.D_D(d)
-            return p / self.divided + self.s * self.KT(D_d), d - D_d - self.s * self.K(D_P * p)
-        return (
-            p / self.divided - self.s * D_P * self.KT(d),
-            d - self.D_D(d - self.s * self.K(p)),
         )
 
     def normal(self, v: Array) -> Array:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hypergrad._checks import check_count
 from hypergrad._samples import where
-from hypergrad.adjoint import ReducedSystem, Unknowns, check_reducible
+from hypergrad.adjoint import LimitSystem, ReducedSystem, Unknowns, check_reducible
 from hypergrad.chambolle_pock import (
     ProxArguments,
     RestartedHalpern,
@@ -25,7 +25,6 @@ from hypergrad.chambolle_pock import (
     StepSizes,
     default_tolerance,
 )
-from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.active_sets import AbstractActiveSystem, norm
 from hypergrad.newton.normal_map import NormalMap
@@ -49,39 +48,20 @@ class KrylovSystem(AbstractActiveSystem):
     **Cost**: 2 products with K a step, at most `most` steps a pass; memory of some dual variables.
     """
 
-    problem: LowerLevel
-    sizes: StepSizes
-    z: ProxArguments
-    D_P: Float[Array, "batch n"]
+    limit: LimitSystem
     most: int = eqx.field(static=True)
-
-    @classmethod
-    def at(cls, problem: LowerLevel, sizes: StepSizes, z: ProxArguments, most: int) -> KrylovSystem:
-        """The system at the active sets of `z`."""
-        value, pull = jax.vjp(lambda z_P: prox(problem.G, z_P, sizes.tau), z.z_P)
-        return cls(problem, sizes, z, pull(jnp.ones_like(value))[0], most)
-
-    @property
-    def _reduced(self) -> ReducedSystem:
-        tau, sigma, _ = self.sizes
-        return ReducedSystem.of(self.problem.K, jnp.sqrt(tau * sigma), self.D_P, self._D_D)
-
-    def _D_D(self, u: Array) -> Array:
-        problem, sigma = self.problem, self.sizes.sigma
-        return jax.vjp(lambda z_D: prox_conjugate(problem.F, z_D, sigma), self.z.z_D)[1](u)[0]
 
     def _solve(
         self, right: Unknowns, size: Array, *, transposed: bool
     ) -> tuple[Unknowns, Int[Array, " batch"]]:
         """The unknowns and the steps; `size` is that of the data, which rounding is relative to."""
-        reduced, eps = self._reduced, float(jnp.finfo(right[0].dtype).eps)
+        reduced, eps = ReducedSystem.of(self.limit), float(jnp.finfo(right[0].dtype).eps)
+        product = self.limit.balanced_transpose if transposed else self.limit.balanced
         rounding = 4 * eps * (1 + jnp.max(reduced.V, axis=-1))
 
         def once_more(_: Array, carry: Any) -> Any:
             unknowns, steps = carry
-            rest = jax.tree.map(
-                jnp.subtract, right, reduced.product(unknowns, transposed=transposed)
-            )
+            rest = jax.tree.map(jnp.subtract, right, product(unknowns))
             floor = rounding * jnp.maximum(size, norm(unknowns))
             more, taken, _ = reduced.solve(
                 rest, transposed=transposed, rtol=eps**0.5, floor=floor, most=self.most
@@ -101,7 +81,7 @@ class KrylovSystem(AbstractActiveSystem):
     def random_unknowns(self) -> Unknowns:
         # Drawn by the program, which need not hold as many numbers then.
         key_P, key_D = jax.random.split(jax.random.key(0))
-        z_D, z_P = self.z
+        z_D, z_P = self.limit.z
         return (
             jax.random.normal(key_P, z_P.shape, z_P.dtype),
             jax.random.normal(key_D, z_D.shape, z_D.dtype),
@@ -110,7 +90,7 @@ class KrylovSystem(AbstractActiveSystem):
     def onto_kernel(self, w: Unknowns) -> tuple[Unknowns, Int[Array, " batch"]]:
         """The projection of `w` onto the kernel, which is dual, and the steps that it took."""
         nothing, dual = jnp.zeros_like(w[0]), (jnp.zeros_like(w[0]), w[1])
-        seen = self._reduced.product(dual, transposed=True)
+        seen = self.limit.balanced_transpose(dual)
         (_, b), steps = self._solve(seen, norm(dual), transposed=True)
         return (nothing, w[1] - b), steps
 
@@ -119,10 +99,15 @@ class KrylovSystem(AbstractActiveSystem):
 
     def adjoint_solution(self, right: Unknowns) -> tuple[Unknowns, Array, Array]:
         unknowns, steps = self._solve(right, norm(right), transposed=False)
-        return unknowns, steps, 2 * steps + 6 * _PASSES
+        return unknowns, steps, _products(steps)
 
     def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
         return jnp.full(unique_D.shape, -1, jnp.int32)
+
+
+def _products(steps: Array) -> Array:
+    """Products with K in a solve that took so many steps of conjugate gradients."""
+    return 2 * steps + 6 * _PASSES
 
 
 class _Search(NamedTuple):
@@ -164,7 +149,7 @@ class MatrixFree(AbstractSearch):
     iterations: int = eqx.field(static=True, default=20_000)
     steps: int = eqx.field(static=True, default=1_000)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         check_count("iterations", self.iterations)
         check_count("steps", self.steps)
 
@@ -217,7 +202,7 @@ class MatrixFree(AbstractSearch):
         search = _Search(at, nothing, none > 0, none, none, none)
         search = jax.lax.while_loop(unfinished, burst, search)
         found = search.found
-        system = KrylovSystem.at(problem, sizes, found.z, self.steps)
+        system = KrylovSystem(LimitSystem(problem, sizes, found.z), self.steps)
         unique_P, unique_D = system.unique()
         return ExactPair(
             z=found.z,
@@ -238,16 +223,19 @@ class MatrixFree(AbstractSearch):
         none = jnp.zeros(running.shape, z.z_P.dtype)
         precise = 100 * float(jnp.finfo(none.dtype).eps)
 
+        def system_at(z: ProxArguments) -> KrylovSystem:
+            return KrylovSystem(LimitSystem(normal_map.problem, normal_map.sizes, z), self.steps)
+
         def step(carry: Any) -> Any:
             z, best, least, residual, taken, products = carry
-            system = KrylovSystem.at(normal_map.problem, normal_map.sizes, z, self.steps)
+            system = system_at(z)
             f, size = normal_map(z, none), norm(normal_map.balanced(z))
             by, steps = system.newton_step(jax.tree.map(jnp.negative, f), size)
             wanted = running & (residual > precise)
             z = where(wanted, normal_map.moved(z, none + 1, by), z)
             residual = normal_map.relative(z, none)
             best = where(residual < least, z, best)
-            products = products + jnp.where(wanted, 2 * steps + 6 * _PASSES + 4, 0)
+            products = products + jnp.where(wanted, _products(steps) + 4, 0)
             return z, best, jnp.fmin(residual, least), residual, taken + 1, products
 
         def unpolished(carry: Any) -> Array:
@@ -257,9 +245,8 @@ class MatrixFree(AbstractSearch):
         residual, nothing = normal_map.relative(z, none), jnp.zeros(none.shape, jnp.int32)
         carry = (z, z, residual, residual, jnp.zeros((), jnp.int32), nothing)
         _, z, least, _, taken, products = jax.lax.while_loop(unpolished, step, carry)
-        system = KrylovSystem.at(normal_map.problem, normal_map.sizes, z, self.steps)
         r, y = normal_map.pair(z, none)
-        kernel, steps = system.onto_kernel(normal_map.balanced(ProxArguments(y, r)))
+        kernel, steps = system_at(z).onto_kernel(normal_map.balanced(ProxArguments(y, r)))
         # No path leads here: where something sits on its kink, another pair may be shorter.
         shortest = normal_map.moved(z, none - 1, kernel)
         tolerance = default_tolerance(none.dtype)
@@ -267,4 +254,4 @@ class MatrixFree(AbstractSearch):
         best = Found(z, least, least <= tolerance)
         found = judge_shortest(normal_map, shortest, best, running, tolerance)
         found = found._replace(accepted=found.accepted | best.accepted)
-        return found, taken, products + 2 * steps + 6 * _PASSES
+        return found, taken, products + _products(steps)
