@@ -19,6 +19,7 @@ from helpers import (
     random_data,
     relative_error,
     solved_and_differentiated,
+    standard_normal,
 )
 from jaxtyping import Array
 from scipy.optimize import minimize
@@ -61,17 +62,32 @@ def test_exact_is_what_central_differences_of_the_solved_problem_say(name):
             assert relative_error(actual, expected[entry]) <= 1e-8, entry
 
 
-@pytest.mark.parametrize("name", LIMITS)
-def test_exact_is_the_limit_of_unrolling(name):
-    limit = LIMITS[name]
-    arguments = limit.problem(), *limit.data()
-    unrolled = hg.hypergradient(
-        *arguments, solver=limit.solver(20_000), strategy=hg.FullUnrolling()
-    )
+def _is_the_limit_of_unrolling(*arguments, solver: hg.ChambollePock) -> hg.Hypergradient:
+    unrolled = hg.hypergradient(*arguments, solver=solver, strategy=hg.FullUnrolling())
     assert np.max(unrolled.solution.stats.residual) <= 1e-13
     h = _exact(*arguments)
     for leaf, other in zip(jax.tree.leaves(h.grad), jax.tree.leaves(unrolled.grad), strict=True):
         assert np.linalg.norm(leaf - other) <= 1e-9 * (1 + np.linalg.norm(other))
+    return h
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_exact_is_the_limit_of_unrolling(name):
+    limit = LIMITS[name]
+    _is_the_limit_of_unrolling(limit.problem(), *limit.data(), solver=limit.solver(20_000))
+
+
+def test_neither_function_has_to_be_separable():
+    """Each sample then has bases of its own on either side of K."""
+    K, data = np.eye(4, 5) + 0.2 * standard_normal(7, 4, 4, 5), random_data(3, 5)
+    problem = hg.LowerLevel(K, hg.GroupL1(0.4, shape=(2, 2)), hg.L2Ball(0.5))
+    h = _is_the_limit_of_unrolling(problem, *data, solver=hg.ChambollePock(20_000))
+    assert _statuses(h) == [Status.CONVERGED] * 3
+    assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
+    # On the sphere, and groups on both sides of their kink.
+    np.testing.assert_allclose(np.linalg.norm(h.solution.x - data[0], axis=1), 0.5, rtol=1e-12)
+    at_0 = np.linalg.norm(np.reshape(h.solution.x @ K.T, (3, 2, 2)), axis=1) <= 1e-12
+    assert set(at_0.ravel()) == {True, False}
 
 
 def test_exact_has_a_closed_form_to_agree_with():

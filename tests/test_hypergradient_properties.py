@@ -23,6 +23,7 @@ import hypergrad as hg
 from hypergrad.adjoint import LimitSystem
 from hypergrad.chambolle_pock import ProxArguments
 from hypergrad.lower_level import cast_floats
+from hypergrad.status import Status
 
 
 def assert_close(actual: Any, expected: Any, rtol: float) -> None:
@@ -85,6 +86,7 @@ def test_limit_formula_does_not_depend_on_tau_sigma_and_theta(pair, draw):
 # Iterations of which nothing needs to converge: the laws hold for whatever a strategy computes.
 ITERATIONS = 8
 EVERYDAY = ["full", "truncation:k=3", "limit:cgls"]
+PEERS = ["jaxopt:gmres", "optimistix:gmres"]
 SLOW = [
     "full:checkpoints=3",
     "forward",
@@ -93,7 +95,7 @@ SLOW = [
     "limit:last=3",
     "piggyback",
     "exact",
-    "jaxopt:gmres",
+    *PEERS,
     "optimistix-checkpointed",
 ]
 every_strategy = pytest.mark.parametrize(
@@ -205,9 +207,13 @@ def test_nothing_becomes_nan(label, dtype, draw):
     sizes = step_sizes(draw, drawn.problem.K)
     drawn = Level(*cast_floats((drawn.problem, *map(jnp.asarray, drawn[1:])), dtype))
     h = differentiated(drawn, sizes, label)
-    finite = h.value, h.grad, h.grad_x_tilde, h.grad_solver, h.solution.x, h.solution.y
+    finite, numbers_at_least = [h.value, h.solution.x, h.solution.y], [h.solution.stats]
+    # A linear solver of another package may break down where the system is singular: then the
+    # status has to say so.
+    if label not in PEERS or not np.any(h.adjoint.status == Status.NON_FINITE):
+        finite += [h.grad, h.grad_x_tilde, h.grad_solver]
+        numbers_at_least += [h.adjoint]
     for path, leaf in jax.tree.leaves_with_path(finite):
         assert np.all(np.isfinite(leaf)), jax.tree_util.keystr(path)
     # A gap and a margin may be infinite.
-    assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(h.solution.stats))
-    assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(h.adjoint))
+    assert not any(np.any(np.isnan(leaf)) for leaf in jax.tree.leaves(numbers_at_least))

@@ -276,9 +276,9 @@ def _factorise(
     matrix: Array, s: Array, D_P: Jacobian, D_D: Jacobian, shrink: float
 ) -> ActiveSystem:
     if D_P.basis is not None:
-        matrix = jnp.einsum("...mi,bij->bmj", matrix, D_P.basis)
+        matrix = jnp.matmul(matrix, D_P.basis)
     if D_D.basis is not None:
-        matrix = jnp.einsum("bij,...in->bjn", D_D.basis, matrix)
+        matrix = jnp.matmul(jnp.swapaxes(D_D.basis, -1, -2), matrix)
     # What has curvature on the primal side can do with less shrinking on the dual one.
     curvature = jnp.maximum(jnp.min(1 - D_P.values, axis=-1, keepdims=True), shrink)
     shrink_D = jnp.maximum(shrink**2 / curvature, 1e-3 * shrink)
