@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float
 
 from hypergrad import functions
 from hypergrad._checks import as_inexact, describe
+from hypergrad._imports import imported
 from hypergrad.bilevel import Loss
 from hypergrad.functions import AbstractFunction
 
@@ -127,12 +127,9 @@ def import_part(text: str) -> Any:
     if not (module and name):
         raise ValueError(f"a part of your own must be {_OWN}; got {text!r}: name both")
     try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of the user's may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{module}:{name} must be importable; got {reason}: is its folder on PYTHONPATH?"
-        ) from None
+        return imported(module, name)
+    except ImportError as error:
+        raise ValueError(f"{module}:{name} must be importable; got {error}") from None
 
 
 def _is_built_in(f: Any) -> bool:

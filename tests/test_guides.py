@@ -221,10 +221,23 @@ def test_words_that_make_no_sense(words, monkeypatch, capsys) -> None:
     assert said.count("\n") == 1
 
 
-def test_a_module_that_fails_is_named(folder) -> None:
-    (folder / "broken.py").write_text("1 / 0")
-    with pytest.raises(ValueError, match="broken:Name must be importable; got ZeroDivisionError"):
-        parse_loss("broken:Name")
+@pytest.mark.parametrize("parse", [parse_function, parse_loss, hg.parse_strategy])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1\n1 / 0", r"ZeroDivisionError: division by zero \(broken.py, line 2\)$"),
+        ("x =", r"SyntaxError: invalid syntax \(broken.py, line 1\)$"),
+        ("import no_such_module", r"No module named 'no_such_module': install it$"),
+        ("", r"module 'broken' has no attribute 'Name'$"),
+    ],
+    ids=["error", "syntax", "import", "name"],
+)
+def test_a_module_that_fails_is_named(parse, source, words, tmp_path, monkeypatch) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(ValueError, match=f"broken:Name.*{words}"):
+        parse("broken:Name")
 
 
 def test_an_option_may_be_a_tuple() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
 
+from hypergrad._imports import imported
 from hypergrad.adjoint import (
     AbstractAdjointSolve,
     AbstractLinearSolve,
@@ -153,10 +153,8 @@ def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> t
 
 def _import_strategy(module: str, class_name: str, text: str) -> type[AbstractStrategy]:
     try:
-        if not all(map(str.isidentifier, module.split("."))):
-            raise ImportError(f"{module!r} is not the name of a module")
-        found = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError) as error:
+        found = imported(module, class_name)
+    except ImportError as error:
         raise ValueError(
             f"a strategy must be one of {', '.join(STRATEGIES)}, or module:Class; got {text!r}: "
             f"{error}"
