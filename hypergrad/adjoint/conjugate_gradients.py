@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hypergrad._checks import check_count
-from hypergrad.adjoint.delta_solves import AbstractLinearSolve
+from hypergrad.adjoint.delta_solves import AbstractKrylovSolve
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
 from hypergrad.lower_level import LowerLevel
@@ -20,7 +19,7 @@ from hypergrad.operators import apply, apply_transpose
 __all__ = ["ConjugateGradients", "ReducedSystem", "check_reducible"]
 
 
-class ConjugateGradients(AbstractLinearSolve):
+class ConjugateGradients(AbstractKrylovSolve):
     """The limit system by conjugate gradients on its dual half, all samples at once, matrix-free.
 
     Where G is separable and strongly convex, `I - D_P` can be divided by, and with
@@ -45,13 +44,9 @@ class ConjugateGradients(AbstractLinearSolve):
 
     most: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self) -> None:
-        if self.most is not None:
-            check_count("most", self.most)
-
     @property
-    def label(self) -> str:
-        return "cg" if self.most is None else f"cg={self.most}"
+    def name(self) -> str:
+        return "cg"
 
     @property
     def products_a_step(self) -> int:
@@ -62,8 +57,7 @@ class ConjugateGradients(AbstractLinearSolve):
     ) -> tuple[Unknowns, Array, Array]:
         problem = system.problem
         check_reducible(problem, "ConjugateGradients", "use the default of LimitFormula")
-        most = 4 * sum(problem.shape) if self.most is None else self.most
-        rtol = 4 * float(jnp.finfo(right[0].dtype).eps)
+        rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), self.steps_at_most(problem)
         return ReducedSystem.of(system).solve(right, transposed=transposed, rtol=rtol, most=most)
 
 

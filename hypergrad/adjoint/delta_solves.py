@@ -31,6 +31,7 @@ from hypergrad.status import Status
 
 __all__ = [
     "AbstractAdjointSolve",
+    "AbstractKrylovSolve",
     "AbstractLinearSolve",
     "AdjointProblem",
     "LastIterates",
@@ -234,14 +235,39 @@ def _sides(system: LimitSystem, transposed: bool) -> tuple[Product, Product]:
     return system.balanced, system.balanced_transpose
 
 
-class LeastSquares(AbstractLinearSolve):
+class AbstractKrylovSolve(AbstractLinearSolve):
+    """A Krylov method, all samples at once, matrix-free, in at most `most` steps.
+
+    By default `4 (m + n)`, since rounding makes it take more than the rank.
+    """
+
+    most: eqx.AbstractVar[int | None]
+
+    def __check_init__(self) -> None:
+        if self.most is not None:
+            check_count("most", self.most)
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Its usual abbreviation."""
+
+    @property
+    def label(self) -> str:
+        return self.name if self.most is None else f"{self.name}={self.most}"
+
+    def steps_at_most(self, problem: LowerLevel) -> int:
+        """`most`, or what it is by default."""
+        return 4 * sum(problem.shape) if self.most is None else self.most
+
+
+class LeastSquares(AbstractKrylovSolve):
     """The limit system solved by CGLS, all samples at once, matrix-free: the default.
 
     Needs nothing of the system: where it is singular but consistent the result is the solution of
     minimum norm, where it is inconsistent the status says so. 4 products with K a step.
 
-    **Arguments**: `most`, steps at the most (by default `4 (m + n)`, since rounding makes it take
-    more than the rank).
+    **Arguments**: `most`, steps at the most (by default `4 (m + n)`).
 
     >>> LeastSquares().label, LeastSquares(most=20).label
     ('cgls', 'cgls=20')
@@ -249,13 +275,9 @@ class LeastSquares(AbstractLinearSolve):
 
     most: int | None = eqx.field(static=True, default=None)
 
-    def __check_init__(self) -> None:
-        if self.most is not None:
-            check_count("most", self.most)
-
     @property
-    def label(self) -> str:
-        return "cgls" if self.most is None else f"cgls={self.most}"
+    def name(self) -> str:
+        return "cgls"
 
     @property
     def products_a_step(self) -> int:
@@ -265,9 +287,8 @@ class LeastSquares(AbstractLinearSolve):
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
         rtol = 4 * float(jnp.finfo(right[0].dtype).eps)
-        most = 4 * sum(system.problem.shape) if self.most is None else self.most
         unknowns, steps, arrived = solve_least_squares(
-            *_sides(system, transposed), right, rtol=rtol, most=most
+            *_sides(system, transposed), right, rtol=rtol, most=self.steps_at_most(system.problem)
         )
         return unknowns, steps, ~arrived
 
