@@ -101,6 +101,12 @@ SLOW = [
 every_strategy = pytest.mark.parametrize(
     "label", [*EVERYDAY, *(pytest.param(label, marks=pytest.mark.slow) for label in SLOW)]
 )
+# Where the system is singular, the solver of a peer ends at one of many solutions (their caveat):
+# in another order at another one.
+every_own_strategy = pytest.mark.parametrize(
+    "label",
+    [*EVERYDAY, *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW if s not in PEERS)],
+)
 
 
 class Affine(eqx.Module):
@@ -175,7 +181,7 @@ def permuted(problem: hg.LowerLevel, rows: Permutation, columns: Permutation) ->
     )
 
 
-@every_strategy
+@every_own_strategy
 @given(draw=numbers)
 def test_signed_permutations_come_along(label, draw):
     """Another order and other signs of rows and columns: those of the gradient."""
