@@ -15,6 +15,7 @@ from hypergrad._checks import as_inexact, check_finite, is_concrete
 from hypergrad.functions import AbstractFunction
 from hypergrad.functions._base import check_function
 from hypergrad.operators import (
+    ImageDifferences,
     Operator,
     apply,
     matrix_of,
@@ -22,7 +23,7 @@ from hypergrad.operators import (
     operator_shape,
 )
 
-__all__ = ["LowerLevel", "cast_floats"]
+__all__ = ["LowerLevel", "cast_floats", "held"]
 
 
 def _as_operator(K: Any) -> Operator:
@@ -40,10 +41,52 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
     """Every float of a pytree as an array of one dtype (a Python float cannot be learned)."""
 
     def cast(leaf: Any) -> Any:
+        if isinstance(leaf, ImageDifferences):  # which has no leaf that would say it
+            return ImageDifferences(leaf.image_shape, dtype)
         is_float = isinstance(leaf, float) or eqx.is_inexact_array(leaf)
         return jnp.asarray(leaf, dtype) if is_float else leaf
 
-    return jax.tree.map(cast, tree)
+    return jax.tree.map(cast, tree, is_leaf=lambda node: isinstance(node, ImageDifferences))
+
+
+def held(tree: Any) -> Any:
+    """The same pytree, not differentiated; leaves that are no arrays stay as they are.
+
+    (`jax.lax.stop_gradient` refuses what an operator may hold beside arrays, a function say.)
+    """
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.lax.stop_gradient(arrays), rest)
+
+
+def _check_operator(K: Operator) -> None:
+    """Its vectors, its dtype and its numbers."""
+    if isinstance(K, lx.AbstractLinearOperator):
+        for name, structure in (("in", K.in_structure()), ("out", K.out_structure())):
+            shapes = [leaf.shape for leaf in jax.tree.leaves(structure)]
+            if len(shapes) != 1 or len(shapes[0]) != 1:
+                raise ValueError(
+                    f"K must take vectors (n,) to vectors (m,); got {name}_structure {structure}: "
+                    "reshape inside it"
+                )
+    dtype = operator_dtype(K)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"K must be real; got an operator of {dtype}: split it into its real and its imaginary "
+            "part"
+        )
+    if jnp.finfo(dtype).bits < 32:
+        raise ValueError(
+            f"K must have single or double precision; got {dtype}: cast it to float32 (norms and "
+            "factorisations know no half precision)"
+        )
+    for leaf in jax.tree.leaves(K):
+        check_finite("K", leaf)
+    matrix = matrix_of(K)
+    if is_concrete(matrix) and not np.any(np.asarray(matrix)):
+        raise ValueError(
+            "K must not be zero (its norm sets the step sizes); got only zeros: "
+            "start from a DCT, differences or a random matrix"
+        )
 
 
 class LowerLevel(eqx.Module):
@@ -73,23 +116,11 @@ class LowerLevel(eqx.Module):
             )
         if 0 in (self.m, self.n):
             raise ValueError(f"K must have at least one row and column; got {(self.m, self.n)}")
-        if jnp.issubdtype(self.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"K must be real; got an operator of {self.dtype}: split it into its real and its "
-                "imaginary part"
-            )
+        _check_operator(self.K)
         check_function("F", self.F)
         check_function("G", self.G)
         self.F.check_size(self.m)
         self.G.check_size(self.n)
-        for leaf in jax.tree.leaves(self.K):
-            check_finite("K", leaf)
-        matrix = matrix_of(self.K)
-        if is_concrete(matrix) and not np.any(np.asarray(matrix)):
-            raise ValueError(
-                "K must not be zero (its norm sets the step sizes); got only zeros: "
-                "start from a DCT, differences or a random matrix"
-            )
 
     @property
     def m(self) -> int:
@@ -110,6 +141,19 @@ class LowerLevel(eqx.Module):
     def dtype(self) -> jnp.dtype:
         """The dtype of K."""
         return operator_dtype(self.K)
+
+    def astype(self, dtype: Any) -> LowerLevel:
+        """The same problem in another dtype.
+
+        **Errors**: a `ValueError` where K is an operator of a function, whose dtype is built in.
+        """
+        problem = cast_floats(self, dtype)
+        if problem.dtype != dtype:
+            raise ValueError(
+                f"all must be of one dtype, and K is of {problem.dtype} for good; got {dtype}: "
+                f"cast x_tilde and x_true to {problem.dtype}, or build K anew"
+            )
+        return problem
 
     @property
     def scale_of_K_is_free(self) -> bool:

@@ -77,6 +77,22 @@ def backwards() -> lx.FunctionLinearOperator:
     return lx.FunctionLinearOperator(lambda v: v[::-1], jax.ShapeDtypeStruct((N,), X.dtype))
 
 
+def of_two_dtypes() -> hg.Solution:
+    """Where JAX would promote one of them."""
+    twice = lx.FunctionLinearOperator(lambda v: 2 * v, jax.ShapeDtypeStruct((N,), jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):
+        return solve(problem=lower_level(K=twice))
+
+
+class Nameless(hg.AbstractDifferentiableStrategy):
+    def run(self, problem, x_tilde, solver, init):
+        return x_tilde
+
+
+class NoSolution(Nameless):
+    name = "no solution"
+
+
 def zero_state(r: tuple[int, ...], r_bar: tuple[int, ...], y: tuple[int, ...]) -> State:
     return State(jnp.zeros(r), jnp.zeros(r_bar), jnp.zeros(y))
 
@@ -349,6 +365,20 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: lower_level(K=lx.MatrixLinearOperator(jnp.asarray(K * 1j))),
         r"K must be real; got an operator of complex128: split it",
     ),
+    "K of half precision": (
+        lambda: lower_level(K=jnp.asarray(K, jnp.float16)),
+        r"K must have single or double precision; got float16: cast it to float32",
+    ),
+    "K an operator on matrices": (
+        lambda: lower_level(
+            K=lx.FunctionLinearOperator(lambda v: v[0], jax.ShapeDtypeStruct((2, N), X.dtype))
+        ),
+        r"K must take vectors (n,) to vectors (m,); got in_structure",
+    ),
+    "K a function of another dtype": (
+        of_two_dtypes,
+        r"all must be of one dtype, and K is of float32 for good; got float64: cast",
+    ),
     #
     # ---- the functions
     "F no function": (
@@ -594,6 +624,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no strategy": (
         lambda: solve(strategy="truncation"),
         r"strategy must be a hypergrad strategy; got 'truncation'",
+    ),
+    "a strategy without a name": (
+        lambda: solve(strategy=Nameless()),
+        r"strategy must have a name for tables; got a Nameless without one: write name",
+    ),
+    "a strategy that returns an array": (
+        lambda: solve(strategy=NoSolution()),
+        r"run of NoSolution must return a hypergrad.Solution; got DynamicJaxprTracer of shape",
     ),
     "a class for a strategy": (
         lambda: solve(strategy=hg.FullUnrolling),

@@ -6,12 +6,14 @@ Afterwards what only some of them promise: to cut off, to return averages, to ne
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import pytest
 from helpers import (
@@ -462,6 +464,66 @@ def test_a_strategy_of_the_users_is_differentiated_by_jax():
     for field in ("solution", "grad", "grad_x_tilde", "grad_solver"):
         floats = (eqx.filter(getattr(h, field), eqx.is_inexact_array) for h in (plain, full))
         assert_close(*floats, RTOL)
+
+
+@pytest.mark.parametrize(
+    "strategy", [hg.Truncation(2), PlainUnrolling(), hg.LimitFormula()], ids=lambda s: s.name
+)
+def test_a_start_has_no_derivative(strategy):
+    """By the pullback, by JAX alone, and by the pushforward."""
+    poster, x_tilde, _ = _one_batch_axis()
+    problem, solver = to_hypergrad(poster)
+    start = hg.solve(problem, x_tilde, solver=solver, strategy=hg.Truncation(1)).state
+
+    @eqx.filter_grad
+    def moved(start):
+        return jnp.sum(hg.solve(problem, x_tilde, solver=solver, strategy=strategy, init=start).x)
+
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(moved(start)))
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [hg.LimitFormula(), hg.Exact(), hg.Truncation(2), PlainUnrolling()],
+    ids=lambda s: s.name,
+)
+def test_an_operator_of_a_function_is_its_matrix(strategy):
+    """Such an operator holds more than arrays: with and without a derivative, and traced."""
+    matrix = hg.operators.differences(N)
+    structure = jax.ShapeDtypeStruct((N,), matrix.dtype)
+    x_tilde, _ = random_data(3, N)
+
+    @eqx.filter_jit
+    @functools.partial(eqx.filter_value_and_grad, has_aux=True)
+    def loss(problem):
+        trace = strategy.follows_solver
+        solution = hg.solve(problem, x_tilde, solver=solver, strategy=strategy, trace=trace)
+        return jnp.sum(solution.x**2), solution.trace
+
+    solver, found = hg.ChambollePock(L, tau=0.4, sigma=0.4), []
+    for K in (matrix, lx.FunctionLinearOperator(jnp.diff, structure)):
+        (value, trace), grad = loss(hg.LowerLevel(K, hg.L1(0.1), hg.Quadratic(1.0)))
+        found.append((value, trace, grad.F, grad.G))
+    assert_close(*found, RTOL)
+
+
+def test_hypergradient_is_not_to_be_differentiated():
+    """It would be the derivative of the iterations, whatever the strategy."""
+    poster, x_tilde, x_true = _one_batch_axis()
+    problem, solver = to_hypergrad(poster)
+
+    def value(problem, x_tilde, scale):
+        loss = eqx.Partial(lambda scale, x, x_true: scale * _quartic(x, x_true), scale)
+        return hg.hypergradient(
+            problem, x_tilde, x_true, solver=solver, strategy=hg.Truncation(1), loss=loss
+        ).value
+
+    for argnum in (0, 1):
+        with pytest.raises(TypeError, match=r"must not be differentiated; got .* hg\.solve"):
+            jax.jit(jax.grad(value, argnum))(problem, x_tilde, 2.0)
+    # What belongs to the loss alone is no derivative of the lower level.
+    in_scale = jax.grad(value, 2)(problem, x_tilde, 2.0)
+    assert relative_error(in_scale, value(problem, x_tilde, 1.0)) <= RTOL
 
 
 def test_a_tolerance_stops_each_sample_by_itself():

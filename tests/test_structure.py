@@ -35,8 +35,8 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 HOUSE = """
     _checks  _imports  _samples  status
     _rows  functions._base  timing
-    operators.boundaries  operators.convolutions  operators.products
-    operators.filter_bank
+    operators._base  operators.boundaries  operators.convolutions  operators.products
+    operators.filter_bank  operators.image_differences
     operators.norm  operators.usual
     operators
     functions._blocks

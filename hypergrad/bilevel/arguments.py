@@ -67,6 +67,11 @@ def check_is_strategy(name: str, strategy: Any) -> None:
         raise ValueError(
             f"{name} must be a hypergrad strategy; got {describe(strategy)}: use {advice}"
         )
+    if not isinstance(getattr(strategy, "name", None), str):
+        raise ValueError(
+            f"{name} must have a name for tables; got a {type(strategy).__name__} without one: "
+            'write name: ClassVar[str] = "mine" in its class'
+        )
 
 
 def check_strategy(strategy: Any, solver: ChambollePock) -> None:
@@ -128,7 +133,7 @@ def prepare(
     dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
     if init is not None:
         _check_init(init, problem, x_tilde)
-    return cast_floats((problem, x_tilde, solver, init), dtype)
+    return problem.astype(dtype), *cast_floats((x_tilde, solver, init), dtype)
 
 
 def prepare_solve(

@@ -19,7 +19,7 @@ from hypergrad.bilevel.arguments import (
     restore_batch,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
-from hypergrad.lower_level import LowerLevel
+from hypergrad.lower_level import LowerLevel, held
 from hypergrad.status import throw_if_bad
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 
@@ -79,7 +79,7 @@ def _solve_jit(
 ) -> Solution:
     problem, x_tilde, solver = arguments
     batch = x_tilde.shape[:-1]
-    rows, row_init = flatten_batch((x_tilde, init), batch)
+    rows, row_init = flatten_batch((x_tilde, held(init)), batch)
     solution = _solve_differentiably(problem, rows, solver, strategy, row_init)
     # Only x and y carry derivatives: the rest describes the solve.
     described = jax.lax.stop_gradient((solution.stats, solution.state))
@@ -100,13 +100,12 @@ def _solve_differentiably(
     """By whatever the strategy gives: a pushforward (both modes), plain JAX, or a pullback."""
     if strategy.has_pushforward:
         # The solve itself is not differentiated; its result gets its derivatives afterwards.
-        held = jax.lax.stop_gradient((problem, x_tilde, solver))
-        solution, residuals = strategy.forward(*held, init)
+        solution, residuals = strategy.forward(*held((problem, x_tilde, solver)), init)
         given = (problem, x_tilde)
         x, y = _with_derivatives(given, strategy, residuals, (solution.x, solution.y))
         return Solution(x, y, solution.stats, solution.state)
     if isinstance(strategy, AbstractDifferentiableStrategy):
-        return strategy.run(problem, x_tilde, solver, init)
+        return strategy.solved(problem, x_tilde, solver, init)
     return _solve_rule((problem, x_tilde, solver), strategy, init)  # pyright: ignore[reportCallIssue]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import equinox as eqx
 import jax.numpy as jnp
 
 from hypergrad._checks import check_flag
@@ -47,9 +50,10 @@ def hypergradient(
 
     **Returns**: a `Hypergradient`.
 
-    **Errors**: as for `solve`. With `throw=True` a bad status of either solve raises (an adjoint
-    that was cut off on purpose, a truncation, has one, too), and so does a missed target. A
-    `ValueError` for a target error with a strategy that has no tolerance.
+    **Errors**: as for `solve`; a `TypeError` where it is differentiated. With `throw=True` a bad
+    status of either solve raises (an adjoint that was cut off on purpose, a truncation, has one,
+    too), and so does a missed target. A `ValueError` for a target error with a strategy that has no
+    tolerance.
 
     **Cost**: by strategy, see `hypergrad strategies`. The bound: up to 5 factorisations of
     `m n^2 + n^3 / 3` a sample, about 20 solves with the last; where K is no matrix, or a sample of
@@ -62,8 +66,8 @@ def hypergradient(
     twice differentiable. The bound rests on a gradient that is better than the one it judges: where
     it is wanted at every step, `Exact` is the cheaper way to be sure.
 
-    Not to be differentiated itself: `jax.grad` of `hypergradient(...).value` knows nothing of
-    the strategy, and differentiates whatever its solve computed: take `grad`, which is here, or
+    Not to be differentiated itself in what the lower level is made of, which is refused: `jax.grad`
+    of `hypergradient(...).value` would know nothing of the strategy. Take `grad`, which is here, or
     differentiate through `solve`, which is made for that.
 
     **Source**: `hypergrad.error_bound` has the mathematics.
@@ -84,6 +88,7 @@ def hypergradient(
     )
     check_flag("throw", throw)
     check_flag("error_bound", error_bound)
+    problem, x_tilde, solver, init = _not_differentiable((problem, x_tilde, solver, init))
     if target_error is None:
         h = compute_hypergradient(
             problem, x_tilde, x_true, solver, strategy, loss, init, error_bound=error_bound
@@ -99,3 +104,18 @@ def hypergradient(
         if h.chosen is not None:
             h = throw_if_bad(h, jnp.asarray(int(h.chosen.status)), "reaching the target error")
     return h
+
+
+@eqx.filter_custom_jvp
+def _not_differentiable(given: Any) -> Any:
+    """The same; its derivative would be that of the iterations, whatever the strategy."""
+    return given
+
+
+@_not_differentiable.def_jvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "hypergradient(...) must not be differentiated; got a derivative of its problem, x_tilde, "
+        "solver or init: its gradient is its .grad, and hg.solve(...).x is made to be "
+        "differentiated"
+    )

@@ -1,5 +1,6 @@
 """The analysis operator K: products with a batch, its norm, and the usual choices."""
 
+from hypergrad.operators._base import AbstractOperator as AbstractOperator
 from hypergrad.operators.boundaries import AbstractBoundary as AbstractBoundary
 from hypergrad.operators.boundaries import Periodic as Periodic
 from hypergrad.operators.boundaries import Symmetric as Symmetric
@@ -8,6 +9,8 @@ from hypergrad.operators.convolutions import FFT as FFT
 from hypergrad.operators.convolutions import AbstractConvolution as AbstractConvolution
 from hypergrad.operators.convolutions import Direct as Direct
 from hypergrad.operators.filter_bank import FilterBank as FilterBank
+from hypergrad.operators.image_differences import ImageDifferences as ImageDifferences
+from hypergrad.operators.image_differences import difference_operator as difference_operator
 from hypergrad.operators.norm import LANCZOS_MARGIN as LANCZOS_MARGIN
 from hypergrad.operators.norm import operator_norm as operator_norm
 from hypergrad.operators.products import Operator as Operator
@@ -20,7 +23,6 @@ from hypergrad.operators.products import operator_dtype as operator_dtype
 from hypergrad.operators.products import operator_shape as operator_shape
 from hypergrad.operators.usual import dct as dct
 from hypergrad.operators.usual import dct2 as dct2
-from hypergrad.operators.usual import difference_operator as difference_operator
 from hypergrad.operators.usual import differences as differences
 from hypergrad.operators.usual import differences2 as differences2
 from hypergrad.operators.usual import random as random

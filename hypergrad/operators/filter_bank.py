@@ -7,11 +7,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._checks import as_inexact, check_counts, check_finite, is_concrete
+from hypergrad.operators._base import AbstractOperator
 from hypergrad.operators.boundaries import AbstractBoundary, Margins, Symmetric
 from hypergrad.operators.convolutions import (
     AbstractConvolution,
@@ -20,10 +20,10 @@ from hypergrad.operators.convolutions import (
     fastest_convolution,
 )
 
-__all__ = ["FilterBank", "TransposedFilterBank"]
+__all__ = ["FilterBank"]
 
 
-class FilterBank(lx.AbstractLinearOperator):
+class FilterBank(AbstractOperator):
     """Every filter applied to an image: `K` of a whole photograph, learnable in its filters.
 
         (K x)[f, i, j] = sum_{p,q} filters[f, p, q] x[i + p - (h-1)//2, j + q - (w-1)//2]
@@ -88,12 +88,6 @@ class FilterBank(lx.AbstractLinearOperator):
         padded = correlate_adjoint(self.filters, responses, self.convolution)
         return self.boundary.fold(padded[0], self.margins).ravel()
 
-    def as_matrix(self) -> Float[Array, "m n"]:
-        return jax.vmap(self.mv, out_axes=1)(jnp.eye(self.in_size(), dtype=self.filters.dtype))
-
-    def transpose(self) -> TransposedFilterBank:
-        return TransposedFilterBank(self)
-
     def in_structure(self) -> jax.ShapeDtypeStruct:
         height, width = self.image_shape
         return jax.ShapeDtypeStruct((height * width,), self.filters.dtype)
@@ -122,27 +116,6 @@ class FilterBank(lx.AbstractLinearOperator):
         power = jnp.max(jnp.abs(jnp.fft.rfft2(image)))
         rounding = 100 * jnp.finfo(kernel.dtype).eps
         return jnp.sqrt(power) * (1 + rounding)
-
-
-class TransposedFilterBank(lx.AbstractLinearOperator):
-    """`K^T` of a filter bank: as fast as `K`."""
-
-    bank: FilterBank
-
-    def mv(self, vector: Float[Array, " m"]) -> Float[Array, " n"]:
-        return self.bank.rmv(vector)
-
-    def as_matrix(self) -> Float[Array, "n m"]:
-        return self.bank.as_matrix().T
-
-    def transpose(self) -> FilterBank:
-        return self.bank
-
-    def in_structure(self) -> jax.ShapeDtypeStruct:
-        return self.bank.out_structure()
-
-    def out_structure(self) -> jax.ShapeDtypeStruct:
-        return self.bank.in_structure()
 
 
 def _check_filters(filters: Array, image_shape: Any) -> None:
@@ -175,28 +148,3 @@ def _check_choice(name: str, value: Any, kind: type, example: str) -> None:
             f"{name} must be an object of hypergrad.operators; got {value!r}: take "
             f"hypergrad.operators.{example}"
         )
-
-
-# What lineax asks an operator of: nothing is known of these but that they are real and linear.
-_KNOWN_TO_BE = (
-    lx.is_symmetric,
-    lx.is_diagonal,
-    lx.is_tridiagonal,
-    lx.has_unit_diagonal,
-    lx.is_lower_triangular,
-    lx.is_upper_triangular,
-    lx.is_positive_semidefinite,
-    lx.is_negative_semidefinite,
-)
-for _operator in (FilterBank, TransposedFilterBank):
-    for _property in _KNOWN_TO_BE:
-        _property.register(_operator)(lambda operator: False)
-    lx.linearise.register(_operator)(lambda operator: operator)
-    lx.conj.register(_operator)(lambda operator: operator)
-    lx.materialise.register(_operator)(
-        lambda operator: lx.MatrixLinearOperator(operator.as_matrix())
-    )
-    lx.diagonal.register(_operator)(lambda operator: jnp.diag(operator.as_matrix()))
-    lx.tridiagonal.register(_operator)(
-        lambda operator: lx.tridiagonal(lx.MatrixLinearOperator(operator.as_matrix()))
-    )

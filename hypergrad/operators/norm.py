@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad.operators.filter_bank import FilterBank
+from hypergrad.operators._base import AbstractOperator
 from hypergrad.operators.products import (
     Operator,
     apply,
@@ -30,9 +30,10 @@ def operator_norm(K: Operator) -> Float[Array, ""]:
     """`||K||_2`, estimated from above: to rounding for a matrix, else to one or two per cent.
 
     A matrix: the square root of the largest eigenvalue of the smaller of `K K^T` and `K^T K`, plus
-    a margin for the rounding of forming it. A filter bank that is part of a periodic one: that
-    one's, by its spectrum. Any other operator: 32 steps of the Lanczos method on `K^T K` from a
-    fixed random start, plus its residual, plus a margin of 1 %.
+    a margin for the rounding of forming it. An `AbstractOperator` that knows a `norm_bound` (a
+    filter bank that is part of a periodic one does, by its spectrum): that. Any other operator: 32
+    steps of the Lanczos method on `K^T K` from a fixed random start, plus its residual, plus a
+    margin of 1 %.
 
     **Cost**: `O(min(m, n)^2 max(m, n))` for a matrix, a transform for a filter bank with a
     `Periodic()` or `ZeroOutside()` boundary, 64 products with K and `33 n` numbers otherwise.
@@ -46,7 +47,7 @@ def operator_norm(K: Operator) -> Float[Array, ""]:
     matrix = matrix_of(K)
     if matrix is not None:
         return _matrix_norm(matrix)
-    known = K.norm_bound() if isinstance(K, FilterBank) else None
+    known = K.norm_bound() if isinstance(K, AbstractOperator) else None
     return _lanczos_norm(K) if known is None else known
 
 

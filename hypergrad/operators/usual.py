@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 __all__ = [
     "dct",
     "dct2",
-    "difference_operator",
     "differences",
     "differences2",
     "random",
@@ -74,29 +70,6 @@ def differences2(shape: tuple[int, int]) -> Float[Array, "m n"]:
     down = np.kron(np.diff(np.eye(height), axis=0), np.eye(width))
     right = np.kron(np.eye(height), np.diff(np.eye(width), axis=0))
     return jnp.asarray(np.concatenate([down, right]))
-
-
-def difference_operator(shape: tuple[int, int], dtype: Any = None) -> lx.FunctionLinearOperator:
-    """2-D differences of a whole image, matrix-free, for `GroupL1(weight, shape=(2, n))`.
-
-    `m = 2 n`: all vertical, then all horizontal forward differences, 0 across the last row and
-    column. `shape` is `(height, width)`, `n` its product; `dtype`, by default that of
-    JAX.
-
-    >>> K = difference_operator((2, 2))
-    >>> print(K.mv(jnp.array([1.0, 2.0, 4.0, 8.0])))
-    [3. 6. 0. 0. 1. 0. 4. 0.]
-    """
-    dtype = jnp.zeros(()).dtype if dtype is None else dtype
-
-    def gradient(x: Array) -> Array:
-        image = x.reshape(shape)
-        down = jnp.diff(image, axis=0, append=image[-1:])
-        right = jnp.diff(image, axis=1, append=image[:, -1:])
-        return jnp.concatenate([down.ravel(), right.ravel()])
-
-    structure = jax.ShapeDtypeStruct((math.prod(shape),), dtype)
-    return lx.FunctionLinearOperator(gradient, structure)
 
 
 def random(m: int, n: int, *, key: PRNGKeyArray) -> Float[Array, "m n"]:

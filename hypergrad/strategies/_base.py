@@ -11,6 +11,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, Float
 
+from hypergrad._checks import describe
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, SolvedPair, Tangents
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
@@ -106,12 +107,25 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
     ) -> Solution:
         """The solution, as a function that JAX can differentiate."""
 
+    def solved(
+        self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
+    ) -> Solution:
+        """What `run` returns, once it has been looked at."""
+        solution = self.run(problem, x_tilde, solver, init)
+        if not isinstance(solution, Solution):
+            raise ValueError(
+                f"run of {type(self).__name__} must return a hypergrad.Solution; got "
+                f"{describe(solution)}: return solver.solution(problem, x_tilde, sizes, state, "
+                "taken)"
+            )
+        return solution
+
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> tuple[Solution, Any]:
         def run(arguments: Any):
             problem, x_tilde, solver = arguments
-            solution = self.run(problem, x_tilde, solver, init)
+            solution = self.solved(problem, x_tilde, solver, init)
             return Cotangent(solution.x, solution.y), solution
 
         arguments = (problem, x_tilde, solver)

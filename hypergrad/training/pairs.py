@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad._rows import Rows, rows_of
-from hypergrad.lower_level import LowerLevel, cast_floats
+from hypergrad.lower_level import LowerLevel
 
 __all__ = ["Pair", "batches", "of_one_dtype"]
 
@@ -26,7 +26,7 @@ def of_one_dtype(
         held_out = check_pair("validation", validation, problem.n)
     dtype = jnp.result_type(problem.dtype, pair[0].dtype)
     pair, held_out = jax.tree.map(lambda rows: rows.astype(dtype), (pair, held_out))
-    return cast_floats(problem, dtype), pair, held_out
+    return problem.astype(dtype), pair, held_out
 
 
 def check_pair(name: str, pair: Pair, n: int) -> tuple[Rows, Rows]:
