@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +29,8 @@ class Checkpoints:
         self.folder, self.fingerprint = Path(folder), fingerprint
 
     def save(self, epoch: int, state: Any, records: list[dict[str, Any]]) -> None:
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-        arrays = {f"leaf{i:04d}": leaf for i, leaf in enumerate(leaves)}
+        leaves = jax.tree.leaves(eqx.filter(state, _is_array))
+        arrays = {f"leaf{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         about = json.dumps({"fingerprint": self.fingerprint, "records": records})
         path = self.folder / f"checkpoint-{epoch:06d}.npz"
         write_npz(path, {**arrays, "about": np.array(about)})
@@ -43,7 +45,9 @@ class Checkpoints:
 
     def load(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
         """The newest checkpoint that can be read, or None; a damaged one is passed over."""
-        template = jax.tree.leaves(like)
+        # What else an operator or a function holds is the run's own: its fingerprint says which.
+        arrays, rest = eqx.partition(like, _is_array)
+        template = jax.tree.leaves(arrays)
         for path in self._files():
             try:
                 leaves, fingerprint, records = self._read(path, len(template))
@@ -57,7 +61,9 @@ class Checkpoints:
                     f"checkpoint {path} must come from the same run; got one of other data or "
                     "settings: name another folder, or remove this one"
                 )
-            return jax.tree.unflatten(jax.tree.structure(like), leaves), records
+            return eqx.combine(
+                jax.tree.unflatten(jax.tree.structure(arrays), leaves), rest
+            ), records
         return None
 
     @staticmethod
@@ -68,6 +74,10 @@ class Checkpoints:
             ours = len(stored.files) == count + 1
             leaves = [stored[f"leaf{i:04d}"] for i in range(count)] if ours else []
             return leaves, about["fingerprint"] if ours else "another", about["records"]
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (np.ndarray, jax.Array))
 
 
 def _fitting(leaf: np.ndarray, template: Any) -> jax.Array:
@@ -85,14 +95,19 @@ def fingerprint_of(*parts: Any) -> str:
         for leaf in jax.tree.leaves(part):
             for content in _contents(leaf):
                 digest.update(content)
-        digest.update(str(jax.tree.structure(part)).encode())
+        digest.update(_without_addresses(str(jax.tree.structure(part))).encode())
     return digest.hexdigest()
 
 
 def _contents(leaf: Any) -> Iterator[bytes]:
     if isinstance(leaf, Rows):
         yield from (piece.tobytes() for piece in leaf.pieces())
-    elif isinstance(leaf, (np.ndarray, jax.Array)):
+    elif _is_array(leaf):
         yield np.asarray(leaf).tobytes()
     else:
-        yield repr(leaf).encode()
+        yield _without_addresses(repr(leaf)).encode()
+
+
+def _without_addresses(text: str) -> str:
+    """Where a function lies in memory is another place in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)

@@ -79,7 +79,10 @@ def write_bytes(path: str | Path, fill: Callable[[IO[bytes]], object]) -> None:
 def write_npz(
     path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False
 ) -> None:
-    """Write named arrays; they are read back with `numpy.load(path, allow_pickle=False)`."""
+    """Write arrays of numbers or text; `numpy.load(path, allow_pickle=False)` reads them."""
+    objects = [name for name, array in arrays.items() if array.dtype.hasobject]
+    if objects:
+        raise TypeError(f"arrays must hold numbers or text; got Python objects in {objects}")
     save = np.savez_compressed if compress else np.savez
     write_bytes(path, lambda file: save(file, **dict(arrays)))  # pyright: ignore[reportArgumentType]
 

@@ -15,6 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import optax
 import pytest
@@ -743,6 +744,25 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     _assert_same_run(history, undisturbed)
     assert np.all(np.diff(history.column("seconds")) > 0)
     assert sorted(os.listdir(tmp_path)) == [_checkpoint(3), _checkpoint(4)]
+
+
+def test_an_interrupted_run_with_functions_in_it_goes_on_alike(tmp_path, monkeypatch) -> None:
+    """Made anew, as in another process: where a function lies in memory says nothing."""
+
+    def run(folder: Path | None = None) -> hg.History:
+        structure = jax.ShapeDtypeStruct((N,), jnp.float64)
+        K = lx.FunctionLinearOperator(lambda v: jnp.diff(v), structure)
+        solve = hg.JaxoptImplicit(lambda matvec, b: hg.JaxoptGMRES()(matvec, b))
+        problem = hg.LowerLevel(K, hg.L1(0.1), hg.Quadratic(1.0))
+        return _run(folder, problem=problem, strategy=solve, trainable=lambda p: p.F.weight)
+
+    with monkeypatch.context() as patch:
+        _within_epoch_3(patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    history, expected = run(tmp_path), run()
+    assert _untimed(history) == _untimed(expected)
+    assert_close(history.problem.F, expected.problem.F, 0.0)
 
 
 def test_an_interrupted_run_with_warm_starts_goes_on_alike(tmp_path, monkeypatch) -> None:

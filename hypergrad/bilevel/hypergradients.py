@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from hypergrad._checks import check_flag
@@ -106,13 +107,18 @@ def hypergradient(
     return h
 
 
-@eqx.filter_custom_jvp
 def _not_differentiable(given: Any) -> Any:
     """The same; its derivative would be that of the iterations, whatever the strategy."""
-    return given
+    floats, rest = eqx.partition(given, eqx.is_inexact_array)
+    return eqx.combine(_refusing(floats), rest)
 
 
-@_not_differentiable.def_jvp
+@jax.custom_jvp
+def _refusing(floats: Any) -> Any:
+    return floats
+
+
+@_refusing.defjvp
 def _refuse(primals: Any, tangents: Any) -> Any:
     raise TypeError(
         "hypergradient(...) must not be differentiated; got a derivative of its problem, x_tilde, "
