@@ -157,10 +157,7 @@ class LowerLevel(eqx.Module):
 
     @property
     def scale_of_K_is_free(self) -> bool:
-        """Whether scaling K is known to leave the argmin unchanged: F homogeneous, G an indicator.
-
-        (A `SeparableSum` of such does not say so of itself.)
-        """
+        """Whether scaling K is known to leave the argmin as it is: F homogeneous, G an indicator."""
         return self.F.homogeneous and self.G.indicator
 
     def objective(

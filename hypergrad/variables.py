@@ -8,13 +8,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jaxtyping import Array
 
 from hypergrad._checks import describe
 from hypergrad.functions import AbstractFunction
 from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import operator_norm
+from hypergrad.operators import FilterBank, operator_norm
 
 __all__ = ["K_is_a_gauge", "Variables", "rescale_K"]
 
@@ -99,11 +100,19 @@ class Variables:
         return jax.tree.map(lambda log, g, p: g * p if log else g, self.in_log, gradient, learned)
 
 
+# Operators that are linear in what is learned of them.
+_LINEAR = (jax.Array, lx.MatrixLinearOperator, FilterBank)
+
+
 def rescale_K(problem: LowerLevel) -> LowerLevel:
     """K at norm 1: its scale is a gauge there, and would drift."""
-    return eqx.tree_at(lambda p: p.K, problem, problem.K / operator_norm(problem.K))
+    norm = operator_norm(problem.K)
+    floats, rest = eqx.partition(problem.K, eqx.is_inexact_array)
+    K = eqx.combine(jax.tree.map(lambda leaf: leaf / norm, floats), rest)
+    return eqx.tree_at(lambda p: p.K, problem, K)
 
 
 def K_is_a_gauge(problem: LowerLevel, variables: Variables) -> bool:
-    """Whether K is a matrix that is learned although its scale changes nothing."""
-    return problem.scale_of_K_is_free and variables.mask.K is True
+    """Whether K is learned although its scale changes nothing, and can be scaled."""
+    is_learned = any(jax.tree.leaves(variables.mask.K))
+    return problem.scale_of_K_is_free and is_learned and isinstance(problem.K, _LINEAR)

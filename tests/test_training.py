@@ -352,6 +352,20 @@ def test_a_scale_of_K_that_is_free_is_held_at_norm_1() -> None:
     assert np.linalg.norm(step, 2) != pytest.approx(1.0, rel=0.1)
 
 
+def test_a_free_scale_is_held_in_operators_and_sums_alike() -> None:
+    """A matrix as an operator of lineax is a matrix; filters are scaled to the norm of their K."""
+    problem = _problem(G=hg.Box(0.3))
+    parts = hg.SeparableSum((hg.Box(0.3), hg.Box(0.3)), (1, N - 1))
+    same = hg.LowerLevel(lx.MatrixLinearOperator(problem.K), problem.F, parts)
+    assert_close(_train(same).problem.K.matrix, _train(problem).problem.K, RTOL)
+
+    filters = np.random.default_rng(0).standard_normal((2, 1, 2))
+    bank = hg.operators.FilterBank(filters, (1, N))
+    learned = _train(hg.LowerLevel(bank, hg.L1(0.1), hg.Box(0.3))).problem.K
+    assert hg.operators.operator_norm(learned) == pytest.approx(1.0, rel=1e-12)
+    assert np.linalg.norm(learned.as_matrix(), 2) == pytest.approx(1.0, rel=0.02)
+
+
 def test_a_scale_of_K_that_matters_is_left_alone() -> None:
     problem = _problem()
     assert_close(_train(problem).problem.K, _plain(problem.K, _gradient(problem).grad.K), RTOL)

@@ -47,6 +47,16 @@ class SeparableSum(AbstractFunction):
         return all(part.separable for part in self.parts)
 
     @property
+    def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If every part is."""
+        return all(part.homogeneous for part in self.parts)
+
+    @property
+    def indicator(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """If every part is."""
+        return all(part.indicator for part in self.parts)
+
+    @property
     def smooth(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether all parts are."""
         return all(part.smooth for part in self.parts)

@@ -70,15 +70,16 @@ def train(
     batch by batch and never held as a whole; `optimizer`, from optax (Adam with rate 2e-3 by
     default); `trainable`, which leaves (or nodes) of the problem are learned; leaves that their
     function declares positive are learned in the log; `project`, applied to the problem after each
-    update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, K
-    is rescaled to norm 1); `checkpoint_dir`, written after every epoch: called again with the same
-    arguments, it goes on from there; `warm_start`, True or a `WarmStart`: visits to a training
-    sample go on from its last one (losses of epoch 0 and of the validation data are those of cold
-    solves); `loss`, a mean over samples; `measure`, called with the problem before the first epoch
-    and after each: its numbers are added to the record, its time is not; `progress`, False or a
-    shared `rich` bar; `devices`, over which each batch is shared out in equal parts: how many of
-    every process, or a `jax.sharding.Mesh`. Several processes (`jax.distributed`) all call this,
-    with the same arguments; the first of them alone writes checkpoints and shows progress.
+    update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, a
+    matrix or a filter bank is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
+    called again with the same arguments, it goes on from there; `warm_start`, True or a
+    `WarmStart`: visits to a training sample go on from its last one (losses of epoch 0 and of the
+    validation data are those of cold solves); `loss`, a mean over samples; `measure`, called with
+    the problem before the first epoch and after each: its numbers are added to the record, its time
+    is not; `progress`, False or a shared `rich` bar; `devices`, over which each batch is shared out
+    in equal parts: how many of every process, or a `jax.sharding.Mesh`. Several processes
+    (`jax.distributed`) all call this, with the same arguments; the first of them alone writes
+    checkpoints and shows progress.
 
     **Returns**: a `History`.
 
