@@ -157,7 +157,7 @@ class LowerLevel(eqx.Module):
 
     @property
     def scale_of_K_is_free(self) -> bool:
-        """Whether scaling K is known to leave the argmin as it is: F homogeneous, G an indicator."""
+        """Whether scaling K is known to change no argmin: F homogeneous, G an indicator."""
         return self.F.homogeneous and self.G.indicator
 
     def objective(
