@@ -25,6 +25,19 @@ def describe(value: Any) -> str:
     return type(value).__name__ + ("" if shape is None else f" of shape {shape}")
 
 
+def spelt(number: Any) -> str:
+    """A number as a command line reads it back, as short as can be; … while JAX traces it.
+
+    >>> spelt(1e-6), spelt(0.5), spelt(1 / 3)
+    ('1e-06', '0.5', '0.3333333333333333')
+    """
+    if isinstance(number, Tracer):
+        return "…"
+    value = np.asarray(number)
+    short = f"{float(value):g}"
+    return short if value.dtype.type(short) == value else str(value)
+
+
 # ------------------------------------------------------------------------------------------ numbers
 
 

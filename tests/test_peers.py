@@ -239,12 +239,30 @@ def test_optimistix_raises_by_itself():
         "jaxopt:bicgstab=1e-06",
         "optimistix:lu",
         "optimistix:svd",
+        "limit:lu",
+        "limit:gmres",
+        "limit:tolerance=1.2345678e-07",
+        "ergodic:tail=0.3333333333333333",
         "optimistix-checkpointed",
         "optimistix-checkpointed:checkpoints=20",
     ],
 )
 def test_a_label_is_what_one_types(text):
     assert hg.parse_strategy(text).label == text
+
+
+def test_arrays_have_a_label_too():
+    assert hg.Exact(jnp.asarray(3)).label == "exact:most=3"
+    assert hg.LimitFormula(hg.Tolerance(jnp.float32(1e-6))).label == "limit:tolerance=1e-06"
+    traced = []
+    jax.jit(lambda r: traced.append(hg.LimitFormula(hg.Tolerance(r)).label))(1e-6)
+    assert traced == ["limit:tolerance=…"]
+
+
+def test_a_solver_of_lineax_takes_a_tolerance():
+    limit = hg.parse_strategy("limit:gmres=1e-8")
+    assert limit.adjoint.solver == hg.parse_strategy("optimistix:gmres=1e-8").linear_solver
+    assert limit.adjoint.solver.rtol == 1e-8
 
 
 @pytest.mark.parametrize(

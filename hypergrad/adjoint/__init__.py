@@ -14,6 +14,7 @@ from hypergrad.adjoint.delta_solves import Tolerance as Tolerance
 from hypergrad.adjoint.limit_system import LimitSystem as LimitSystem
 from hypergrad.adjoint.limit_system import limit_gradients as limit_gradients
 from hypergrad.adjoint.limit_system import limit_pushforward as limit_pushforward
+from hypergrad.adjoint.linear_solves import LINEAX_SOLVERS as LINEAX_SOLVERS
 from hypergrad.adjoint.linear_solves import Unknowns as Unknowns
 from hypergrad.adjoint.linear_solves import solve_both_ways as solve_both_ways
 from hypergrad.adjoint.linear_solves import solve_least_squares as solve_least_squares

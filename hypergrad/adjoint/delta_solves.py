@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, check_fraction
+from hypergrad._checks import check_count, check_fraction, spelt
 from hypergrad._samples import where
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, solve_least_squares, squared_norm
@@ -167,7 +167,7 @@ class Tolerance(AbstractAdjointSolve):
 
     @property
     def label(self) -> str:
-        return f"tolerance={self.rtol:g}"
+        return f"tolerance={spelt(self.rtol)}"
 
     def with_tolerance(self, rtol: Array) -> AbstractAdjointSolve | None:
         return Tolerance(rtol, self.most)

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array
 
 from hypergrad._samples import where
 
-__all__ = ["Unknowns", "positive", "solve_both_ways", "solve_least_squares", "squared_norm"]
+__all__ = [
+    "LINEAX_SOLVERS",
+    "Unknowns",
+    "positive",
+    "solve_both_ways",
+    "solve_least_squares",
+    "squared_norm",
+]
 
 Unknowns = tuple[Array, Array]
+
+# What is asked of the Krylov solvers of lineax, which want a number before there is a dtype.
+_LINEAX_TOLERANCE = 1e-10
+
+
+def _gmres(tolerance: float = _LINEAX_TOLERANCE) -> lx.GMRES:
+    return lx.GMRES(rtol=tolerance, atol=tolerance)
+
+
+def _bicgstab(tolerance: float = _LINEAX_TOLERANCE) -> lx.BiCGStab:
+    return lx.BiCGStab(rtol=tolerance, atol=tolerance)
+
+
+# Those of lineax that a word can name.
+LINEAX_SOLVERS: Mapping[str, Callable[..., lx.AbstractLinearSolver[Any]]] = {
+    "gmres": _gmres,
+    "bicgstab": _bicgstab,
+    "lu": lx.LU,
+    "svd": lx.SVD,
+}
 
 
 def solve_least_squares(

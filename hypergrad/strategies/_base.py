@@ -11,7 +11,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad._checks import describe
+from hypergrad._checks import describe, spelt
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, SolvedPair, Tangents
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
@@ -80,7 +80,8 @@ class AbstractStrategy(eqx.Module):
     def label(self) -> str:
         """The strategy as it is written on the command line, e.g. `truncation:k=1`.
 
-        A field that is None is left out.
+        As far as words can say it: what an object holds beside its first number is left out, and so
+        is a field that is None.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         options = [_spell(name, value) for name, value in fields.items() if value is not None]
@@ -90,6 +91,8 @@ class AbstractStrategy(eqx.Module):
 def _spell(field: str, value: Any) -> str:
     if isinstance(value, (bool, int, float, str)):
         return f"{field}={value}"
+    if eqx.is_array(value) and value.ndim == 0:
+        return f"{field}={spelt(value)}"
     if isinstance(value, lx.AbstractLinearSolver):
         return type(value).__name__.lower()
     return getattr(value, "label", type(value).__name__.lower())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_finite, check_fraction, is_concrete
+from hypergrad._checks import as_inexact, check_finite, check_fraction, is_concrete, spelt
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -73,7 +73,7 @@ class Tail(AbstractWeights):
 
     @property
     def label(self) -> str:
-        return f"tail={self.fraction:g}"
+        return f"tail={spelt(self.fraction)}"
 
 
 class Linear(AbstractWeights):
@@ -109,7 +109,7 @@ class Geometric(AbstractWeights):
 
     @property
     def label(self) -> str:
-        return f"geometric={self.rate:g}"
+        return f"geometric={spelt(self.rate)}"
 
 
 def _as_row(weights: Any) -> Array:

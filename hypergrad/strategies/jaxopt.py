@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, check_fraction
+from hypergrad._checks import check_count, check_fraction, spelt
 from hypergrad.chambolle_pock import default_tolerance
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 
@@ -64,7 +64,7 @@ class AbstractJaxoptKrylov(AbstractJaxoptSolve):
 
     @property
     def label(self) -> str:
-        return self.name if self.rtol is None else f"{self.name}={self.rtol:g}"
+        return self.name if self.rtol is None else f"{self.name}={spelt(self.rtol)}"
 
     def __call__(self, matvec: Callable[[Array], Array], b: Array) -> Array:
         solve = getattr(import_peer("jaxopt.linear_solve"), f"solve_{self.name}")

@@ -10,6 +10,7 @@ import lineax as lx
 from jaxtyping import Array
 
 from hypergrad.adjoint import (
+    LINEAX_SOLVERS,
     AbstractAdjointSolve,
     AbstractLinearSolve,
     AdjointProblem,
@@ -91,6 +92,7 @@ class LimitFormula(AbstractStrategy):
         "tolerance": ("adjoint", Tolerance),
         "cgls": ("adjoint", LeastSquares),
         "cg": ("adjoint", ConjugateGradients),
+        **{word: ("adjoint", make) for word, make in LINEAX_SOLVERS.items()},
     }
 
     def check(self, solver: ChambollePock) -> None:

@@ -12,16 +12,13 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from hypergrad._checks import check_count
-from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
+from hypergrad.adjoint import LINEAX_SOLVERS, AdjointStats, Cotangent, Gradients
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes
 from hypergrad.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 
 __all__ = ["OptimistixCheckpointed", "OptimistixImplicit"]
-
-# What is asked of the Krylov solvers of lineax, which want a number before there is a dtype.
-_LINEAX_TOLERANCE = 1e-10
 
 # ------------------------------------------------------------------ implicit differentiation
 
@@ -62,14 +59,6 @@ def _most_moved(difference: Any) -> Array:
 def _with_offset(s: Array, arguments: tuple[FixedPoint, Array]) -> Array:
     T, e = arguments
     return T(s) + e
-
-
-def _gmres() -> lx.GMRES:
-    return lx.GMRES(rtol=_LINEAX_TOLERANCE, atol=_LINEAX_TOLERANCE)
-
-
-def _bicgstab() -> lx.BiCGStab:
-    return lx.BiCGStab(rtol=_LINEAX_TOLERANCE, atol=_LINEAX_TOLERANCE)
 
 
 def _as_lineax_solver(solver: Any) -> lx.AbstractLinearSolver[Any]:
@@ -118,10 +107,7 @@ class OptimistixImplicit(AbstractImplicitPeer):
     caveat: ClassVar[str] = "wrong where the lower level is not converged; singular systems fail"
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
         "autolinearsolver": ("linear_solver", lambda: lx.AutoLinearSolver(well_posed=None)),
-        "gmres": ("linear_solver", _gmres),
-        "bicgstab": ("linear_solver", _bicgstab),
-        "lu": ("linear_solver", lx.LU),
-        "svd": ("linear_solver", lx.SVD),
+        **{word: ("linear_solver", make) for word, make in LINEAX_SOLVERS.items()},
     }
 
     def adjoint(
