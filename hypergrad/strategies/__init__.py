@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 
 from hypergrad._imports import imported
 from hypergrad.adjoint import (
@@ -117,9 +118,7 @@ def parse_strategy(text: str) -> AbstractStrategy:
         class_name, _, options = options.partition(":")
         strategy = _import_strategy(name, class_name, text)
     else:
-        raise ValueError(
-            f"a strategy must be one of {', '.join(STRATEGIES)}, or module:Class; got {text!r}"
-        )
+        raise ValueError(_unknown(name, text))
     fields: dict[str, object] = {}
     for option in filter(None, options.split(",")):
         field, value = _parse_option(strategy, option, text)
@@ -136,11 +135,11 @@ def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> t
     word, equals, literal = option.partition("=")
     names = [field.name for field in dataclasses.fields(strategy)]
     try:
-        arguments = [ast.literal_eval(literal)] if equals else []
+        arguments = [_literal(literal)] if equals else []
         if word in strategy.choices:
             field, constructor = strategy.choices[word]
             return field, constructor(*arguments)
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"option {option!r} in {text!r} is not understood: {error}") from None
     if word not in names or not arguments:
         known = [*strategy.choices, *(f"{name}=…" for name in names)]
@@ -151,14 +150,30 @@ def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> t
     return word, arguments[0]
 
 
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        raise ValueError(
+            f"{text!r} is neither a number nor another Python literal (options are separated by "
+            "commas)"
+        ) from None
+
+
+def _unknown(name: str, text: str) -> str:
+    """What there is, and what is nearest to what was typed."""
+    nearest = difflib.get_close_matches(name, STRATEGIES, n=1)
+    perhaps = f" (perhaps {nearest[0]})" if nearest else ""
+    return (
+        f"a strategy must be one of {', '.join(STRATEGIES)}, or module:Class; got {text!r}{perhaps}"
+    )
+
+
 def _import_strategy(module: str, class_name: str, text: str) -> type[AbstractStrategy]:
     try:
         found = imported(module, class_name)
     except ImportError as error:
-        raise ValueError(
-            f"a strategy must be one of {', '.join(STRATEGIES)}, or module:Class; got {text!r}: "
-            f"{error}"
-        ) from None
+        raise ValueError(f"{_unknown(module, text)}: {error}") from None
     if not (isinstance(found, type) and issubclass(found, AbstractStrategy)):
         raise ValueError(f"{text!r} must name a subclass of hypergrad.AbstractStrategy")
     return found
