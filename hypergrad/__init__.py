@@ -79,3 +79,12 @@ from hypergrad.training import History as History
 from hypergrad.training import WarmStart as WarmStart
 from hypergrad.training import evaluate as evaluate
 from hypergrad.training import train as train
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up where it is asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module 'hypergrad' has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("hypergrad-jax")
