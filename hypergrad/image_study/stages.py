@@ -58,9 +58,10 @@ def _run_stages(
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
 
     console.print("[bold]2/5[/] baselines, tuned on training data")
-    problems = tuned_problems(config, samples)
-    for name, problem in problems.items():
-        console.print(f"    {name}: F = {in_words(problem.F)}")
+    tuned = tuned_problems(config, samples)
+    for name, found in tuned.items():
+        console.print(f"    {name}: {in_words(found)}")
+    problems = {name: found.problem for name, found in tuned.items()}
 
     console.print("[bold]3/5[/] hypergradients on one batch")
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
