@@ -10,6 +10,8 @@ from helpers import assert_close
 import hypergrad as hg
 from hypergrad import baselines, data
 from hypergrad.image_study.baselines import Tuned, in_words
+from hypergrad.image_study.samples import StudyData, piece_size
+from hypergrad.image_study.settings import ImageStudy
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,19 @@ def test_a_weight_that_never_lies_inside_is_told():
     problem = denoising(512.0, 1)
     assert "a better one may lie farther" in in_words(Tuned(problem, at_an_end=True))
     assert in_words(Tuned(problem, at_an_end=False)) == "F = L1(weight=512)"
+
+
+@pytest.mark.parametrize(
+    ("batch", "held_out", "tuned", "expected"),
+    [(8, 16, 32, 8), (100_000, 16, 32, 32), (100_000, 48, 32, 48), (100_000, 16, 10_000, 64)],
+)
+def test_a_piece_is_no_larger_than_what_is_solved_at_once(batch, held_out, tuned, expected):
+    def samples(count):
+        rows = np.zeros((count, 4))
+        return data.Samples(rows, rows, (4,), ("a",), np.zeros(count, int))
+
+    config = ImageStudy(batch_size=batch, tuning_samples=tuned)
+    assert piece_size(config, StudyData(samples(64), samples(held_out))) == expected
 
 
 def test_best_affine_satisfies_the_normal_equations(patches):

@@ -9,7 +9,7 @@ import numpy as np
 
 from hypergrad import operators
 from hypergrad.baselines import Converged, best_weight, solve_to_tolerance
-from hypergrad.image_study.samples import StudyData
+from hypergrad.image_study.samples import StudyData, piece_size
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
 from hypergrad.own_parts import NamedFunction, parse_function, parse_operator
@@ -51,7 +51,7 @@ def converge(
         primal_scale=samples.noise,
         tolerance=CONVERGED_TOLERANCE,
         most=config.converged_iterations,
-        piece=config.batch_size,
+        piece=piece_size(config, samples),
     )
 
 

@@ -16,7 +16,7 @@ from hypergrad.image_study.baselines import in_words, tuned_problems
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
 from hypergrad.image_study.pictures import draw
-from hypergrad.image_study.samples import StudyData, load
+from hypergrad.image_study.samples import StudyData, load, piece_size
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.image_study.tables import learning_table, report, terminal_table
 from hypergrad.progress import progress_bar
@@ -79,9 +79,10 @@ def _run_stages(
     training = list(training_records(histories))
     write_jsonl(out / "records.jsonl", [*training, *rows])
     learned = {label: history.problem for label, history in histories.items()}
-    restorers = {"untrained": make_restorer(config, problems["untrained"], solver, Truncation(1))}
+    piece = piece_size(config, samples)
+    restorers = {"untrained": make_restorer(piece, problems["untrained"], solver, Truncation(1))}
     for label, problem in learned.items():
-        restorers[label] = make_restorer(config, problem, solver, strategies[label])
+        restorers[label] = make_restorer(piece, problem, solver, strategies[label])
     write_text(out / "table.md", report(config, samples, comparison, rows))
     drawn = {"untrained": problems["untrained"], **learned}
     draw(config, samples, drawn, restorers, training, rows, out)
