@@ -75,7 +75,8 @@ class PartOptions:
     """Parts of one's own; a module is looked for where Python looks, and in this folder."""
 
     K: str | None = None
-    """Where K starts: module:function, called with the shape of a sample, returns a matrix.
+    """Where K starts: random (a poor start, where learning shows; with options as in
+    random:rows=96,seed=1), or module:function, which returns a matrix for the shape of a sample.
     (default: DCT and differences)"""
     F: str = "L1"
     """The regulariser: a function of hypergrad with its options, as in Huber:smoothing=0.01, or

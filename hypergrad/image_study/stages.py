@@ -18,7 +18,14 @@ from hypergrad.image_study.learning import compare_on_a_batch, train_all, traini
 from hypergrad.image_study.pictures import draw
 from hypergrad.image_study.samples import StudyData, load, piece_size
 from hypergrad.image_study.settings import ImageStudy
-from hypergrad.image_study.tables import learning_table, report, terminal_table
+from hypergrad.image_study.tables import (
+    about_the_reference,
+    about_the_table,
+    learning_table,
+    nothing_gained,
+    report,
+    terminal_table,
+)
 from hypergrad.progress import progress_bar
 from hypergrad.records import claim_folder, environment, in_use, write_json, write_jsonl, write_text
 from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
@@ -67,6 +74,7 @@ def _run_stages(
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
     comparison.save(out)
     console.print(terminal_table(comparison))
+    _say(console, about_the_reference(comparison))
 
     console.print("[bold]4/5[/] learning K")
     with progress_bar(disable=console.quiet) as bar:
@@ -89,4 +97,12 @@ def _run_stages(
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
     console.print(learning_table(rows))
+    _say(console, about_the_table(config))
+    if gained := nothing_gained(config, samples, rows):
+        _say(console, f"\n{gained}")
     console.print(f"written to {out} in {time.perf_counter() - started:.0f} s")
+
+
+def _say(console: Console, text: str) -> None:
+    """Sentences, broken between words."""
+    console.print(text, markup=False, soft_wrap=False)
