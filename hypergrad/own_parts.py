@@ -1,8 +1,8 @@
 """Parts of the lower level and the loss by name, as a command line gives them.
 
 A name is `Class` of `hypergrad.functions`, `random` for an operator, or `module:attribute` for what
-is the user's own; options follow as `:field=value,field=value`, their values Python literals. Naming
-a module imports it: only words that the user has typed belong here, never what a file says.
+is the user's own; options follow as `:field=value,field=value`, their values Python literals.
+Naming a module imports it: only words that the user has typed belong here, never what a file says.
 """
 
 from __future__ import annotations

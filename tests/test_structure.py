@@ -95,7 +95,7 @@ HOUSE = """
     restoration
     restored_files
     baselines
-    image_study.settings
+    image_study.contents  image_study.settings
     image_study.samples
     image_study.baselines  image_study.learning
     image_study.evaluation  image_study.tables

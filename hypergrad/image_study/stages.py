@@ -13,6 +13,7 @@ from rich.console import Console
 from hypergrad import plotting
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.image_study.baselines import in_words, tuned_problems
+from hypergrad.image_study.contents import CONTENTS_FILE, write_contents
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
 from hypergrad.image_study.pictures import draw
@@ -61,6 +62,7 @@ def _run_stages(
 ) -> None:
     started = time.perf_counter()
     write_json(out / "environment.json", environment())
+    write_contents(out)
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
 
@@ -100,7 +102,10 @@ def _run_stages(
     _say(console, about_the_table(config))
     if gained := nothing_gained(config, samples, rows):
         _say(console, f"\n{gained}")
-    console.print(f"written to {out} in {time.perf_counter() - started:.0f} s")
+    seconds = time.perf_counter() - started
+    console.print(
+        f"written to {out} in {seconds:.0f} s; {out / CONTENTS_FILE} says what each file is"
+    )
 
 
 def _say(console: Console, text: str) -> None:
