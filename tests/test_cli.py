@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import importlib.metadata
 import io
 import json
 import os
@@ -23,7 +24,7 @@ import pytest
 import skimage.io
 
 import hypergrad as hg
-from hypergrad import cli, image_study, plotting, training
+from hypergrad import cli, commands, image_study, plotting, training
 from hypergrad.image_study import ImageStudy, contents, learning
 from hypergrad.records import read_jsonl
 
@@ -76,6 +77,8 @@ def test_strategies_lists_the_one_list() -> None:
         for word in strategy.choices:
             assert word in ran.out
     assert "k=…" in ran.out
+    guide = ran.out.splitlines()[-1].rpartition(": ")[2]
+    assert Path(guide).read_text("utf-8").startswith("#")
 
 
 @pytest.mark.parametrize("command", [(), ("compare",), ("train",), ("strategies",)])
@@ -90,6 +93,42 @@ def test_help(command: tuple[str, ...]) -> None:
     }
     for word in expected[command]:
         assert word in ran.out
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "restore"])
+def test_help_fits_a_terminal_and_says_each_default_once(command: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = _run(command, "--help").out
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(re.sub("[│|]", " ", text).split())  # without UTF-8 the frame is of ASCII
+    assert "None" not in words
+    assert not re.search(r"\(default: [^)]*\) \(default", words)
+    if command != "restore":
+        assert "(default: 8, quick: 2)" in words
+        for box in ("data and learning", "problem", "device"):
+            assert f" {box} options " in text
+
+
+def test_a_command_that_is_misspelt() -> None:
+    for words in (["comparee"], ["comparee", "--quick"]):
+        _assert_one_line(
+            _run(*words), 2, "compare, train, restore, bench, strategies; got 'comparee'",
+            "perhaps you meant compare;",
+        )  # fmt: skip
+    assert "perhaps" not in _run("frobnicate").err
+
+
+def test_every_command_is_one() -> None:
+    for command in commands.COMMANDS:
+        assert _run(command, "--help").status == 0
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert _run("--version") == (
+        0,
+        f"hypergrad {importlib.metadata.version('hypergrad-jax')}\n",
+        "",
+    )
 
 
 UNPARSED = {
