@@ -60,16 +60,17 @@ def report(
 
 def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, Any]]) -> str:
     """What it means that no strategy gained anything on held-out data; empty where one did."""
-    psnr = {row["operator"]: row.get("psnr_at_L") for row in rows}
+    by_name = {row["operator"]: row for row in rows}
     # An average is held against the average that is not learned, where there is one.
     pairs = {
-        row["operator"]: (psnr.get(f"untrained, {row['operator']}", psnr["untrained"]), end)
-        for row in rows
-        if "seconds" in row and (end := row["psnr_at_L"]) is not None
+        label: (by_name.get(f"untrained, {label}", by_name["untrained"]), row)
+        for label, row in by_name.items()
+        if "seconds" in row
     }
-    if not pairs or any(end - start > _GAIN for start, end in pairs.values()):
+    gains = {label: end["psnr_at_L"] - start["psnr_at_L"] for label, (start, end) in pairs.items()}
+    if not gains or max(gains.values()) > _GAIN:
         return ""
-    best = max(pairs, key=lambda label: pairs[label][1] - pairs[label][0])
+    best = max(gains, key=gains.__getitem__)
     start, end = pairs[best]
     at_random = config.K is not None and config.K.partition(":")[0] == "random"
     advice = (
@@ -79,7 +80,8 @@ def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, 
     )
     return (
         f"No strategy gained more than {_GAIN} dB on held-out data over the untrained operator: "
-        f"{best} came from {start:.2f} to {end:.2f} dB. Either the start "
+        f"{best} came from {start['psnr_at_L']:.2f} to {end['psnr_at_L']:.2f} dB (its training "
+        f"loss from {start['train_at_L']:.4g} to {end['train_at_L']:.4g}). Either the start "
         f"({config.K or 'DCT and differences'}) is good already, or {config.epochs} epochs on "
         f"{len(samples.train)} samples are too few. Such a run compares strategies by their "
         f"gradients and costs, not by what they learn. To see learning, {advice}."
