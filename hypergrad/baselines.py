@@ -7,7 +7,7 @@ small, so that early stopping is not taken for learning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -25,10 +25,12 @@ from hypergrad.training import solve_in_pieces
 
 __all__ = [
     "Affine",
+    "BestWeight",
     "Converged",
     "best_affine",
     "best_of",
     "best_shrinkage",
+    "best_weight",
     "mean_loss",
     "reciprocal_row_weights",
     "shrink",
@@ -142,6 +144,71 @@ def best_of(
         raise ValueError("candidates must hold at least one problem; got none")
     losses = [mean_loss(restore(problem, x_tilde), x_true) for problem in candidates]
     return candidates[int(np.argmin(losses))]
+
+
+class BestWeight(NamedTuple):
+    """The best problem that was tried, its weight, and whether a better one may lie still farther.
+
+    `at_an_end` is True where the best weight is an end of all that was tried, of several.
+    """
+
+    problem: LowerLevel
+    weight: float
+    at_an_end: bool
+
+
+def best_weight(
+    at: Callable[[float], LowerLevel],
+    weights: Iterable[float],
+    x_tilde: ArrayLike,
+    x_true: ArrayLike,
+    restore: Callable[[LowerLevel, ArrayLike], ArrayLike],
+    *,
+    farthest: float = 1000.0,
+) -> BestWeight:
+    """The problem `at(weight)` whose restored samples are nearest to the truth.
+
+    Where an end of the grid is the best, the grid grows there by its last ratio, until the best
+    lies inside: an end is no optimum.
+
+    **Arguments**: `weights`, the grid, positive; `restore(problem, x_tilde)`, say by
+    `solve_to_tolerance`; `farthest`, by which factor the grid may grow at either end.
+
+    **Cost**: one `restore` a weight.
+
+    **Caveat**: of several local optima it finds one. A grid of one weight has no ratio, and stays.
+
+    >>> import hypergrad as hg
+    >>> def at(weight):
+    ...     return hg.LowerLevel(K=jnp.eye(1), F=hg.L1(weight), G=hg.Quadratic(1.0))
+    >>> x_tilde, x_true = np.array([[5.0]]), np.array([[1.0]])
+    >>> best = best_weight(at, [0.5, 1.0], x_tilde, x_true, lambda p, x: solve_to_tolerance(p, x).x)
+    >>> best.weight, best.at_an_end
+    (4.0, False)
+    """
+    losses: dict[float, float] = {}
+
+    def look_at(weight: float) -> None:
+        losses[weight] = mean_loss(restore(at(weight), x_tilde), x_true)
+
+    for weight in sorted(weights):
+        look_at(weight)
+    if not losses:
+        raise ValueError("weights must hold at least one number; got none: give a grid")
+    least, most = min(losses) / farthest, max(losses) * farthest
+    while (beyond := _beyond(losses)) is not None and least <= beyond <= most:
+        look_at(beyond)
+    best = min(losses, key=losses.__getitem__)
+    return BestWeight(at(best), best, _beyond(losses) is not None)
+
+
+def _beyond(losses: Mapping[float, float]) -> float | None:
+    """The next weight beyond the end that is the best; None where the best one lies inside."""
+    grid, best = sorted(losses), min(losses, key=losses.__getitem__)
+    if len(grid) == 1 or grid[0] < best < grid[-1]:
+        return None
+    end, inner = (grid[0], grid[1]) if best == grid[0] else (grid[-1], grid[-2])
+    return end * end / inner
 
 
 # ---------------------------------------------------------------------------------- estimators

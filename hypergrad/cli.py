@@ -17,11 +17,22 @@ import tempfile
 import textwrap
 from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
+from hypergrad.commands import (
+    COMMANDS,
+    Bench,
+    Command,
+    Compare,
+    DeviceOptions,
+    PartOptions,
+    Restore,
+    RunOptions,
+    Strategies,
+    Train,
+)
 from hypergrad.door import DATA, INTERRUPTED, USAGE, explained, one_line, parsing
 
 __all__ = ["main"]
@@ -33,160 +44,23 @@ _WORTH_KEEPING = 0.1
 _MOST_DEVICES = 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """What every command that computes takes."""
-
-    out: Path | None = None
-    """Folder for the results. Given again with the same settings, the run goes on there.
-    (default: results/<command>-<date>-<time>)"""
-    quick: bool = False
-    """The same job in miniature, as a smoke test."""
-    seed: int = 0
-    """Draw of patches, of the noise, and order of batches."""
-    dtype: Literal["float64", "float32"] = "float64"
-    """Precision of everything."""
-    data: str | None = None
-    """Own data: a .npy of shape (samples, n), a folder of images or a folder of audio.
-    (default: photographs from scikit-image)"""
-    patch: int | None = None
-    """Pixels along each side of a patch of a picture. (default: 8)"""
-    frame: int = 160
-    """Entries of a frame of sound."""
-    bits: int = 3
-    """Bits that sound is quantised to: what is observed of it."""
-    rate: int = 8000
-    """Rate of all sound files in Hz; nothing is resampled."""
-    iterations: int = 100
-    """L, the iterations of the lower level."""
-    epochs: int | None = None
-    """Passes through the training data. (default: 8, quick: 2)"""
-    batch_size: int | None = None
-    """Samples a batch. (default: 256, quick: 64)"""
-    learning_rate: float = 1e-3
-    """Adam's rate at the start; it falls to 0 like a cosine. (The default was chosen on a
-    photograph of its own, `rocket`.)"""
-    noise: float = 0.1
-    """Standard deviation of the noise on pictures in [0, 1]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PartOptions:
-    """Parts of one's own; a module is looked for where Python looks, and in this folder."""
-
-    K: str | None = None
-    """Where K starts: module:function, called with the shape of a sample, returns a matrix.
-    (default: DCT and differences)"""
-    F: str = "L1"
-    """The regulariser: a function of hypergrad with its options, as in Huber:smoothing=0.01, or
-    module:Class. A weight that is not given is chosen on training data."""
-    G: str = "Quadratic:weight=1.0"
-    """The data term, likewise; its weight has to be given."""
-    loss: str | None = None
-    """What is learned by: module:function of x and x_true, a mean over the batch.
-    (default: half the squared error)"""
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceOptions:
-    """Several devices, of one process or of several: each takes its share of every batch."""
-
-    devices: int | None = None
-    """Devices of each process that learning uses; a CPU is taken for so many. (default: one where
-    there is one process; all where there are several)"""
-    cluster: bool = False
-    """This is one of several processes that were started together (by SLURM's srun or Open MPI's
-    mpirun, say), with the same words: JAX asks the scheduler for the three below."""
-    coordinator: str | None = None
-    """Without a scheduler: host:port of the first process, the same word for all."""
-    processes: int | None = None
-    """How many there are."""
-    process: int | None = None
-    """Which of them this is, from 0 on; only 0 writes files."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Compare:
-    """Compare strategies on photographs: one batch, training, tables and figures (the main job)."""
-
-    strategies: tuple[str, ...] = ("full", "truncation:k=1", "ergodic", "limit:steps=10")
-    """Strategies, separated by spaces: a name from `hypergrad strategies` with its options, as in
-    truncation:k=5, or module:Class."""
-    run: RunOptions = RunOptions()
-    parts: PartOptions = PartOptions()
-    on: DeviceOptions = DeviceOptions()
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Learn K with one strategy; writes the operator, its records and figures."""
-
-    strategy: str = "truncation:k=1"
-    """The strategy, as in `compare`."""
-    run: RunOptions = RunOptions()
-    parts: PartOptions = PartOptions()
-    on: DeviceOptions = DeviceOptions()
-
-
-@dataclasses.dataclass(frozen=True)
-class Restore:
-    """Apply a learned operator to a picture, a sound or rows: a file of the kind it learned on."""
-
-    file: Annotated[Path, tyro.conf.Positional]
-    """What was observed: PNG, JPEG, TIFF; WAV, FLAC; or a .npy of shape (samples, n)."""
-    operator: Path
-    """The operator_….npz that `train` or `compare` saved."""
-    out: Path | None = None
-    """The file to write; one that exists is never written over.
-    (default: <name>-restored beside the file)"""
-    truth: Path | None = None
-    """The true file, where there is one: then the PSNR is told."""
-    stride: int | None = None
-    """From one patch or frame to the next; 1 averages most and takes longest.
-    (default: half a patch)"""
-    own: tuple[str, ...] = ()
-    """module:Class of your own that it was learned with, separated by spaces: a file may not name
-    code that runs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Measure time and memory as ratios within one run: the benchmark."""
-
-    only: tuple[str, ...] = ()
-    """Sections to run, separated by spaces. (default: all)"""
-    out: Path | None = None
-    """Folder for the results. Given again, the run goes on there. (default: results/bench)"""
-    quick: bool = False
-    """Every section in miniature, as a smoke test."""
-    shard: str = "0/1"
-    """i/n: every n-th measurement from number i on; all shards share one folder."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Strategies:
-    """List the strategies: formula, cost, caveat and options."""
-
-
-_Command = (
-    Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Restore, tyro.conf.subcommand("restore")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-    | Annotated[Strategies, tyro.conf.subcommand("strategies")]
-)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
+        print(f"hypergrad {_version()}")
+        return 0
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        console.print(f"hypergrad: {_no_command(words[0])}", markup=False)
+        return USAGE
     with parsing("hypergrad"):
         command = tyro.cli(
-            _Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
-            args=arguments,
+            Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
+            args=words,
             prog="hypergrad",
-            description="Hypergradients of bilevel problems, side by side.",
-            config=(tyro.conf.OmitArgPrefixes,),
+            description="Hypergradients of bilevel problems, side by side (--version tells which).",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
         )
     try:
         if isinstance(command, Strategies):
@@ -214,6 +88,28 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"hypergrad: {line}", markup=False)
         return DATA
     return 0
+
+
+def _version() -> str:
+    """That of what is installed."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("hypergrad-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a folder that is not installed"
+
+
+def _no_command(word: str) -> str:
+    """What there is, and what is nearest."""
+    import difflib
+
+    nearest = difflib.get_close_matches(word, COMMANDS, n=1)
+    meant = f"perhaps you meant {nearest[0]}; " if nearest else ""
+    return one_line(
+        f"a command must be one of {', '.join(COMMANDS)}; got {word!r}: {meant}hypergrad --help "
+        "says what each does"
+    )
 
 
 class _UsageError(Exception):
@@ -460,6 +356,8 @@ def _list_strategies() -> None:
         if options:
             lines.append(f"options: {', '.join(options)}")
         print(f"{name:<{indent}}" + "\n".join(map(wrap.fill, lines))[indent:])
+    guides = Path(__file__).parent / "guides"
+    print(f"\nWhen each misleads, and which figure shows it: {guides / 'strategies.md'}")
 
 
 if __name__ == "__main__":

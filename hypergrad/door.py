@@ -33,8 +33,8 @@ _ADVICE = {
     errno.EIO: "the disk fails: name a folder on another one",
 }
 _MEMORY = (
-    "memory ran out ({}): take a smaller batch, float32, fewer samples, or a strategy whose memory "
-    "does not grow with the iterations"
+    "memory ran out ({}): take a smaller batch, a smaller patch or frame, fewer samples, float32, "
+    "or a strategy whose memory does not grow with the iterations"
 )
 
 _PACKAGE = str(Path(__file__).parent)

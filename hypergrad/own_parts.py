@@ -1,8 +1,8 @@
 """Parts of the lower level and the loss by name, as a command line gives them.
 
-A name is `Class` of `hypergrad.functions`, or `module:attribute` for what is the user's own;
-options follow as `:field=value,field=value`, their values Python literals. Naming a module imports
-it: only words that the user has typed belong here, never what a file says.
+A name is `Class` of `hypergrad.functions`, `random` for an operator, or `module:attribute` for what
+is the user's own; options follow as `:field=value,field=value`, their values Python literals.
+Naming a module imports it: only words that the user has typed belong here, never what a file says.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
-from hypergrad import functions
-from hypergrad._checks import as_inexact, describe
+from hypergrad import functions, operators
+from hypergrad._checks import as_inexact, check_count, describe
 from hypergrad._imports import imported
 from hypergrad.bilevel import Loss
 from hypergrad.functions import AbstractFunction
@@ -91,13 +92,26 @@ def parse_function(text: str) -> NamedFunction:
 
 
 def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
-    """The matrix K `(m, n)` that `module:name[:options]` returns for samples of this shape.
+    """The matrix K `(m, n)` that `random[:options]` or `module:name[:options]` gives.
 
     `name` is a function of the shape of one sample, `(8, 8)` or `(160,)`; `n` is its product.
+    `random` has `rows`, `2 n` by default, of independent normal entries, and norm 1: a poor start.
+    Its `seed` is 0 by default.
 
     **Errors**: a `ValueError` for what gives no such matrix.
+
+    >>> parse_operator("random:rows=5,seed=1", (2, 2)).shape
+    (5, 4)
     """
-    make, options = _own(text)
+    name, _, options = text.partition(":")
+    if name in _OPERATORS:
+        make = _OPERATORS[name]
+    elif options:
+        make, options = _own(text)
+    else:
+        raise ValueError(
+            f"an operator must be {', '.join(_OPERATORS)}, or {_OWN}; got {text!r}: choose one"
+        )
     K = _call(text, functools.partial(make, shape, **_parse_options(options, text)))
     K = as_inexact(K, f"what {text!r} returns", rule="an (m, n) matrix", advice="return an array")
     n = math.prod(shape)
@@ -107,6 +121,19 @@ def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
             f"{K.shape}: one column for each entry of a sample"
         )
     return K
+
+
+def _random_operator(
+    shape: tuple[int, ...], *, rows: int | None = None, seed: int = 0
+) -> Float[Array, "m n"]:
+    n = math.prod(shape)
+    m = 2 * n if rows is None else rows
+    check_count("rows", m)
+    check_count("seed", seed, least=0)
+    return operators.random(m, n, key=jax.random.key(seed))
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {"random": _random_operator}
 
 
 def parse_loss(text: str) -> Loss:

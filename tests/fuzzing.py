@@ -145,7 +145,7 @@ def command_lines(seed: int) -> Iterator[Case]:
     for word in ("compare", "train", "bench", "strategies") * 3:
         wrong = _misspelt(word, draw)
         yield Case(f"command {wrong}", (wrong,))
-    for word in ("", "-", "-x", "--version", "💥", "compare train", "\udcff", "-1", "..", "="):
+    for word in ("", "-", "-x", "--versions", "💥", "compare train", "\udcff", "-1", "..", "="):
         yield Case(f"command {word!r}", (word,))
         yield Case(f"strategies {word!r}", ("strategies", word or "more"))
     for shard in (

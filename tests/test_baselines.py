@@ -9,6 +9,9 @@ from helpers import assert_close
 
 import hypergrad as hg
 from hypergrad import baselines, data
+from hypergrad.image_study.baselines import Tuned, in_words
+from hypergrad.image_study.samples import StudyData, piece_size
+from hypergrad.image_study.settings import ImageStudy
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,61 @@ def test_best_of_takes_the_weight_that_a_grid_finds(patches):
     assert float(best.F.weight) == weights[int(np.argmin(losses))]  # pyright: ignore
     with pytest.raises(ValueError, match="at least one"):
         baselines.best_of([], few.x_tilde, few.x_true, restore)
+
+
+@pytest.mark.parametrize(
+    ("grid", "optimum"), [((0.5, 1.0), 90.0), ((0.5, 1.0), 0.004), ((1.0, 1.5, 3.0), 1.6)]
+)
+def test_the_best_weight_lies_inside_what_was_tried(grid, optimum):
+    """The restored value is the weight itself: its distance to the optimum is known."""
+    tried = []
+
+    def restore(problem, x_tilde):
+        tried.append(float(problem.F.weight))
+        return np.full_like(x_tilde, problem.F.weight)
+
+    best = baselines.best_weight(
+        lambda weight: denoising(weight, 1),
+        grid,
+        np.ones((1, 1)),
+        np.full((1, 1), optimum),
+        restore,
+    )
+    assert not best.at_an_end
+    assert best.weight == float(best.problem.F.weight)  # pyright: ignore
+    assert min(tried) < best.weight < max(tried)
+    assert best.weight == min(tried, key=lambda weight: abs(weight - optimum))
+    assert len(tried) == len(set(tried))
+
+
+def test_a_weight_that_never_lies_inside_is_told():
+    def best(grid, towards):
+        return baselines.best_weight(
+            lambda weight: denoising(weight, 1), grid, np.ones((1, 1)), np.zeros((1, 1)),
+            lambda problem, x_tilde: np.full_like(x_tilde, problem.F.weight**towards),
+        )  # fmt: skip
+
+    assert best([0.5, 1.0], -1)[1:] == (512.0, True)  # the last one below 1000
+    assert best([0.5, 1.0], 1)[1:] == (2.0**-10, True)
+    assert best([0.5], 1)[1:] == (0.5, False)  # the one weight there is was not chosen
+    with pytest.raises(ValueError, match="at least one number"):
+        best([], 1)
+    problem = denoising(512.0, 1)
+    assert "a better one may lie farther" in in_words(Tuned(problem, at_an_end=True))
+    assert in_words(Tuned(problem, at_an_end=False)) == "F = L1(weight=512)"
+
+
+@pytest.mark.parametrize(
+    ("batch", "held_out", "tuned", "expected"),
+    [(8, 16, 32, 8), (100_000, 16, 32, 32), (100_000, 48, 32, 48), (100_000, 16, 10_000, 64)],
+)
+def test_a_piece_is_no_larger_than_what_is_solved_at_once(batch, held_out, tuned, expected):
+    def samples(count):
+        rows = np.zeros((count, 4))
+        return data.Samples(rows, rows, (4,), ("a",), np.zeros(count, int))
+
+    config = ImageStudy(batch_size=batch, tuning_samples=tuned)
+    assert piece_size(config, StudyData(samples(64), samples(held_out))) == expected
 
 
 def test_best_affine_satisfies_the_normal_equations(patches):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
+import importlib.metadata
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +24,8 @@ import pytest
 import skimage.io
 
 import hypergrad as hg
-from hypergrad import cli, image_study, plotting, training
-from hypergrad.image_study import ImageStudy, learning
+from hypergrad import cli, commands, image_study, plotting, training
+from hypergrad.image_study import ImageStudy, contents, learning
 from hypergrad.records import read_jsonl
 
 TINY = {
@@ -74,6 +77,8 @@ def test_strategies_lists_the_one_list() -> None:
         for word in strategy.choices:
             assert word in ran.out
     assert "k=…" in ran.out
+    guide = ran.out.splitlines()[-1].rpartition(": ")[2]
+    assert Path(guide).read_text("utf-8").startswith("#")
 
 
 @pytest.mark.parametrize("command", [(), ("compare",), ("train",), ("strategies",)])
@@ -88,6 +93,42 @@ def test_help(command: tuple[str, ...]) -> None:
     }
     for word in expected[command]:
         assert word in ran.out
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "restore"])
+def test_help_fits_a_terminal_and_says_each_default_once(command: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = _run(command, "--help").out
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(re.sub("[│|]", " ", text).split())  # without UTF-8 the frame is of ASCII
+    assert "None" not in words
+    assert not re.search(r"\(default: [^)]*\) \(default", words)
+    if command != "restore":
+        assert "(default: 8, quick: 2)" in words
+        for box in ("data and learning", "problem", "device"):
+            assert f" {box} options " in text
+
+
+def test_a_command_that_is_misspelt() -> None:
+    for words in (["comparee"], ["comparee", "--quick"]):
+        _assert_one_line(
+            _run(*words), 2, "compare, train, restore, bench, strategies; got 'comparee'",
+            "perhaps you meant compare;",
+        )  # fmt: skip
+    assert "perhaps" not in _run("frobnicate").err
+
+
+def test_every_command_is_one() -> None:
+    for command in commands.COMMANDS:
+        assert _run(command, "--help").status == 0
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert _run("--version") == (
+        0,
+        f"hypergrad {importlib.metadata.version('hypergrad-jax')}\n",
+        "",
+    )
 
 
 UNPARSED = {
@@ -206,6 +247,7 @@ def whole(tiny, tmp_path_factory) -> Path:
     )  # fmt: skip
     assert ran.status == 0, ran.err
     assert f"written to {out} in " in ran.out
+    assert f" s; {out / 'README.md'} says what each file is\n" in ran.out
     assert ran.out.rstrip().endswith("samples, not a result")
     return out
 
@@ -221,6 +263,7 @@ def test_everything_that_was_promised_is_written(whole) -> None:
         "operator_untrained", "operator_truncation_k-1", "operator_ergodic_uniform",
     }  # fmt: skip
     others = {
+        "README.md",
         "records.jsonl", "config.json", "environment.json", "table.md", "photograph.json",
         "comparison.jsonl", "comparison.md", "reference.json",
         "operator_truncation_k-1.npz", "operator_ergodic_uniform.npz",
@@ -230,6 +273,25 @@ def test_everything_that_was_promised_is_written(whole) -> None:
     for name in pictures:
         assert (whole / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert skimage.io.imread(whole / f"{name}.png").std() > 1  # not one blank page
+
+
+def test_the_folder_explains_all_its_files(whole) -> None:
+    """Each file fits a line of the README, and each line a file."""
+    text = (whole / "README.md").read_text(encoding="utf-8")
+    patterns = []
+    for words in re.findall(r"^\| `([^`]+)`", text, re.MULTILINE):
+        path, *endings = re.sub(r"<\w+>", "*", words).split(", ")
+        stem = path.rpartition(".")[0]
+        patterns += [path + "*" * path.endswith("/"), *(stem + ending for ending in endings)]
+    files = {name for name in _files(whole) if name != "README.md"}
+    assert not [name for name in files if not any(fnmatch.fnmatch(name, p) for p in patterns)]
+    assert not [p for p in patterns if not any(fnmatch.fnmatch(name, p) for name in files)]
+
+
+def test_a_readme_that_is_there_is_left_alone(tmp_path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    contents.write_contents(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_its_records(whole) -> None:
@@ -427,7 +489,7 @@ def test_an_interruption_loses_nothing_that_is_finished(light, rows, tmp_path, m
     folders = {Path(name).parts[0] for name in _files(out)}
     assert folders == {
         "checkpoints", "config.json", "environment.json", "comparison.jsonl", "comparison.md",
-        "reference.json", "records.jsonl", "operator_truncation_k-1.npz",
+        "README.md", "reference.json", "records.jsonl", "operator_truncation_k-1.npz",
     }  # fmt: skip
     assert not [name for name in _files(out) if Path(name).name.startswith(".")]
 

@@ -224,7 +224,7 @@ FAULTS = {
     "full": (OSError(errno.ENOSPC, "No space left on device"), "make room"),
     "closed": (PermissionError(errno.EACCES, "Permission denied"), "that can be written to"),
     "read-only": (OSError(errno.EROFS, "Read-only file system"), "that can be written to"),
-    "memory": (MemoryError("Unable to allocate 9 TiB"), "smaller batch, float32"),
+    "memory": (MemoryError("Unable to allocate 9 TiB"), "smaller batch, a smaller patch"),
     "device": (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "smaller batch"),
 }
 

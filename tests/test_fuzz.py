@@ -50,7 +50,7 @@ def _no_work(tmp_path, monkeypatch) -> Iterator[None]:
     def accepted(*args, **kwargs):
         raise _AcceptedError
 
-    monkeypatch.setattr(baselines, "best_of", accepted)
+    monkeypatch.setattr(baselines, "best_weight", accepted)
     monkeypatch.chdir(tmp_path)
     yield
     jax.config.update("jax_enable_x64", True)  # the command line may have chosen another one

@@ -68,7 +68,8 @@ def small(folder, monkeypatch) -> Path:
     monkeypatch.setattr(image_study, "ImageStudy", lambda: dataclasses.replace(usual(), **SMALL))
     monkeypatch.setattr(baselines, "_WEIGHTS", (0.5,))
     monkeypatch.setattr(baselines, "_analysis_operators", untrained)
-    compared = hg.Comparison([{"strategy": "truncation:k=1"}], {}, {})
+    reference = {"certified": 1.0, "differentiable": 1.0}
+    compared = hg.Comparison([{"strategy": "truncation:k=1"}], reference, {})
     monkeypatch.setattr(learning, "compare", lambda *given, **settings: compared)
     monkeypatch.setattr(hg.Comparison, "save", lambda comparison, out: None)
     for name, nothing in {"evaluate_all": [], "report": "", "draw": None}.items():
@@ -251,6 +252,17 @@ def test_a_loss_and_an_operator_take_options(folder) -> None:
     assert parse_operator("parts:second_differences", (3, 3)).shape == (6, 9)
     with pytest.raises(ValueError, match="must return a matrix"):
         parse_operator("builtins:tuple", (2, 3))
+    with pytest.raises(ValueError, match="must be random, or module:name"):
+        parse_operator("frobnicate", (2, 3))
+
+
+def test_a_random_operator_is_a_start_by_name() -> None:
+    K = parse_operator("random", (3, 2))
+    assert K.shape == (12, 6)
+    assert jnp.linalg.norm(K, 2) == pytest.approx(1.0, rel=1e-12)
+    assert not jnp.array_equal(K, parse_operator("random:seed=1", (3, 2)))
+    with pytest.raises(ValueError, match="rows must be a whole number of at least 1; got 0"):
+        parse_operator("random:rows=0", (3, 2))
 
 
 # ---------------------------------------------------------------------------------- pages

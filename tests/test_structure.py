@@ -95,7 +95,7 @@ HOUSE = """
     restoration
     restored_files
     baselines
-    image_study.settings
+    image_study.contents  image_study.settings
     image_study.samples
     image_study.baselines  image_study.learning
     image_study.evaluation  image_study.tables
@@ -113,7 +113,7 @@ FLOORS = {name: i for i, names in enumerate(HOUSE.split("\n")) for name in names
 FLOORS[""] = len(FLOORS)
 # Files and figures: no JAX, and only each other, in a house of their own beside the first.
 ANNEXE = """
-    data._checks  door  plotting._checks  progress  records  statistics
+    commands  data._checks  door  plotting._checks  progress  records  statistics
     data.samples
     data._files  data.disparity  data.measures  data.photographs
     data.speech

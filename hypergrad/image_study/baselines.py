@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hypergrad import operators
-from hypergrad.baselines import Converged, best_of, solve_to_tolerance
-from hypergrad.functions import AbstractFunction
-from hypergrad.image_study.samples import StudyData
+from hypergrad.baselines import Converged, best_weight, solve_to_tolerance
+from hypergrad.image_study.samples import StudyData, piece_size
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
-from hypergrad.own_parts import parse_function, parse_operator
+from hypergrad.own_parts import NamedFunction, parse_function, parse_operator
 
-__all__ = ["CONVERGED_TOLERANCE", "converge", "in_words", "tuned_problems"]
+__all__ = ["CONVERGED_TOLERANCE", "Tuned", "converge", "in_words", "tuned_problems"]
 
-# Weights tried for each operator, in units of the noise (or of the observed error of own data).
+# Weights tried first for each operator, in units of the noise (or of the observed error of own
+# data); where the best one is an end, more are tried beyond it.
 _WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
 
 
@@ -51,30 +51,52 @@ def converge(
         primal_scale=samples.noise,
         tolerance=CONVERGED_TOLERANCE,
         most=config.converged_iterations,
-        piece=config.batch_size,
+        piece=piece_size(config, samples),
     )
 
 
-def tuned_problems(config: ImageStudy, samples: StudyData) -> dict[str, LowerLevel]:
+class Tuned(NamedTuple):
+    """An operator at its best weight; `at_an_end`: none beyond it was tried, though one may do."""
+
+    problem: LowerLevel
+    at_an_end: bool
+
+
+def tuned_problems(config: ImageStudy, samples: StudyData) -> dict[str, Tuned]:
     """Each operator with the weight that is best at a converged lower level on training data."""
     few = samples.train.take(slice(0, config.tuning_samples))
-    problems = {}
+    G = parse_function(config.G).built()
 
     def restore(problem: LowerLevel, x_tilde: Any) -> np.ndarray:
         return converge(config, samples, problem, x_tilde).x
 
-    G, weights = parse_function(config.G).built(), [a * samples.noise for a in _WEIGHTS]
-    for name, K in _analysis_operators(config, samples.shape).items():
-        # What is not learned stays what it is, whatever F is: something to be held against.
-        F = parse_function(config.F if name == "untrained" else "L1")
-        candidates = [LowerLevel(K=K, F=f, G=G) for f in F.at_weights(weights)]
-        problems[name] = best_of(candidates, few.x_tilde, few.x_true, restore)
-    return problems
+    def tuned(K: Any, F: NamedFunction) -> Tuned:
+        if not F.weight_is_free:
+            return Tuned(LowerLevel(K=K, F=F.built(), G=G), at_an_end=False)
+        weights = [a * samples.noise for a in _WEIGHTS]
+        problem, _, at_an_end = best_weight(
+            lambda weight: LowerLevel(K=K, F=F.built(weight=weight), G=G),
+            weights, few.x_tilde, few.x_true, restore,
+        )  # fmt: skip
+        return Tuned(problem, at_an_end)
+
+    # What is not learned stays what it is, whatever F is: something to be held against.
+    return {
+        name: tuned(K, parse_function(config.F if name == "untrained" else "L1"))
+        for name, K in _analysis_operators(config, samples.shape).items()
+    }
 
 
-def in_words(F: AbstractFunction) -> str:
-    """Its class, and its parameters that are one number."""
+def in_words(tuned: Tuned) -> str:
+    """F: its class, and its parameters that are one number; and where its weight is an end."""
+    F = tuned.problem.F
     fields = ((field.name, getattr(F, field.name)) for field in dataclasses.fields(F))
     arrays = ((name, np.asarray(value)) for name, value in fields)
     numbers = [f"{name}={a:.3g}" for name, a in arrays if a.ndim == 0 and a.dtype.kind in "fiu"]
-    return f"{type(F).__name__}({', '.join(numbers)})"
+    words = f"F = {type(F).__name__}({', '.join(numbers)})"
+    if not tuned.at_an_end:
+        return words
+    return (
+        f"{words}, the end of all weights that were tried (a thousand times beyond the usual "
+        "ones): a better one may lie farther; give F another scale, or the weight yourself"
+    )

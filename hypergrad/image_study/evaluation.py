@@ -11,7 +11,7 @@ from hypergrad import data
 from hypergrad.baselines import best_shrinkage, mean_loss, shrink
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.image_study.baselines import converge
-from hypergrad.image_study.samples import StudyData
+from hypergrad.image_study.samples import StudyData, piece_size
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
 from hypergrad.strategies import AbstractStrategy, ErgodicUnrolling, Truncation
@@ -24,13 +24,13 @@ Restorer = Callable[[np.ndarray], np.ndarray]
 
 
 def make_restorer(
-    config: ImageStudy, problem: LowerLevel, solver: ChambollePock, strategy: AbstractStrategy
+    piece: int, problem: LowerLevel, solver: ChambollePock, strategy: AbstractStrategy
 ) -> Restorer:
+    """Rows restored `piece` at a time (`piece_size`)."""
+
     def restore(x_tilde: np.ndarray) -> np.ndarray:
-        # One size of piece throughout the job, that of a batch: one compilation a strategy.
-        return solve_in_pieces(
-            problem, x_tilde, solver=solver, strategy=strategy, piece=config.batch_size
-        )[0]
+        solved = solve_in_pieces(problem, x_tilde, solver=solver, strategy=strategy, piece=piece)
+        return solved[0]
 
     return restore
 
@@ -74,7 +74,7 @@ def _evaluate(
     strategy: AbstractStrategy,
 ) -> dict[str, Any]:
     train, held_out = _train_subset(config, samples), samples.held_out
-    at_L = make_restorer(config, problem, solver, strategy)
+    at_L = make_restorer(piece_size(config, samples), problem, solver, strategy)
     restored = at_L(held_out.x_tilde)
     train_converged = converge(config, samples, problem, train.x_tilde).x
     converged, share_converged = converge(config, samples, problem, held_out.x_tilde)

@@ -10,7 +10,7 @@ import numpy as np
 from hypergrad import data
 from hypergrad.image_study.settings import ImageStudy
 
-__all__ = ["StudyData", "load"]
+__all__ = ["StudyData", "load", "piece_size"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,15 @@ class StudyData:
     def noise(self) -> float:
         """Root mean square of what was observed against the truth: the primal scale."""
         return float(np.sqrt(np.mean((self.train.x_tilde - self.train.x_true) ** 2)))
+
+
+def piece_size(config: ImageStudy, samples: StudyData) -> int:
+    """Samples solved at a time, throughout a job: one compilation a strategy.
+
+    As many as a batch has, but no more than are looked at at once: a piece is filled up.
+    """
+    looked_at = max(len(samples.held_out), min(config.tuning_samples, len(samples.train)))
+    return min(config.batch_size, looked_at)
 
 
 def load(config: ImageStudy) -> StudyData:

@@ -13,12 +13,20 @@ from rich.console import Console
 from hypergrad import plotting
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.image_study.baselines import in_words, tuned_problems
+from hypergrad.image_study.contents import CONTENTS_FILE, write_contents
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
 from hypergrad.image_study.pictures import draw
-from hypergrad.image_study.samples import StudyData, load
+from hypergrad.image_study.samples import StudyData, load, piece_size
 from hypergrad.image_study.settings import ImageStudy
-from hypergrad.image_study.tables import learning_table, report, terminal_table
+from hypergrad.image_study.tables import (
+    about_the_reference,
+    about_the_table,
+    learning_table,
+    nothing_gained,
+    report,
+    terminal_table,
+)
 from hypergrad.progress import progress_bar
 from hypergrad.records import claim_folder, environment, in_use, write_json, write_jsonl, write_text
 from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
@@ -54,18 +62,21 @@ def _run_stages(
 ) -> None:
     started = time.perf_counter()
     write_json(out / "environment.json", environment())
+    write_contents(out)
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
 
     console.print("[bold]2/5[/] baselines, tuned on training data")
-    problems = tuned_problems(config, samples)
-    for name, problem in problems.items():
-        console.print(f"    {name}: F = {in_words(problem.F)}")
+    tuned = tuned_problems(config, samples)
+    for name, found in tuned.items():
+        console.print(f"    {name}: {in_words(found)}")
+    problems = {name: found.problem for name, found in tuned.items()}
 
     console.print("[bold]3/5[/] hypergradients on one batch")
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
     comparison.save(out)
     console.print(terminal_table(comparison))
+    _say(console, about_the_reference(comparison))
 
     console.print("[bold]4/5[/] learning K")
     with progress_bar(disable=console.quiet) as bar:
@@ -78,13 +89,25 @@ def _run_stages(
     training = list(training_records(histories))
     write_jsonl(out / "records.jsonl", [*training, *rows])
     learned = {label: history.problem for label, history in histories.items()}
-    restorers = {"untrained": make_restorer(config, problems["untrained"], solver, Truncation(1))}
+    piece = piece_size(config, samples)
+    restorers = {"untrained": make_restorer(piece, problems["untrained"], solver, Truncation(1))}
     for label, problem in learned.items():
-        restorers[label] = make_restorer(config, problem, solver, strategies[label])
+        restorers[label] = make_restorer(piece, problem, solver, strategies[label])
     write_text(out / "table.md", report(config, samples, comparison, rows))
     drawn = {"untrained": problems["untrained"], **learned}
     draw(config, samples, drawn, restorers, training, rows, out)
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
     console.print(learning_table(rows))
-    console.print(f"written to {out} in {time.perf_counter() - started:.0f} s")
+    _say(console, about_the_table(config))
+    if gained := nothing_gained(config, samples, rows):
+        _say(console, f"\n{gained}")
+    seconds = time.perf_counter() - started
+    console.print(
+        f"written to {out} in {seconds:.0f} s; {out / CONTENTS_FILE} says what each file is"
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    """Sentences, broken between words."""
+    console.print(text, markup=False, soft_wrap=False)

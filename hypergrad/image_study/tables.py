@@ -12,7 +12,18 @@ from hypergrad.image_study.samples import StudyData
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.records import format_cell, markdown_table
 
-__all__ = ["TABLE", "learning_table", "report", "terminal_table"]
+__all__ = [
+    "TABLE",
+    "about_the_reference",
+    "about_the_table",
+    "learning_table",
+    "nothing_gained",
+    "report",
+    "terminal_table",
+]
+
+# What a strategy has to gain on held-out data over the untrained operator, or it is told (dB).
+_GAIN = 0.1
 
 TABLE = {
     "operator": "operator",
@@ -34,6 +45,7 @@ def report(
     usual = dataclasses.asdict(ImageStudy())
     given = [f"{name} = {text}" for name, text in parts.items() if text != usual[name]]
     own = f" Learned with {', '.join(given)} (the table is in the loss above)." if given else ""
+    gained = nothing_gained(config, samples, rows)
     return (
         "# Hypergradients on one batch\n\n"
         f"{comparison}\n\n"
@@ -42,7 +54,37 @@ def report(
         f"residual below {CONVERGED_TOLERANCE:g}, at most {config.converged_iterations} "
         f"iterations. {len(samples.train)} training and {len(samples.held_out)} held-out samples, "
         f"{config.epochs} epochs, seed {config.seed}.{own}\n\n"
-        f"{markdown_table(rows, TABLE)}\n"
+        f"{markdown_table(rows, TABLE)}\n" + (f"\n{gained}\n" if gained else "")
+    )
+
+
+def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, Any]]) -> str:
+    """What it means that no strategy gained anything on held-out data; empty where one did."""
+    by_name = {row["operator"]: row for row in rows}
+    # An average is held against the average that is not learned, where there is one.
+    pairs = {
+        label: (by_name.get(f"untrained, {label}", by_name["untrained"]), row)
+        for label, row in by_name.items()
+        if "seconds" in row
+    }
+    gains = {label: end["psnr_at_L"] - start["psnr_at_L"] for label, (start, end) in pairs.items()}
+    if not gains or max(gains.values()) > _GAIN:
+        return ""
+    best = max(gains, key=gains.__getitem__)
+    start, end = pairs[best]
+    at_random = config.K is not None and config.K.partition(":")[0] == "random"
+    advice = (
+        "give it more --epochs or another --learning-rate"
+        if at_random
+        else "start from a poor K: the same command with --K random and another --out"
+    )
+    return (
+        f"No strategy gained more than {_GAIN} dB on held-out data over the untrained operator: "
+        f"{best} came from {start['psnr_at_L']:.2f} to {end['psnr_at_L']:.2f} dB (its training "
+        f"loss from {start['train_at_L']:.4g} to {end['train_at_L']:.4g}). Either the start "
+        f"({config.K or 'DCT and differences'}) is good already, or {config.epochs} epochs on "
+        f"{len(samples.train)} samples are too few. Such a run compares strategies by their "
+        f"gradients and costs, not by what they learn. To see learning, {advice}."
     )
 
 
@@ -52,6 +94,7 @@ def terminal_table(comparison: Comparison) -> Any:
         {
             "strategy": "strategy",
             "relative_error": "rel. error",
+            "relative_error_differentiable": "where one",
             "cosine": "cosine",
             "milliseconds": "time (ms)",
             "over_forward": "/ forward",
@@ -61,18 +104,45 @@ def terminal_table(comparison: Comparison) -> Any:
     )
 
 
+def about_the_reference(comparison: Comparison) -> str:
+    """What the errors of the table above are held against."""
+    certified, only = (
+        f"{100 * comparison.reference[share]:.3g} %" for share in ("certified", "differentiable")
+    )
+    return (
+        f"Errors against the exact gradient, on the {certified} of samples that it is certified "
+        f"on; on {only} it is the only one (where one), on the others one of several."
+    )
+
+
 def learning_table(rows: list[dict[str, Any]]) -> Any:
     return _table(
         rows,
         {
             "operator": "operator",
-            "train_at_L": "train, L",
-            "held_out_at_L": "held out, L",
-            "held_out_converged": "converged",
-            "psnr_at_L": "dB, L",
-            "psnr_converged": "dB, conv.",
-            "seconds": "s",
+            "train_at_L": "train\nloss\nat L",
+            "held_out_at_L": "held-out\nloss\nat L",
+            "held_out_converged": "held-out\nloss\nconv.",
+            "psnr_at_L": "PSNR\nat L\n(dB)",
+            "psnr_converged": "PSNR\nconv.\n(dB)",
+            "seconds": "train\ntime\n(s)",
         },
+    )
+
+
+def about_the_table(config: ImageStudy) -> str:
+    """What each column of `learning_table` is."""
+    other = (
+        ""
+        if config.loss is None
+        else f" This is not the loss that was learned by, {config.loss}: that one is train_loss "
+        "and validation_loss in records.jsonl."
+    )
+    return (
+        "Loss: half the squared norm of the error, a mean over samples; at L: after "
+        f"{config.iterations} iterations, as it was learned; conv.: solved to a residual of "
+        f"{CONVERGED_TOLERANCE:g}, {config.converged_iterations} iterations at most. PSNR: of the "
+        f"held-out samples, peak 1. Time: of learning alone.{other}"
     )
 
 
@@ -87,7 +157,7 @@ def _table(records: list[dict[str, Any]], columns: Mapping[str, str]) -> Any:
     }
     table = Table(box=None, pad_edge=False)
     for i, heading in enumerate(used.values()):
-        table.add_column(heading, justify="left" if i == 0 else "right")
+        table.add_column(heading, justify="left" if i == 0 else "right", vertical="bottom")
     for record in records:
         table.add_row(*(format_cell(record.get(key)) for key in used))
     return table

@@ -24,11 +24,14 @@ def plot_operator(
     use: ArrayLike | None = None,
     columns: int = 16,
 ) -> Figure:
-    """The rows of an operator as small pictures on one colour scale, symmetric about zero.
+    """The rows of an operator as small pictures, each on its own scale, symmetric about zero.
+
+    Rows of one operator differ in size: on one scale the smaller ones would be grey. The largest
+    entry of the smallest and of the largest row is written below.
 
     **Arguments**: `K` `(m, n)`; `shape` `(h, w)` with `h w = n`, for signals `(1, n)`; `use`
-    `(m,)`, such as the mean of `|K x|` over data: rows are then sorted by it, the largest first,
-    line by line; `columns`: pictures in a line.
+    `(m,)`, the mean of `|K x|` over data: rows are then sorted by it, the largest first, line by
+    line; `columns`: pictures in a line.
 
     **Errors**: a `ValueError` for other shapes, no rows, numbers that are not finite.
     """
@@ -40,24 +43,30 @@ def plot_operator(
         ok = use.shape == (m,) and bool(np.isfinite(use).all())
         require(ok, f"use must be a finite number for each of the {m} rows; got {use.shape}")
         K = K[np.argsort(-use, kind="stable")]
+    largest = np.abs(K).max(axis=1)
+    scaled = K / np.where(largest > 0, largest, 1.0)[:, None]
     columns, gap = min(columns, m), min(h, w, 2) - 1  # an entry apart; rows of signals touch
     lines = math.ceil(m / columns)
     mosaic = np.full((lines * (h + gap) - gap, columns * (w + gap) - gap), np.nan)
-    for i, row in enumerate(K):
+    for i, row in enumerate(scaled):
         top, left = i // columns * (h + gap), i % columns * (w + gap)
         mosaic[top : top + h, left : left + w] = row.reshape(h, w)
     ratio = mosaic.shape[0] / mosaic.shape[1]
     width = min(7.5, max(2.5, 0.7 * columns), 9 / ratio)
-    figure = new_figure(max(width, 3) + 1.2, width * ratio + 0.9, "compressed")
+    about = f"{m} rows, each on its own scale (largest entry {largest.min():.2g} to "
+    about += f"{largest.max():.2g})"
+    if use is not None:
+        about += "; sorted from the upper left by use, the mean of |Kx| over data"
+    about = textwrap.wrap(about, int(max(width, 3) / (SMALL * LETTER)))
+    height = width * ratio + 0.75 + 0.15 * len(about)
+    figure = new_figure(max(width, 3) + 1.2, height, "compressed")
     axes = figure.add_subplot(xticks=[], yticks=[], frame_on=False)
-    largest = float(np.abs(K).max()) or 1.0
-    look = {"cmap": "cividis", "vmin": -largest, "vmax": largest, "interpolation": "antialiased"}
+    look = {"cmap": "cividis", "vmin": -1.0, "vmax": 1.0, "interpolation": "antialiased"}
     bar = figure.colorbar(axes.imshow(mosaic, **look), pad=0.02, aspect=30)
-    bar.set_label("entry of K", fontsize=TEXT)
+    bar.set_label("scaled entry", fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
     axes.set_title(textwrap.fill(title, int(max(width, 3) / (TEXT * LETTER))), fontsize=TEXT)
-    note = "" if use is None else ", sorted by use from the upper left"
-    axes.set_xlabel(f"{m} rows{note}", fontsize=SMALL)
+    axes.set_xlabel("\n".join(about), fontsize=SMALL)
     return figure
 
 

@@ -1,0 +1,207 @@
+"""What the command line takes: its commands and their options."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+__all__ = [
+    "COMMANDS",
+    "Bench",
+    "Command",
+    "Compare",
+    "DeviceOptions",
+    "PartOptions",
+    "Restore",
+    "RunOptions",
+    "Strategies",
+    "Train",
+]
+
+
+def _default(words: str) -> Any:
+    """What the help says where an option that is not given means more than its value."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {words})")
+
+
+def _help(*lines: str, default: str | None = None) -> Any:
+    """The help of an option of several lines, which a docstring would leave broken as they are."""
+    hint = None if default is None else f"(default: {default})"
+    return tyro.conf.arg(help=" ".join(lines), help_behavior_hint=hint)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What is learned on, how it is learned, and where the results go."""
+
+    out: Annotated[Path | None, _default("results/<command>-<date>-<time>")] = None
+    """Folder for the results. Given again with the same settings, the run goes on there."""
+    quick: bool = False
+    """The same job in miniature, as a smoke test."""
+    seed: int = 0
+    """Draw of patches, of the noise, and order of batches."""
+    dtype: Literal["float64", "float32"] = "float64"
+    """Precision of everything."""
+    data: Annotated[str | None, _default("photographs from scikit-image")] = None
+    """Own data: a .npy of shape (samples, n), a folder of images or a folder of audio."""
+    patch: Annotated[int | None, _default("8")] = None
+    """Pixels along each side of a patch of a picture."""
+    frame: int = 160
+    """Entries of a frame of sound."""
+    bits: int = 3
+    """Bits that sound is quantised to: what is observed of it."""
+    rate: int = 8000
+    """Rate of all sound files in Hz; nothing is resampled."""
+    iterations: int = 100
+    """L, the iterations of the lower level."""
+    epochs: Annotated[int | None, _default("8, quick: 2")] = None
+    """Passes through the training data."""
+    batch_size: Annotated[int | None, _default("256, quick: 64")] = None
+    """Samples a batch."""
+    learning_rate: Annotated[
+        float,
+        _help(
+            "Adam's rate at the start; it falls to 0 like a cosine. (The default was chosen on a",
+            "photograph of its own, `rocket`.)",
+        ),
+    ] = 1e-3
+    noise: float = 0.1
+    """Standard deviation of the noise on pictures in [0, 1]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartOptions:
+    """Parts of one's own; a module is looked for where Python looks, and in this folder."""
+
+    K: Annotated[
+        str | None,
+        _help(
+            "Where K starts: random (a poor start, where learning shows; with options as in",
+            "random:rows=96,seed=1), or module:function, which returns a matrix for the shape of",
+            "a sample.",
+            default="DCT and differences",
+        ),
+    ] = None
+    F: Annotated[
+        str,
+        _help(
+            "The regulariser: a function of hypergrad with its options, as in",
+            "Huber:smoothing=0.01, or module:Class. A weight that is not given is chosen on",
+            "training data.",
+        ),
+    ] = "L1"
+    G: str = "Quadratic:weight=1.0"
+    """The data term, likewise; its weight has to be given."""
+    loss: Annotated[str | None, _default("half the squared error")] = None
+    """What is learned by: module:function of x and x_true, a mean over the batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+    """Several devices, of one process or of several: each takes its share of every batch."""
+
+    devices: Annotated[int | None, _default("one where there is one process, else all")] = None
+    """Devices of each process that learning uses; a CPU is taken for so many."""
+    cluster: Annotated[
+        bool,
+        _help(
+            "This is one of several processes that were started together (by SLURM's srun or Open",
+            "MPI's mpirun, say), with the same words: JAX asks the scheduler for the three below.",
+        ),
+    ] = False
+    coordinator: Annotated[str | None, _default("none")] = None
+    """Without a scheduler: host:port of the first process, the same word for all."""
+    processes: Annotated[int | None, _default("none")] = None
+    """How many there are."""
+    process: Annotated[int | None, _default("none")] = None
+    """Which of them this is, from 0 on; only 0 writes files."""
+
+
+# The names of their boxes in the help.
+_Run = Annotated[RunOptions, tyro.conf.arg(name="data and learning")]
+_Parts = Annotated[PartOptions, tyro.conf.arg(name="problem")]
+_On = Annotated[DeviceOptions, tyro.conf.arg(name="device")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare strategies: one batch, training, tables and figures (the main job)."""
+
+    strategies: Annotated[
+        tuple[str, ...],
+        _help(
+            "Strategies, separated by spaces: a name from `hypergrad strategies` with its",
+            "options, as in truncation:k=5, or module:Class.",
+        ),
+    ] = ("full", "truncation:k=1", "ergodic", "limit:steps=10")
+    run: _Run = RunOptions()
+    parts: _Parts = PartOptions()
+    on: _On = DeviceOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Learn K with one strategy; writes the operator, its records and figures."""
+
+    strategy: str = "truncation:k=1"
+    """The strategy, as in `compare`."""
+    run: _Run = RunOptions()
+    parts: _Parts = PartOptions()
+    on: _On = DeviceOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Restore:
+    """Apply a learned operator to a file of the kind that it learned on."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """What was observed: PNG, JPEG, TIFF; WAV, FLAC; or a .npy of shape (samples, n)."""
+    operator: Path
+    """The operator_….npz that `train` or `compare` saved."""
+    out: Annotated[Path | None, _default("<name>-restored beside the file")] = None
+    """The file to write; one that exists is never written over."""
+    truth: Annotated[Path | None, _default("none")] = None
+    """The true file, where there is one: then the PSNR is told."""
+    stride: Annotated[int | None, _default("half a patch")] = None
+    """From one patch or frame to the next; 1 averages most and takes longest."""
+    own: Annotated[
+        tuple[str, ...],
+        _help(
+            "module:Class of your own that it was learned with, separated by spaces: a file may",
+            "not name code that runs.",
+            default="none",
+        ),
+    ] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure time and memory as ratios within one run: the benchmark."""
+
+    only: Annotated[tuple[str, ...], _default("all")] = ()
+    """Sections to run, separated by spaces."""
+    out: Annotated[Path | None, _default("results/bench")] = None
+    """Folder for the results. Given again, the run goes on there."""
+    quick: bool = False
+    """Every section in miniature, as a smoke test."""
+    shard: str = "0/1"
+    """i/n: every n-th measurement from number i on; all shards share one folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategies:
+    """List the strategies: formula, cost, caveat and options."""
+
+
+Command = (
+    Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Restore, tyro.conf.subcommand("restore")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Strategies, tyro.conf.subcommand("strategies")]
+)
+
+COMMANDS = ("compare", "train", "restore", "bench", "strategies")

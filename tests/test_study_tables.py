@@ -1,0 +1,94 @@
+"""What a study says below its tables: units, what the reference is, and that nothing was gained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import hypergrad as hg
+from hypergrad import data
+from hypergrad.image_study import ImageStudy, tables
+from hypergrad.image_study.samples import StudyData
+
+CONFIG = ImageStudy()
+
+
+@pytest.fixture(scope="module")
+def samples() -> StudyData:
+    rows = np.zeros((5, 4))
+    five = data.Samples(rows, rows, (2, 2), ("a",), np.zeros(5, int))
+    return StudyData(five, five)
+
+
+def evaluated(**psnr: float) -> list[dict]:
+    """Rows of a table; what is learned has a time."""
+    baselines = [{"operator": "identity", "psnr_converged": 20.0}]
+    for name, value in psnr.items():
+        row = {"operator": name.replace("_", ", "), "psnr_at_L": value, "train_at_L": 1 / value}
+        baselines.append(row if name.startswith("untrained") else row | {"seconds": 1.0})
+    return baselines
+
+
+def test_a_run_that_gains_nothing_says_so(samples) -> None:
+    rows = evaluated(untrained=27.75, full=27.76, truncation=27.74)
+    said = tables.nothing_gained(CONFIG, samples, rows)
+    assert "more than 0.1 dB on held-out data" in said
+    assert "full came from 27.75 to 27.76 dB (its training loss from 0.03604 to 0.03602)" in said
+    assert "(DCT and differences) is good already, or 8 epochs on 5 samples are too few" in said
+    assert "--K random" in said
+    compared = hg.Comparison([], dict.fromkeys(("residual", "adjoint_residual"), 0.0) | {
+        "how": "", "status": "", "adjoint_status": "", "certified": 1.0, "differentiable": 0.03,
+    }, {})  # fmt: skip
+    assert said in tables.report(CONFIG, samples, compared, rows)
+
+
+def test_a_run_that_gains_is_left_alone(samples) -> None:
+    rows = evaluated(untrained=27.75, full=27.9, truncation=20.0)
+    assert tables.nothing_gained(CONFIG, samples, rows) == ""
+    assert tables.nothing_gained(CONFIG, samples, []) == ""
+
+
+def test_an_average_is_held_against_the_average_that_is_not_learned(samples) -> None:
+    rows = evaluated(untrained=20.0, untrained_ergodic=25.0, ergodic=25.05)
+    said = tables.nothing_gained(CONFIG, samples, rows)
+    assert "ergodic came from 25.00 to 25.05 dB" in said
+
+
+def test_who_starts_at_random_gets_another_advice(samples) -> None:
+    config = dataclasses.replace(CONFIG, K="random:rows=9")
+    said = tables.nothing_gained(config, samples, evaluated(untrained=20.0, full=20.0))
+    assert "--K random" not in said
+    assert "--learning-rate" in said
+
+
+def test_the_reference_is_told_in_two_lines() -> None:
+    record = {"strategy": "full", "relative_error": 0.2, "relative_error_differentiable": 1e-9}
+    compared = hg.Comparison([record], {"certified": 1.0, "differentiable": 0.03125}, {})
+    said = tables.about_the_reference(compared)
+    assert "the 100 % of samples" in said
+    assert "on 3.12 % it is the only one (where one)" in said
+    assert len(said) < 160
+    assert "where one" in printed(tables.terminal_table(compared))
+
+
+def test_the_last_table_fits_and_its_columns_are_told() -> None:
+    row = {"operator": "untrained, shrunk by a = 0.95", "seconds": 1234.5}
+    row |= dict.fromkeys(("train_at_L", "held_out_at_L", "held_out_converged"), 0.012345)
+    row |= dict.fromkeys(("psnr_at_L", "psnr_converged"), 27.8912)
+    lines = printed(tables.learning_table([row])).splitlines()
+    assert len(lines) == 4  # three of the heads: the name is on one line
+    assert max(map(len, lines)) <= 80
+    assert "1234" in lines[-1]
+    config = dataclasses.replace(CONFIG, loss="parts:charbonnier")
+    assert "parts:charbonnier" in tables.about_the_table(config)
+    assert "not the loss that was learned by" not in tables.about_the_table(CONFIG)
+
+
+def printed(table) -> str:
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
