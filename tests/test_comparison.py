@@ -279,7 +279,7 @@ def test_with_nothing_certified_there_is_no_error(reference) -> None:
     assert result.reference["certified"] == 0.0
     assert (row["relative_error"], row["cosine"], row["gradient_norm"]) == (None, None, 0.0)
     assert row["loss"] > 0
-    assert "0 % of the samples" in str(result)
+    assert "on the 0 % of samples" in result.about_the_reference()
     json.dumps(result.records, allow_nan=False)
 
 
@@ -411,11 +411,25 @@ def test_the_table_has_a_line_for_each_and_no_empty_columns(comparison) -> None:
 
 
 def test_printing_gives_the_table_and_how_good_the_reference_is(comparison) -> None:
-    text = str(comparison)
+    text = comparison.markdown()
     assert text.startswith(comparison.table())
     assert "100 % of the samples" in text
     assert "83.3 % the solution map is differentiable" in text
     assert comparison.reference["status"] in text
+
+
+def test_it_is_printed_on_80_columns(comparison) -> None:
+    """As it has to be read in a terminal: a line for each strategy, and what the errors mean."""
+    lines = str(comparison).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split()[:2] == ["strategy", "rel."]
+    assert [line.split()[0] for line in lines[1 : len(STRATEGIES) + 1]] == [
+        strategy.label for strategy in STRATEGIES
+    ]
+    said = " ".join(str(comparison).split())
+    assert "on the 100 % of samples" in said
+    assert "truncation:k=1: forward" in said
+    assert "RuntimeError: no luck today" in said
 
 
 def test_saving(comparison, tmp_path) -> None:
@@ -425,7 +439,7 @@ def test_saving(comparison, tmp_path) -> None:
         "comparison.jsonl", "comparison.md", "reference.json", "environment.json",
     }  # fmt: skip
     assert read_jsonl(written["comparison.jsonl"]) == comparison.records
-    assert written["comparison.md"].read_text(encoding="utf-8") == f"{comparison}\n"
+    assert written["comparison.md"].read_text(encoding="utf-8") == f"{comparison.markdown()}\n"
     assert json.loads(written["reference.json"].read_bytes()) == comparison.reference
     environment = json.loads(written["environment.json"].read_bytes())
     assert environment == comparison.environment

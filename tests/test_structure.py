@@ -114,7 +114,7 @@ FLOORS[""] = len(FLOORS)
 # Files and figures: no JAX, and only each other, in a house of their own beside the first.
 ANNEXE = """
     commands  data._checks  door  plotting._checks  progress  records  statistics
-    data.samples
+    data.samples  terminal
     data._files  data.disparity  data.measures  data.photographs
     data.speech
     data.own

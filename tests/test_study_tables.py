@@ -67,11 +67,11 @@ def test_who_starts_at_random_gets_another_advice(samples) -> None:
 def test_the_reference_is_told_in_two_lines() -> None:
     record = {"strategy": "full", "relative_error": 0.2, "relative_error_differentiable": 1e-9}
     compared = hg.Comparison([record], {"certified": 1.0, "differentiable": 0.03125}, {})
-    said = tables.about_the_reference(compared)
+    said = compared.about_the_reference()
     assert "the 100 % of samples" in said
     assert "on 3.12 % it is the only one (where one)" in said
     assert len(said) < 160
-    assert "where one" in printed(tables.terminal_table(compared))
+    assert "where one" in printed(compared.brief())
 
 
 def test_the_last_table_fits_and_its_columns_are_told() -> None:

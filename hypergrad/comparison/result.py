@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypergrad.records import markdown_table, write_json, write_jsonl, write_text
+from hypergrad.terminal import WIDTH, as_text, terminal_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["COLUMNS", "Comparison"]
 
@@ -33,11 +38,24 @@ COLUMNS = {
 }
 
 
+# Those that fit on a terminal.
+_BRIEF = {
+    "strategy": "strategy",
+    "relative_error": "rel. error",
+    "relative_error_differentiable": "where one",
+    "cosine": "cosine",
+    "milliseconds": "time (ms)",
+    "over_forward": "/ forward",
+    "peak_megabytes": "MB",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Records of strategies on one batch, and how good the reference is that they are held against.
 
-    Printing it gives a table; `save` writes records, table and environment; `plot` draws it.
+    Printing it gives the main columns, `markdown` all of them; `save` writes records, table and
+    environment; `plot` draws it.
     """
 
     records: list[dict[str, Any]]
@@ -54,6 +72,37 @@ class Comparison:
         return markdown_table(self.records, used)
 
     def __str__(self) -> str:
+        lines = [self.about_the_reference(), *self.about_the_solves()]
+        wrapped = (textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
+        return "\n".join([as_text(self.brief()), *wrapped])
+
+    def brief(self) -> Table:
+        """The main columns, for a terminal."""
+        return terminal_table(self.records, _BRIEF)
+
+    def about_the_reference(self) -> str:
+        """What the errors are held against."""
+        certified, only = (
+            f"{100 * self.reference[share]:.3g} %" for share in ("certified", "differentiable")
+        )
+        return (
+            f"Errors against the exact gradient, on the {certified} of samples that it is "
+            f"certified on; on {only} it is the only one (where one), on the others one of several."
+        )
+
+    def about_the_solves(self) -> list[str]:
+        """A line for each strategy: how its two solves went, or why there is nothing of it."""
+
+        def said(record: dict[str, Any]) -> str | None:
+            if record.get("forward_status") is None:
+                return record.get("error")
+            return f"forward {record['forward_status']}; adjoint {record['adjoint_status']}"
+
+        told = {record["strategy"]: said(record) for record in self.records}
+        return [f"{strategy}: {text}" for strategy, text in told.items() if text is not None]
+
+    def markdown(self) -> str:
+        """All columns, and all that is known of the reference."""
         reference = self.reference
         return (
             f"{self.table()}\n\nReference: {reference['how']}; forward {reference['status']} "
@@ -69,7 +118,7 @@ class Comparison:
         """Write `comparison.jsonl`, `comparison.md`, `reference.json`, `environment.json`."""
         folder = Path(folder)
         write_jsonl(folder / "comparison.jsonl", self.records)
-        write_text(folder / "comparison.md", f"{self}\n")
+        write_text(folder / "comparison.md", f"{self.markdown()}\n")
         write_json(folder / "reference.json", self.reference)
         write_json(folder / "environment.json", self.environment)
 

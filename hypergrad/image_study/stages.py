@@ -20,12 +20,10 @@ from hypergrad.image_study.pictures import draw
 from hypergrad.image_study.samples import StudyData, load, piece_size
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.image_study.tables import (
-    about_the_reference,
     about_the_table,
     learning_table,
     nothing_gained,
     report,
-    terminal_table,
 )
 from hypergrad.progress import progress_bar
 from hypergrad.records import claim_folder, environment, in_use, write_json, write_jsonl, write_text
@@ -75,8 +73,9 @@ def _run_stages(
     console.print("[bold]3/5[/] hypergradients on one batch")
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
     comparison.save(out)
-    console.print(terminal_table(comparison))
-    _say(console, about_the_reference(comparison))
+    console.print(comparison.brief())
+    for line in (comparison.about_the_reference(), *comparison.about_the_solves()):
+        _say(console, line)
 
     console.print("[bold]4/5[/] learning K")
     with progress_bar(disable=console.quiet) as bar:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from hypergrad.comparison import Comparison
 from hypergrad.image_study.baselines import CONVERGED_TOLERANCE
 from hypergrad.image_study.samples import StudyData
 from hypergrad.image_study.settings import ImageStudy
-from hypergrad.records import format_cell, markdown_table
+from hypergrad.records import markdown_table
+from hypergrad.terminal import terminal_table
 
 __all__ = [
     "TABLE",
-    "about_the_reference",
     "about_the_table",
     "learning_table",
     "nothing_gained",
     "report",
-    "terminal_table",
 ]
 
 # What a strategy has to gain on held-out data over the untrained operator, or it is told (dB).
@@ -48,7 +46,7 @@ def report(
     gained = nothing_gained(config, samples, rows)
     return (
         "# Hypergradients on one batch\n\n"
-        f"{comparison}\n\n"
+        f"{comparison.markdown()}\n\n"
         "# Learned operators\n\n"
         f"Loss: half the squared error a patch. L = {config.iterations}; converged: relative "
         f"residual below {CONVERGED_TOLERANCE:g}, at most {config.converged_iterations} "
@@ -88,35 +86,8 @@ def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, 
     )
 
 
-def terminal_table(comparison: Comparison) -> Any:
-    return _table(
-        comparison.records,
-        {
-            "strategy": "strategy",
-            "relative_error": "rel. error",
-            "relative_error_differentiable": "where one",
-            "cosine": "cosine",
-            "milliseconds": "time (ms)",
-            "over_forward": "/ forward",
-            "peak_megabytes": "MB",
-            "error": "error",
-        },
-    )
-
-
-def about_the_reference(comparison: Comparison) -> str:
-    """What the errors of the table above are held against."""
-    certified, only = (
-        f"{100 * comparison.reference[share]:.3g} %" for share in ("certified", "differentiable")
-    )
-    return (
-        f"Errors against the exact gradient, on the {certified} of samples that it is certified "
-        f"on; on {only} it is the only one (where one), on the others one of several."
-    )
-
-
 def learning_table(rows: list[dict[str, Any]]) -> Any:
-    return _table(
+    return terminal_table(
         rows,
         {
             "operator": "operator",
@@ -144,20 +115,3 @@ def about_the_table(config: ImageStudy) -> str:
         f"{CONVERGED_TOLERANCE:g}, {config.converged_iterations} iterations at most. PSNR: of the "
         f"held-out samples, peak 1. Time: of learning alone.{other}"
     )
-
-
-def _table(records: list[dict[str, Any]], columns: Mapping[str, str]) -> Any:
-    """A table for the terminal; columns that are empty everywhere are left out."""
-    from rich.table import Table
-
-    used = {
-        key: heading
-        for key, heading in columns.items()
-        if any(record.get(key) is not None for record in records)
-    }
-    table = Table(box=None, pad_edge=False)
-    for i, heading in enumerate(used.values()):
-        table.add_column(heading, justify="left" if i == 0 else "right", vertical="bottom")
-    for record in records:
-        table.add_row(*(format_cell(record.get(key)) for key in used))
-    return table
