@@ -240,6 +240,24 @@ def test_a_module_that_fails_is_named(parse, source, words, tmp_path, monkeypatc
         parse("broken:Name")
 
 
+WRONG = """
+from parts import Fair
+
+def wrong(weight):
+    f = Fair(weight)
+    object.__setattr__(f, "scale", -0.1)
+    return f
+"""
+
+
+def test_a_function_of_ones_own_is_checked(folder) -> None:
+    parse_function("parts:Fair:scale=0.05").check(5)
+    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^'wrong:wrong': Fair\.prox must .*; got .* at z = "):
+        parse_function("wrong:wrong").check(5)
+    parse_function("Box:radius=[0.5, 1.0]").check(5)  # of hypergrad: it is not looked at
+
+
 def test_an_option_may_be_a_tuple() -> None:
     f = parse_function("GroupL1:weight=0.5,shape=(2, 3),axis=0").built()
     assert f == hg.GroupL1(0.5, shape=(2, 3), axis=0) or f.shape == (2, 3)  # pyright: ignore
