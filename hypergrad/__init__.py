@@ -41,6 +41,7 @@ from hypergrad.functions import NonNegative as NonNegative
 from hypergrad.functions import Quadratic as Quadratic
 from hypergrad.functions import SeparableSum as SeparableSum
 from hypergrad.functions import Zero as Zero
+from hypergrad.functions import check_function as check_function
 from hypergrad.lower_level import LowerLevel as LowerLevel
 from hypergrad.restoration import restore as restore
 from hypergrad.saved_operator import SavedOperator as SavedOperator

@@ -21,7 +21,7 @@ from hypergrad import functions, operators
 from hypergrad._checks import as_inexact, check_count, describe
 from hypergrad._imports import imported
 from hypergrad.bilevel import Loss
-from hypergrad.functions import AbstractFunction
+from hypergrad.functions import AbstractFunction, check_function
 
 __all__ = [
     "NamedFunction",
@@ -58,6 +58,20 @@ class NamedFunction(NamedTuple):
                 "subclass of it, or a function that returns one"
             )
         return f
+
+    def check(self, size: int) -> None:
+        """Look whether a function of one's own obeys the laws, on vectors of this size.
+
+        Where its weight is free, at weight 1. Those of hypergrad are not looked at again.
+
+        **Errors**: the `ValueError` of `check_function`, after the words that name the function.
+        """
+        if self.make in vars(functions).values():
+            return
+        try:
+            check_function(self.at_weights([1.0])[0], size)
+        except ValueError as error:
+            raise ValueError(f"{self.text!r}: {error}") from None
 
     def at_weights(self, weights: Iterable[float]) -> list[AbstractFunction]:
         """One function for each weight where that is free, else the one function there is."""

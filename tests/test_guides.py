@@ -24,9 +24,17 @@ from hypergrad.own_parts import parse_function, parse_loss, parse_operator
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "hypergrad" / "guides"
 PAGES = [ROOT / "README.md", *sorted(GUIDES.glob("*.md"))]
-OWN = (GUIDES / "own.md").read_text(encoding="utf-8")
-BLOCKS = dict(enumerate(re.findall(r"```(bash|python)\n(.*?)```", OWN, flags=re.DOTALL)))
-TRAIN, RESTORE, LOAD, PARTS, NAMED, USED = range(6)
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The code of a guide, each piece after its language."""
+    text = (GUIDES / page).read_text(encoding="utf-8")
+    return re.findall(r"```(bash|python)\n(.*?)```", text, flags=re.DOTALL)
+
+
+BLOCKS = blocks("own.md")
+TRAIN, RESTORE, LOAD, PARTS, CHECKED, NAMED, USED, COMPOSED = range(8)
+LOOP, RIGHT = blocks("library.md")
 
 # Everything but the words of the commands is in miniature.
 SMALL = {
@@ -93,11 +101,15 @@ def run_lines(number: int, capsys, only: str) -> str:
 
 
 def run_python(number: int) -> dict:
-    language, block = BLOCKS[number]
+    return run_block(BLOCKS[number])
+
+
+def run_block(language_and_code: tuple[str, str]) -> dict:
+    language, block = language_and_code
     assert language == "python"
     namespace: dict = {}
     with jax.numpy_dtype_promotion("standard"):  # the reader has not set strict promotion
-        exec(compile(block, "own.md", "exec", dont_inherit=True), namespace)
+        exec(compile(block, "guide", "exec", dont_inherit=True), namespace)
     return namespace
 
 
@@ -143,6 +155,39 @@ def test_own_parts_in_python(folder, capsys) -> None:
     assert learned.weight != 0.1
     assert learned.scale != 0.1
     assert "History(2 epochs" in capsys.readouterr().out
+
+
+def test_own_function_obeys_the_laws(folder) -> None:
+    run_python(CHECKED)
+
+
+def test_an_operator_of_low_rank_has_its_gradients() -> None:
+    """The derivative of `A B` from that of the dense matrix."""
+    found = run_python(COMPOSED)
+    A, B, h = found["A"], found["B"], found["h"]
+    dense = hg.hypergradient(
+        hg.LowerLevel(K=A @ B, F=hg.L1(0.1), G=hg.Quadratic(1.0)),
+        jnp.ones((4, 8)),
+        jnp.zeros((4, 8)),
+        solver=hg.ChambollePock(50),
+        strategy=hg.Truncation(k=5),
+    ).grad.K
+    # The norm of a composed K is estimated, so that its steps are a little shorter.
+    np.testing.assert_allclose(h.grad.K.operator1.matrix, dense @ B.T, rtol=2e-3, atol=1e-6)
+    np.testing.assert_allclose(h.grad.K.operator2.matrix, A.T @ dense, rtol=2e-3, atol=1e-6)
+
+
+def test_the_loop_of_the_library_guide_learns() -> None:
+    values = run_block(LOOP)["values"]
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_the_gradient_of_the_library_guide_is_right() -> None:
+    found = run_block(RIGHT)
+    exact, full, difference = map(float, found["slopes"])
+    assert full == pytest.approx(exact, rel=1e-10)
+    assert difference == pytest.approx(exact, rel=1e-7)
+    assert np.all(np.asarray(found["exact"].solution.stats.status) == hg.Status.CONVERGED)
 
 
 def test_the_prox_of_the_guide_is_one(folder) -> None:
@@ -239,6 +284,24 @@ def test_a_module_that_fails_is_named(parse, source, words, tmp_path, monkeypatc
     monkeypatch.delitem(sys.modules, "broken", raising=False)
     with pytest.raises(ValueError, match=f"broken:Name.*{words}"):
         parse("broken:Name")
+
+
+WRONG = """
+from parts import Fair
+
+def wrong(weight):
+    f = Fair(weight)
+    object.__setattr__(f, "scale", -0.1)
+    return f
+"""
+
+
+def test_a_function_of_ones_own_is_checked(folder) -> None:
+    parse_function("parts:Fair:scale=0.05").check(5)
+    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^'wrong:wrong': Fair\.prox must .*; got .* at z = "):
+        parse_function("wrong:wrong").check(5)
+    parse_function("Box:radius=[0.5, 1.0]").check(5)  # of hypergrad: it is not looked at
 
 
 def test_an_option_may_be_a_tuple() -> None:

@@ -39,8 +39,8 @@ HOUSE = """
     operators.filter_bank  operators.image_differences
     operators.norm  operators.usual
     operators
-    functions._blocks
-    functions.indicators  functions.norms  functions.smooth  functions.sums
+    functions._blocks  functions._evidence
+    functions.indicators  functions.laws  functions.norms  functions.smooth  functions.sums
     functions
     lower_level
     chambolle_pock.iteration

@@ -17,6 +17,7 @@ from hypergrad.functions.indicators import Box as Box
 from hypergrad.functions.indicators import BoxQuadratic as BoxQuadratic
 from hypergrad.functions.indicators import L2Ball as L2Ball
 from hypergrad.functions.indicators import NonNegative as NonNegative
+from hypergrad.functions.laws import check_function as check_function
 from hypergrad.functions.norms import L1 as L1
 from hypergrad.functions.norms import ElasticNet as ElasticNet
 from hypergrad.functions.norms import GroupL1 as GroupL1
