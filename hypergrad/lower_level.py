@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from hypergrad._checks import as_inexact, check_finite, is_concrete
 from hypergrad.functions import AbstractFunction
-from hypergrad.functions._base import check_function
+from hypergrad.functions._base import check_is_function
 from hypergrad.operators import (
     ImageDifferences,
     Operator,
@@ -117,8 +117,8 @@ class LowerLevel(eqx.Module):
         if 0 in (self.m, self.n):
             raise ValueError(f"K must have at least one row and column; got {(self.m, self.n)}")
         _check_operator(self.K)
-        check_function("F", self.F)
-        check_function("G", self.G)
+        check_is_function("F", self.F)
+        check_is_function("G", self.G)
         self.F.check_size(self.m)
         self.G.check_size(self.n)
 

@@ -194,11 +194,10 @@ def _parse_options(options: str, text: str) -> dict[str, Any]:
     """`weight=0.1,shape=(2, 8)`, as the arguments of a call."""
     try:
         call = ast.parse(f"_({options})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        if call.args:
+        if not isinstance(call, ast.Call) or call.args:
             raise ValueError("an option without a name")
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (AssertionError, SyntaxError, TypeError, ValueError) as error:
+    except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(
             f"options must be field=value with Python literals, separated by commas; got "
             f"{options!r} in {text!r} ({error}): write for example weight=0.1,smoothing=0.01"

@@ -267,6 +267,30 @@ def test_words_that_make_no_sense(words, monkeypatch, capsys) -> None:
     assert said.count("\n") == 1
 
 
+WRONG = """
+import jax.numpy as jnp
+import hypergrad as hg
+
+class Wrong(hg.AbstractFunction):
+    def __call__(self, v):
+        return jnp.sum(jnp.abs(v), axis=-1)
+
+    def prox(self, z, step):
+        return z / (1 + step)
+"""
+
+
+def test_a_wrong_prox_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "wrong_prox.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "out"
+    assert cli.main(["train", "--quick", "--F", "wrong_prox:Wrong", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("hypergrad: 'wrong_prox:Wrong': Wrong.prox must minimise")
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("parse", [parse_function, parse_loss, hg.parse_strategy])
 @pytest.mark.parametrize(
     ("source", "words"),
@@ -298,7 +322,7 @@ def wrong(weight):
 
 def test_a_function_of_ones_own_is_checked(folder) -> None:
     parse_function("parts:Fair:scale=0.05").check(5)
-    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
+    (folder / "wrong_prox.py").write_text(WRONG, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^'wrong:wrong': Fair\.prox must .*; got .* at z = "):
         parse_function("wrong:wrong").check(5)
     parse_function("Box:radius=[0.5, 1.0]").check(5)  # of hypergrad: it is not looked at

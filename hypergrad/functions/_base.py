@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-__all__ = ["AbstractFunction", "check_function", "prox", "prox_conjugate"]
+__all__ = ["AbstractFunction", "check_is_function", "prox", "prox_conjugate"]
 
 Scalar = Float[Array, ""] | float
 Vector = Float[Array, "*batch size"]
@@ -104,7 +104,7 @@ class AbstractFunction(eqx.Module):
         return None
 
 
-def check_function(name: str, f: Any) -> None:
+def check_is_function(name: str, f: Any) -> None:
     """Refuse what is no convex function of this package or of a subclass."""
     if not isinstance(f, AbstractFunction):
         raise ValueError(

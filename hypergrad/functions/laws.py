@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad._checks import check_count
-from hypergrad.functions._base import AbstractFunction
-from hypergrad.functions._base import check_function as check_is_function
+from hypergrad.functions._base import AbstractFunction, check_is_function
 from hypergrad.functions._evidence import (
     PARTNERS,
     ROUNDINGS,

@@ -16,7 +16,7 @@ from hypergrad.functions._base import (
     Scalar,
     Values,
     Vector,
-    check_function,
+    check_is_function,
 )
 
 __all__ = ["SeparableSum"]
@@ -68,7 +68,7 @@ class SeparableSum(AbstractFunction):
                 "it in brackets, as in [hg.L1(0.1), hg.Zero()]"
             )
         for part in self.parts:
-            check_function("each part of a SeparableSum", part)
+            check_is_function("each part of a SeparableSum", part)
         check_counts("SeparableSum.sizes", self.sizes)
         if len(self.parts) != len(self.sizes) or not self.parts:
             raise ValueError(

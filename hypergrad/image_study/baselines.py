@@ -14,7 +14,7 @@ from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
 from hypergrad.own_parts import NamedFunction, parse_function, parse_operator
 
-__all__ = ["CONVERGED_TOLERANCE", "Tuned", "converge", "in_words", "tuned_problems"]
+__all__ = ["CONVERGED_TOLERANCE", "Tuned", "check_parts", "converge", "in_words", "tuned_problems"]
 
 # Weights tried first for each operator, in units of the noise (or of the observed error of own
 # data); where the best one is an end, more are tried beyond it.
@@ -85,6 +85,16 @@ def tuned_problems(config: ImageStudy, samples: StudyData) -> dict[str, Tuned]:
         name: tuned(K, parse_function(config.F if name == "untrained" else "L1"))
         for name, K in _analysis_operators(config, samples.shape).items()
     }
+
+
+def check_parts(config: ImageStudy, shape: tuple[int, ...]) -> None:
+    """Refuse an operator or a function of one's own that is none, before anything is written.
+
+    **Errors**: a `ValueError` with the rule that it breaks.
+    """
+    m, n = _analysis_operators(config, shape)["untrained"].shape
+    parse_function(config.F).check(m)
+    parse_function(config.G).check(n)
 
 
 def in_words(tuned: Tuned) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hypergrad import plotting
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.image_study.baselines import in_words, tuned_problems
+from hypergrad.image_study.baselines import check_parts, in_words, tuned_problems
 from hypergrad.image_study.contents import CONTENTS_FILE, write_contents
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
@@ -45,6 +45,7 @@ def run_image_study(
 
     console.print("[bold]1/5[/] data")
     samples = load(config)
+    check_parts(config, samples.shape)
     claim_folder(out, dataclasses.asdict(config))
     with in_use(out):
         _run_stages(config, samples, strategies, out, console, devices)
