@@ -267,7 +267,7 @@ def test_words_that_make_no_sense(words, monkeypatch, capsys) -> None:
     assert said.count("\n") == 1
 
 
-WRONG = """
+OF_ANOTHER_FUNCTION = """
 import jax.numpy as jnp
 import hypergrad as hg
 
@@ -281,12 +281,12 @@ class Wrong(hg.AbstractFunction):
 
 
 def test_a_wrong_prox_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys) -> None:
-    (tmp_path / "wrong_prox.py").write_text(WRONG)
+    (tmp_path / "half_a_prox.py").write_text(OF_ANOTHER_FUNCTION)
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "out"
-    assert cli.main(["train", "--quick", "--F", "wrong_prox:Wrong", "--out", str(out)]) == 1
+    assert cli.main(["train", "--quick", "--F", "half_a_prox:Wrong", "--out", str(out)]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("hypergrad: 'wrong_prox:Wrong': Wrong.prox must minimise")
+    assert said.startswith("hypergrad: 'half_a_prox:Wrong': Wrong.prox must minimise")
     assert said.count("\n") == 1
     assert not out.exists()
 
@@ -322,7 +322,7 @@ def wrong(weight):
 
 def test_a_function_of_ones_own_is_checked(folder) -> None:
     parse_function("parts:Fair:scale=0.05").check(5)
-    (folder / "wrong_prox.py").write_text(WRONG, encoding="utf-8")
+    (folder / "wrong.py").write_text(WRONG, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^'wrong:wrong': Fair\.prox must .*; got .* at z = "):
         parse_function("wrong:wrong").check(5)
     parse_function("Box:radius=[0.5, 1.0]").check(5)  # of hypergrad: it is not looked at
