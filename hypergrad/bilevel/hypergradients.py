@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,8 @@ from hypergrad.status import throw_if_bad
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["hypergradient"]
+
+_Given = TypeVar("_Given")
 
 
 def hypergradient(
@@ -107,7 +109,7 @@ def hypergradient(
     return h
 
 
-def _not_differentiable(given: Any) -> Any:
+def _not_differentiable(given: _Given) -> _Given:
     """The same; its derivative would be that of the iterations, whatever the strategy."""
     floats, rest = eqx.partition(given, eqx.is_inexact_array)
     return eqx.combine(_refusing(floats), rest)
