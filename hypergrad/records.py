@@ -80,7 +80,7 @@ def write_npz(
     path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False
 ) -> None:
     """Write arrays of numbers or text; `numpy.load(path, allow_pickle=False)` reads them."""
-    objects = [name for name, array in arrays.items() if array.dtype.hasobject]
+    objects = [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]
     if objects:
         raise TypeError(f"arrays must hold numbers or text; got Python objects in {objects}")
     save = np.savez_compressed if compress else np.savez

@@ -100,7 +100,8 @@ def _solve_differentiably(
     """By whatever the strategy gives: a pushforward (both modes), plain JAX, or a pullback."""
     if strategy.has_pushforward:
         # The solve itself is not differentiated; its result gets its derivatives afterwards.
-        solution, residuals = strategy.forward(*held((problem, x_tilde, solver)), init)
+        fixed, fixed_x_tilde, fixed_solver = held((problem, x_tilde, solver))
+        solution, residuals = strategy.forward(fixed, fixed_x_tilde, fixed_solver, init)
         given = (problem, x_tilde)
         x, y = _with_derivatives(given, strategy, residuals, (solution.x, solution.y))
         return Solution(x, y, solution.stats, solution.state)
