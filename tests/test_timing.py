@@ -67,17 +67,20 @@ def test_what_is_compiled_can_be_read() -> None:
 # ---------------------------------------------------------------------------------- interleaved
 
 
-def test_calls_take_turns_after_a_warm_up() -> None:
+def test_calls_take_turns_each_after_itself() -> None:
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
     medians = timing.interleaved_medians(calls, repeats=2)
-    assert "".join(order) == "abc" + 2 * "abc"
+    assert "".join(order) == 2 * "aabbcc"
     assert list(medians) == ["a", "b", "c"]
 
 
-def test_medians_leave_out_the_warm_up(monkeypatch) -> None:
+def test_medians_leave_out_what_follows_another(monkeypatch) -> None:
     now = 0.0
-    takes = {"a": iter([100.0, 1.0, 50.0, 3.0]), "b": iter([100.0, 7.0, 5.0, 6.0])}
+    takes = {
+        "a": iter([100.0, 1.0, 20.0, 50.0, 30.0, 3.0]),
+        "b": iter([100.0, 7.0, 20.0, 5.0, 30.0, 6.0]),
+    }
 
     def call(name: str) -> None:
         nonlocal now
