@@ -69,7 +69,7 @@ class SavedOperator:
     rate: int | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.shape) not in (1, 2) or math.prod(self.shape) != self.problem.n:
             raise ValueError(
                 f"shape must be that of one sample, a row or a patch of n={self.problem.n} entries"
