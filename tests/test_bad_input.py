@@ -379,6 +379,18 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         of_two_dtypes,
         r"all must be of one dtype, and K is of float32 for good; got float64: cast",
     ),
+    "K a function on several devices": (
+        lambda: hg.train(
+            lower_level(K=backwards(), F=hg.L1(0.1)),
+            (X, X),
+            strategy=hg.Truncation(1),
+            epochs=1,
+            trainable=lambda p: p.F.weight,
+            devices=1,
+            progress=False,
+        ),
+        r"K must be a matrix, a hypergrad.operators.AbstractOperator or made of matrices to be use",
+    ),
     #
     # ---- the functions
     "F no function": (

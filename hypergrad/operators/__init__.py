@@ -19,6 +19,7 @@ from hypergrad.operators.products import apply_transpose as apply_transpose
 from hypergrad.operators.products import bilinear_gradient as bilinear_gradient
 from hypergrad.operators.products import dense_matrix as dense_matrix
 from hypergrad.operators.products import matrix_of as matrix_of
+from hypergrad.operators.products import of_a_function as of_a_function
 from hypergrad.operators.products import operator_dtype as operator_dtype
 from hypergrad.operators.products import operator_shape as operator_shape
 from hypergrad.operators.usual import dct as dct

@@ -18,7 +18,7 @@ class AbstractOperator(lx.AbstractLinearOperator):
     A subclass gives `mv`, `rmv`, `in_structure` and `out_structure` (vectors, of one dtype), and
     `norm_bound` where its norm is known. Its float leaves are what can be learned; products have to
     be differentiable in them. (A `lineax.FunctionLinearOperator` needs less, but its transpose is
-    derived by JAX, and its dtype is fixed.)
+    derived by JAX, and its dtype and its one device are fixed.)
 
     **Cost**: that of the products; `as_matrix` builds `m n` numbers, by n of them.
 

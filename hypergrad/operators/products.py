@@ -22,6 +22,7 @@ __all__ = [
     "bilinear_gradient",
     "dense_matrix",
     "matrix_of",
+    "of_a_function",
     "operator_dtype",
     "operator_shape",
 ]
@@ -61,6 +62,22 @@ def matrix_of(K: Operator) -> Array | None:
     if isinstance(K, lx.MatrixLinearOperator):
         return K.matrix
     return None if isinstance(K, lx.AbstractLinearOperator) else K
+
+
+def of_a_function(K: Operator) -> bool:
+    """Whether there is a `lineax.FunctionLinearOperator` in it, which is a program for one device.
+
+    >>> of_a_function(jnp.zeros((3, 2)))
+    False
+    """
+    found: list[bool] = []
+
+    def look(node: object) -> bool:
+        found.append(isinstance(node, lx.FunctionLinearOperator))
+        return found[-1]
+
+    jax.tree.leaves(K, is_leaf=look)
+    return any(found)
 
 
 def dense_matrix(K: Operator) -> Float[Array, "m n"]:

@@ -23,6 +23,7 @@ from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.checkpoints import Checkpoints, fingerprint_of
 from hypergrad.devices import AbstractPlacement, OneDevice, placement
 from hypergrad.lower_level import LowerLevel
+from hypergrad.operators import of_a_function
 from hypergrad.progress import progress_bar
 from hypergrad.strategies._base import AbstractStrategy
 from hypergrad.training.pairs import Pair, batches, of_one_dtype
@@ -116,7 +117,7 @@ def train(
     batch_size = min(batch_size, len(x_tilde))
     some = slice(batch_size)
     example = x_tilde[some], x_true[some]
-    place = _checked_place(devices, loss, example, warm=safeguard is not None)
+    place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
     learner = Learner(
         x_tilde,
@@ -199,11 +200,22 @@ def _usual_projection(
 
 
 def _checked_place(
-    devices: int | Mesh | None, loss: Loss, example: tuple[Any, Any], *, warm: bool
+    problem: LowerLevel,
+    devices: int | Mesh | None,
+    loss: Loss,
+    example: tuple[Any, Any],
+    *,
+    warm: bool,
 ) -> AbstractPlacement:
-    """Where to run, if a batch such as the example and its loss can be shared out there."""
+    """Where to run, if K, a batch such as the example and its loss can be shared out there."""
     x_tilde, x_true = map(jnp.asarray, example)
     place = placement(devices)
+    if devices is not None and of_a_function(problem.K):
+        raise ValueError(
+            "K must be a matrix, a hypergrad.operators.AbstractOperator or made of matrices to be "
+            "used on several devices; got a lineax.FunctionLinearOperator, whose program is for "
+            "one: give its two products to a subclass of AbstractOperator"
+        )
     place.check(len(x_tilde), warm=warm)
     check_loss(loss, x_true)
     place.check_loss(loss, x_tilde, x_true)
