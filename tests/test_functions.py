@@ -800,6 +800,33 @@ def test_what_is_right_passes_the_check(first):
     hg.check_function(f, SIZE * len(parts))
 
 
+class Cancelling(hg.AbstractFunction):
+    """Its prox is the difference of two large numbers where z is far below 0."""
+
+    weight: float
+    positive = ("weight",)
+
+    def __call__(self, v):
+        return -self.weight * jnp.sum(jnp.log(v), axis=-1)
+
+    def prox(self, z, step):
+        return (z + jnp.sqrt(z**2 + 4 * step * self.weight)) / 2
+
+
+def test_what_cancels_in_single_precision_passes_the_check():
+    with jax.enable_x64(False):
+        assert Cancelling(0.1).prox(jnp.array([-300.0]), 1.0).dtype == jnp.float32
+        hg.check_function(Cancelling(0.1), 96)
+
+
+def test_a_positive_field_that_is_none_is_refused():
+    class Misspelt(Cancelling):
+        positive = ("wieght",)
+
+    with pytest.raises(ValueError, match="positive must name fields of it; got wieght, which"):
+        hg.LowerLevel(np.eye(3), Misspelt(0.1), hg.Quadratic(1.0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("name", FUNCTIONS)

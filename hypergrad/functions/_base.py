@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -110,6 +111,13 @@ def check_is_function(name: str, f: Any) -> None:
         raise ValueError(
             f"{name} must be a hypergrad function; got {type(f).__name__}: use one from "
             "hypergrad.functions or subclass hypergrad.AbstractFunction"
+        )
+    # A field that is misspelt there would be learned as any other, and become negative.
+    unknown = set(f.positive) - {field.name for field in dataclasses.fields(f)}
+    if unknown:
+        raise ValueError(
+            f"{type(f).__name__}.positive must name fields of it; got {', '.join(sorted(unknown))}"
+            ", which are none: correct the spelling"
         )
 
 

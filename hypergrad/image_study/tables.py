@@ -74,7 +74,8 @@ def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, 
     advice = (
         "give it more --epochs or another --learning-rate"
         if at_random
-        else "start from a poor K: the same command with --K random and another --out"
+        else "start from a poor K: the same command with --K random --learning-rate 0.01 and "
+        "another --out"
     )
     return (
         f"No strategy gained more than {_GAIN} dB on held-out data over the untrained operator: "
