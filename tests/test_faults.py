@@ -339,9 +339,10 @@ def test_a_real_limit_on_files_and_the_run_goes_on_without_it(rows, tmp_path) ->
 
 
 @pytest.mark.slow
-def test_a_batch_beyond_the_memory_is_told(rows, tmp_path) -> None:
-    """A batch of 12.8 GB in 8 GB of address space."""
+def test_what_is_beyond_the_memory_is_told(tmp_path) -> None:
+    """Samples so long that K takes 12.8 GB, in 8 GB of address space."""
+    np.save(tmp_path / "wide.npy", np.random.default_rng(0).uniform(size=(8, 40_000)))
     limit = f"RLIMIT_AS, ({8 * 2**30}, {8 * 2**30})"
-    status, said = _ended(_start(rows, tmp_path, "--batch-size", "100000000", limit=limit))
+    status, said = _ended(_start(tmp_path / "wide.npy", tmp_path / "run", limit=limit))
     assert (status, "Traceback" in said) == (door.DATA, False), said
     assert "smaller batch" in said.splitlines()[-1]
