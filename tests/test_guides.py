@@ -33,7 +33,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 BLOCKS = blocks("own.md")
-TRAIN, RESTORE, LOAD, PARTS, CHECKED, NAMED, USED, COMPOSED = range(8)
+TRAIN, RESTORE, LOAD, PARTS, CHECKED, NAMED, USED, GIVEN, COMPOSED = range(9)
 LOOP, RIGHT = blocks("library.md")
 
 # Everything but the words of the commands is in miniature.
@@ -159,6 +159,16 @@ def test_own_parts_in_python(folder, capsys) -> None:
 
 def test_own_function_obeys_the_laws(folder) -> None:
     run_python(CHECKED)
+
+
+def test_an_operator_of_ones_own_is_its_matrix() -> None:
+    found = run_python(GIVEN)
+    problem, x_true, h = found["problem"], found["x_true"], found["h"]
+    dense = hg.LowerLevel(problem.K.as_matrix(), problem.F, problem.G)
+    expected = hg.hypergradient(dense, x_true + 0.1, x_true, strategy=hg.Truncation(k=1)).grad.K
+    # The norm of an operator is estimated, so that its steps are a little shorter.
+    along = jnp.vdot(expected, problem.K.as_matrix() / problem.K.scale)
+    np.testing.assert_allclose(h.grad.K.scale, along, rtol=0.03)
 
 
 def test_an_operator_of_low_rank_has_its_gradients() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.linalg
+from helpers import random_data, relative_error
 
 import hypergrad as hg
 from hypergrad.operators import (
@@ -386,6 +387,71 @@ def test_difference_operator(shape):
     x = normal(shape[0] * shape[1])
     got = difference_operator(shape).mv(x)
     np.testing.assert_allclose(got, numpy_image_differences(np.asarray(x), shape), atol=1e-15)
+
+
+class Scaled(hg.operators.AbstractOperator):
+    """`scale` times forward differences of a circle, and what is wrong with it."""
+
+    scale: jax.Array
+    size: int = eqx.field(static=True, default=6)
+    constant: float = 0.0
+    turn: int = eqx.field(static=True, default=1)
+    bound: float | None = None
+
+    def mv(self, vector):
+        return self.scale * (jnp.roll(vector, -1) - vector) + self.constant
+
+    def rmv(self, vector):
+        return self.scale * (jnp.roll(vector, self.turn) - vector)
+
+    def norm_bound(self):
+        return None if self.bound is None else jnp.asarray(self.bound)
+
+    def in_structure(self):
+        return jax.ShapeDtypeStruct((self.size,), self.scale.dtype)
+
+    def out_structure(self):
+        return self.in_structure()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_what_is_right_passes_the_check(dtype):
+    for K in (
+        Scaled(jnp.asarray(3.0, dtype)),
+        Scaled(jnp.asarray(3.0, dtype), bound=6.0),
+        jnp.asarray(np.random.default_rng(0).standard_normal((200, 300)), dtype),
+        difference_operator((20, 30), dtype),
+        hg.operators.FilterBank(jnp.ones((2, 3, 2), dtype), (9, 8)),
+    ):
+        hg.operators.check_operator(K)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"turn": -1}, r"Scaled\.rmv must be the transpose of mv, .*; got a difference of"),
+        ({"turn": 0}, r"Scaled\.rmv must be the transpose of mv"),
+        ({"constant": 0.1}, r"Scaled\.(rmv must be the transpose|mv must be linear)"),
+        ({"constant": np.nan}, r"Scaled\.mv must give finite vectors of 6 entries"),
+        ({"bound": 5.0}, r"Scaled\.norm_bound must be at least .*; got 5, and 5\.99"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_does_not(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        hg.operators.check_operator(Scaled(jnp.array(3.0), **wrong))
+
+
+def test_a_learned_operator_of_ones_own():
+    """Its one leaf, by the chain rule and by the dense matrix."""
+    K, (x_tilde, x_true) = Scaled(jnp.array(0.7)), random_data(3, 6)
+
+    def grad(K):
+        problem = hg.LowerLevel(K, hg.L1(0.1), hg.Quadratic(1.0))
+        return hg.hypergradient(problem, x_tilde, x_true, strategy=hg.Exact()).grad.K
+
+    unit = Scaled(jnp.array(1.0)).as_matrix()
+    assert relative_error(grad(K).scale, jnp.sum(grad(K.as_matrix()) * unit)) <= 1e-10
 
 
 def test_difference_operator_gives_isotropic_total_variation():

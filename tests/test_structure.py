@@ -38,6 +38,7 @@ HOUSE = """
     operators._base  operators.boundaries  operators.convolutions  operators.products
     operators.filter_bank  operators.image_differences
     operators.norm  operators.usual
+    operators.laws
     operators
     functions._blocks  functions._evidence
     functions.indicators  functions.laws  functions.norms  functions.smooth  functions.sums

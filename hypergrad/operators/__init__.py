@@ -11,6 +11,7 @@ from hypergrad.operators.convolutions import Direct as Direct
 from hypergrad.operators.filter_bank import FilterBank as FilterBank
 from hypergrad.operators.image_differences import ImageDifferences as ImageDifferences
 from hypergrad.operators.image_differences import difference_operator as difference_operator
+from hypergrad.operators.laws import check_operator as check_operator
 from hypergrad.operators.norm import LANCZOS_MARGIN as LANCZOS_MARGIN
 from hypergrad.operators.norm import operator_norm as operator_norm
 from hypergrad.operators.products import Operator as Operator
