@@ -51,7 +51,7 @@ def report(
         f"Loss: half the squared error a patch. L = {config.iterations}; converged: relative "
         f"residual below {CONVERGED_TOLERANCE:g}, at most {config.converged_iterations} "
         f"iterations. {len(samples.train)} training and {len(samples.held_out)} held-out samples, "
-        f"{config.epochs} epochs, seed {config.seed}.{own}\n\n"
+        f"{config.epochs} epochs, seed {config.seed}.{own} {_about_training_loss(config)}\n\n"
         f"{markdown_table(rows, TABLE)}\n" + (f"\n{gained}\n" if gained else "")
     )
 
@@ -114,5 +114,13 @@ def about_the_table(config: ImageStudy) -> str:
         "Loss: half the squared norm of the error, a mean over samples; at L: after "
         f"{config.iterations} iterations, as it was learned; conv.: solved to a residual of "
         f"{CONVERGED_TOLERANCE:g}, {config.converged_iterations} iterations at most. PSNR: of the "
-        f"held-out samples, peak 1. Time: of learning alone.{other}"
+        f"held-out samples, peak 1. Time: of learning alone. {_about_training_loss(config)}{other}"
+    )
+
+
+def _about_training_loss(config: ImageStudy) -> str:
+    """Why it is not that of the curves."""
+    return (
+        f"Training loss: of the first {config.held_out_samples} training samples at the most (the "
+        "curves and records.jsonl have that of all)."
     )
