@@ -28,12 +28,14 @@ def describe(value: Any) -> str:
 def spelt(number: Any) -> str:
     """A number as a command line reads it back, as short as can be; … while JAX traces it.
 
-    >>> spelt(1e-6), spelt(0.5), spelt(1 / 3)
-    ('1e-06', '0.5', '0.3333333333333333')
+    >>> spelt(1e-6), spelt(0.5), spelt(1 / 3), spelt(1000000)
+    ('1e-06', '0.5', '0.3333333333333333', '1000000')
     """
     if isinstance(number, Tracer):
         return "…"
     value = np.asarray(number)
+    if value.dtype.kind in "iub":
+        return str(value)
     short = f"{float(value):g}"
     return short if value.dtype.type(short) == value else str(value)
 

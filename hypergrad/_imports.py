@@ -22,11 +22,11 @@ def imported(module: str, name: str) -> Any:
         itself = f"{module}.".startswith(f"{error.name}.")
         advice = "is its folder on PYTHONPATH?" if itself else "install it"
         raise ImportError(f"{error}: {advice}") from None
-    except Exception as error:  # a module of the user's may raise anything
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         raise ImportError(f"{type(error).__name__}: {error}{_place(error)}") from None
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Where a module raised it; a syntax error says so itself, and what Python refuses has none."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     refused = last.filename.startswith("<") or last.filename in (__file__, importlib.__file__)

@@ -146,6 +146,10 @@ def best_of(
     return candidates[int(np.argmin(losses))]
 
 
+# So many weights are tried beyond a grid, however close its weights are to each other.
+_MOST_BEYOND = 100
+
+
 class BestWeight(NamedTuple):
     """The best problem that was tried, its weight, and whether a better one may lie still farther.
 
@@ -174,7 +178,7 @@ def best_weight(
     **Arguments**: `weights`, the grid, positive; `restore(problem, x_tilde)`, say by
     `solve_to_tolerance`; `farthest`, by which factor the grid may grow at either end.
 
-    **Cost**: one `restore` a weight.
+    **Cost**: one `restore` a weight, and at most 100 beyond the grid.
 
     **Caveat**: of several local optima it finds one. A grid of one weight has no ratio, and stays.
 
@@ -189,14 +193,18 @@ def best_weight(
     losses: dict[float, float] = {}
 
     def look_at(weight: float) -> None:
-        losses[weight] = mean_loss(restore(at(weight), x_tilde), x_true)
+        loss = mean_loss(restore(at(weight), x_tilde), x_true)
+        losses[weight] = np.inf if np.isnan(loss) else loss
 
-    for weight in sorted(weights):
+    grid = sorted(weights)
+    if not grid or not (grid[0] > 0 and np.isfinite(grid[-1])):
+        raise ValueError(f"weights must be positive numbers, at least one; got {grid}: give a grid")
+    for weight in grid:
         look_at(weight)
-    if not losses:
-        raise ValueError("weights must hold at least one number; got none: give a grid")
     least, most = min(losses) / farthest, max(losses) * farthest
     while (beyond := _beyond(losses)) is not None and least <= beyond <= most:
+        if len(losses) >= len(grid) + _MOST_BEYOND:
+            break
         look_at(beyond)
     best = min(losses, key=losses.__getitem__)
     return BestWeight(at(best), best, _beyond(losses) is not None)

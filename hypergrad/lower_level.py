@@ -74,7 +74,7 @@ def _check_operator(K: Operator) -> None:
             f"K must be real; got an operator of {dtype}: split it into its real and its imaginary "
             "part"
         )
-    if jnp.finfo(dtype).bits < 32:
+    if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
         raise ValueError(
             f"K must have single or double precision; got {dtype}: cast it to float32 (norms and "
             "factorisations know no half precision)"
@@ -145,8 +145,14 @@ class LowerLevel(eqx.Module):
     def astype(self, dtype: Any) -> LowerLevel:
         """The same problem in another dtype.
 
-        **Errors**: a `ValueError` where K is an operator of a function, whose dtype is built in.
+        **Errors**: a `ValueError` for a dtype that is neither single nor double precision (or that
+        JAX has switched off), and where K is an operator of a function, whose dtype is built in.
         """
+        dtype = jnp.dtype(dtype)
+        if dtype not in (jnp.float32, jnp.float64) or jnp.zeros((), dtype).dtype != dtype:
+            raise ValueError(
+                f"dtype must be float32 or float64; got {dtype}: for float64, set jax_enable_x64"
+            )
         problem = cast_floats(self, dtype)
         if problem.dtype != dtype:
             raise ValueError(

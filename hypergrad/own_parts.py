@@ -194,7 +194,7 @@ def _parse_options(options: str, text: str) -> dict[str, Any]:
     """`weight=0.1,shape=(2, 8)`, as the arguments of a call."""
     try:
         call = ast.parse(f"_({options})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or not all(w.arg for w in call.keywords):
             raise ValueError("an option without a name")
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, TypeError, ValueError) as error:

@@ -122,8 +122,9 @@ def test_a_weight_that_never_lies_inside_is_told():
     assert best([0.5, 1.0], -1)[1:] == (512.0, True)  # the last one below 1000
     assert best([0.5, 1.0], 1)[1:] == (2.0**-10, True)
     assert best([0.5], 1)[1:] == (0.5, False)  # the one weight there is was not chosen
-    with pytest.raises(ValueError, match="at least one number"):
-        best([], 1)
+    for grid in ([], [0.0, 1.0], [-1.0, 1.0], [1.0, np.inf]):
+        with pytest.raises(ValueError, match="weights must be positive numbers, at least one"):
+            best(grid, 1)
     problem = denoising(512.0, 1)
     assert "a better one may lie farther" in in_words(Tuned(problem, at_an_end=True))
     assert in_words(Tuned(problem, at_an_end=False)) == "F = L1(weight=512)"

@@ -15,7 +15,12 @@ from jaxtyping import Array, Float
 from hypergrad._checks import check_count, check_fraction, spelt
 from hypergrad._samples import where
 from hypergrad.adjoint.limit_system import LimitSystem
-from hypergrad.adjoint.linear_solves import Unknowns, solve_least_squares, squared_norm
+from hypergrad.adjoint.linear_solves import (
+    Unknowns,
+    solve_least_squares,
+    solver_label,
+    squared_norm,
+)
 from hypergrad.adjoint.recursion import (
     DeltaSums,
     adjoint_step,
@@ -309,7 +314,7 @@ class LinearSolve(AbstractLinearSolve):
 
     @property
     def label(self) -> str:
-        return type(self.solver).__name__.lower()
+        return solver_label(self.solver)
 
     @property
     def products_a_step(self) -> int:

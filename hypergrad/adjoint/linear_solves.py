@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array
 
+from hypergrad._checks import spelt
 from hypergrad._samples import where
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "positive",
     "solve_both_ways",
     "solve_least_squares",
+    "solver_label",
     "squared_norm",
 ]
 
@@ -33,6 +35,14 @@ def _gmres(tolerance: float = _LINEAX_TOLERANCE) -> lx.GMRES:
 
 def _bicgstab(tolerance: float = _LINEAX_TOLERANCE) -> lx.BiCGStab:
     return lx.BiCGStab(rtol=tolerance, atol=tolerance)
+
+
+def solver_label(solver: lx.AbstractLinearSolver[Any]) -> str:
+    """The word that names it, with its tolerance where that is another than the usual one."""
+    word = type(solver).__name__.lower()
+    if not isinstance(solver, (lx.GMRES, lx.BiCGStab)) or solver.rtol == _LINEAX_TOLERANCE:
+        return word
+    return f"{word}={spelt(solver.rtol)}"
 
 
 # Those of lineax that a word can name.

@@ -53,10 +53,10 @@ def hypergradient(
 
     **Returns**: a `Hypergradient`.
 
-    **Errors**: as for `solve`; a `TypeError` where it is differentiated. With `throw=True` a bad
-    status of either solve raises (an adjoint that was cut off on purpose, a truncation, has one,
-    too), and so does a missed target. A `ValueError` for a target error with a strategy that has no
-    tolerance.
+    **Errors**: as for `solve`; a `TypeError` where it is differentiated in these. With `throw=True`
+    a bad status of either solve raises (an adjoint that was cut off on purpose, a truncation, has
+    one, too), and so does a missed target. A `ValueError` for a target error with a strategy that
+    has no tolerance.
 
     **Cost**: by strategy, see `hypergrad strategies`. The bound: up to 5 factorisations of
     `m n^2 + n^3 / 3` a sample, about 20 solves with the last; where K is no matrix, or a sample of
@@ -125,5 +125,5 @@ def _refuse(primals: Any, tangents: Any) -> Any:
     raise TypeError(
         "hypergradient(...) must not be differentiated; got a derivative of its problem, x_tilde, "
         "solver or init: its gradient is its .grad, and hg.solve(...).x is made to be "
-        "differentiated"
+        "differentiated (for its value alone, hold its arguments by jax.lax.stop_gradient)"
     )

@@ -42,7 +42,7 @@ COLUMNS = {
 _BRIEF = {
     "strategy": "strategy",
     "relative_error": "rel. error",
-    "relative_error_differentiable": "where one",
+    "relative_error_differentiable": "diff.",
     "cosine": "cosine",
     "milliseconds": "time (ms)",
     "over_forward": "/ forward",
@@ -86,8 +86,8 @@ class Comparison:
             f"{100 * self.reference[share]:.3g} %" for share in ("certified", "differentiable")
         )
         return (
-            f"Errors against the exact gradient, on the {certified} of samples that it is "
-            f"certified on; on {only} it is the only one (where one), on the others one of several."
+            f"Errors against the exact gradient, on the {certified} of samples it is certified on; "
+            f"diff.: on the {only} where it is the only one (elsewhere one of several)."
         )
 
     def about_the_solves(self) -> list[str]:

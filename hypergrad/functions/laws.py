@@ -56,10 +56,12 @@ def check_function(f: AbstractFunction, size: int, *, seed: int = 0) -> None:
     **Cost**: one or two seconds, nearly all of it compiling, for up to some thousand entries; it
     takes 25,000 values of `f`.
 
-    **Caveat**: random points prove nothing. It is looked at in double precision, whatever JAX is
-    set to: what a prox loses by cancelling in single goes unseen. One that is off by more than 1e-7
-    of its size is found, so one by an inner iteration has to be that good. Say an indicator with
-    some slack (64 roundings), or it is infinite at its own projection.
+    **Caveat**: random points prove nothing, and derivatives in the parameters are only looked at
+    for being finite, `margin`, `piece`, `smooth`, `strong_convexity` and the scales not at all. It
+    is looked at in double precision, whatever JAX is set to: what a prox loses by cancelling in
+    single goes unseen. One that is off by more than 1e-7 of its size is found, so one by an inner
+    iteration has to be that good. Say an indicator with some slack (64 roundings), or it is
+    infinite at its own projection.
 
     >>> import hypergrad as hg, jax.numpy as jnp
     >>> hg.check_function(hg.L1(0.5), 8)

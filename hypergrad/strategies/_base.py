@@ -12,7 +12,14 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from hypergrad._checks import describe, spelt
-from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, SolvedPair, Tangents
+from hypergrad.adjoint import (
+    AdjointStats,
+    Cotangent,
+    Gradients,
+    SolvedPair,
+    Tangents,
+    solver_label,
+)
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.lower_level import LowerLevel
 
@@ -94,7 +101,7 @@ def _spell(field: str, value: Any) -> str:
     if eqx.is_array(value) and value.ndim == 0:
         return f"{field}={spelt(value)}"
     if isinstance(value, lx.AbstractLinearSolver):
-        return type(value).__name__.lower()
+        return solver_label(value)
     return getattr(value, "label", type(value).__name__.lower())
 
 
