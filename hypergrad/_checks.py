@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +68,16 @@ def as_inexact(
             f"{name} must be real; got {array.dtype}: split it into its real and its imaginary part"
         )
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def cast_leaves(tree: Any, dtype: Any) -> Any:
+    """Every float of a pytree as an array of one dtype (a Python float cannot be learned)."""
+
+    def cast(leaf: Any) -> Any:
+        is_float = isinstance(leaf, float) or eqx.is_inexact_array(leaf)
+        return jnp.asarray(leaf, dtype) if is_float else leaf
+
+    return jax.tree.map(cast, tree)
 
 
 def inexact(name: str) -> Callable[[Any], Any]:

@@ -202,8 +202,9 @@ def best_weight(
     for weight in grid:
         look_at(weight)
     least, most = min(losses) / farthest, max(losses) * farthest
-    while (beyond := _beyond(losses)) is not None and least <= beyond <= most:
-        if len(losses) >= len(grid) + _MOST_BEYOND:
+    for _ in range(_MOST_BEYOND):
+        beyond = _beyond(losses)
+        if beyond is None or not least <= beyond <= most:
             break
         look_at(beyond)
     best = min(losses, key=losses.__getitem__)

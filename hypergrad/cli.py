@@ -171,7 +171,7 @@ def _study(
         )
         for text in strategies:
             parse_strategy(text).check(ChambollePock(config.iterations))
-        parse_function(parts.F).at_weights([1.0])
+        parse_function(parts.F).example()
         parse_function(parts.G).built()
         if parts.loss is not None:
             parse_loss(parts.loss)

@@ -11,11 +11,11 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_finite, is_concrete
+from hypergrad._checks import as_inexact, cast_leaves, check_finite, is_concrete
 from hypergrad.functions import AbstractFunction
 from hypergrad.functions._base import check_is_function
 from hypergrad.operators import (
-    ImageDifferences,
+    AbstractOperator,
     Operator,
     apply,
     matrix_of,
@@ -38,15 +38,15 @@ def _as_operator(K: Any) -> Operator:
 
 
 def cast_floats(tree: Any, dtype: Any) -> Any:
-    """Every float of a pytree as an array of one dtype (a Python float cannot be learned)."""
+    """`cast_leaves`, with operators that know themselves how they are cast."""
 
-    def cast(leaf: Any) -> Any:
-        if isinstance(leaf, ImageDifferences):  # which has no leaf that would say it
-            return ImageDifferences(leaf.image_shape, dtype)
-        is_float = isinstance(leaf, float) or eqx.is_inexact_array(leaf)
-        return jnp.asarray(leaf, dtype) if is_float else leaf
+    def is_operator(node: Any) -> bool:
+        return isinstance(node, AbstractOperator)
 
-    return jax.tree.map(cast, tree, is_leaf=lambda node: isinstance(node, ImageDifferences))
+    def cast(node: Any) -> Any:
+        return node.astype(dtype) if is_operator(node) else cast_leaves(node, dtype)
+
+    return jax.tree.map(cast, tree, is_leaf=is_operator)
 
 
 def held(tree: Any) -> Any:

@@ -11,7 +11,7 @@ import ast
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +59,10 @@ class NamedFunction(NamedTuple):
             )
         return f
 
+    def example(self) -> AbstractFunction:
+        """The function, at weight 1 where that is free."""
+        return self.built(weight=1.0) if self.weight_is_free else self.built()
+
     def check(self, size: int) -> None:
         """Look whether a function of one's own obeys the laws, on vectors of this size.
 
@@ -69,14 +73,9 @@ class NamedFunction(NamedTuple):
         if self.make in vars(functions).values():
             return
         try:
-            check_function(self.at_weights([1.0])[0], size)
+            check_function(self.example(), size)
         except ValueError as error:
             raise ValueError(f"{self.text!r}: {error}") from None
-
-    def at_weights(self, weights: Iterable[float]) -> list[AbstractFunction]:
-        """One function for each weight where that is free, else the one function there is."""
-        free = self.weight_is_free
-        return [self.built(weight=weight) for weight in weights] if free else [self.built()]
 
 
 def parse_function(text: str) -> NamedFunction:
@@ -93,15 +92,7 @@ def parse_function(text: str) -> NamedFunction:
     True
     """
     named = {name: f for name, f in vars(functions).items() if _is_built_in(f)}
-    name, _, options = text.partition(":")
-    if name in named:
-        make = named[name]
-    elif options:
-        make, options = _own(text)
-    else:
-        raise ValueError(
-            f"a function must be one of {', '.join(named)}, or {_OWN}; got {text!r}: choose one"
-        )
+    make, options = _made_by(text, named, "a function must be one of")
     return NamedFunction(text, make, _parse_options(options, text))
 
 
@@ -117,15 +108,7 @@ def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
     >>> parse_operator("random:rows=5,seed=1", (2, 2)).shape
     (5, 4)
     """
-    name, _, options = text.partition(":")
-    if name in _OPERATORS:
-        make = _OPERATORS[name]
-    elif options:
-        make, options = _own(text)
-    else:
-        raise ValueError(
-            f"an operator must be {', '.join(_OPERATORS)}, or {_OWN}; got {text!r}: choose one"
-        )
+    make, options = _made_by(text, _OPERATORS, "an operator must be")
     K = _call(text, functools.partial(make, shape, **_parse_options(options, text)))
     K = as_inexact(K, f"what {text!r} returns", rule="an (m, n) matrix", advice="return an array")
     n = math.prod(shape)
@@ -176,6 +159,18 @@ def import_part(text: str) -> Any:
 def _is_built_in(f: Any) -> bool:
     is_function = isinstance(f, type) and issubclass(f, AbstractFunction)
     return is_function and not inspect.isabstract(f)
+
+
+def _made_by(
+    text: str, named: Mapping[str, Callable[..., Any]], rule: str
+) -> tuple[Callable[..., Any], str]:
+    """What makes a part, one of those that have a name or one's own, and the options behind it."""
+    name, _, options = text.partition(":")
+    if name in named:
+        return named[name], options
+    if options:
+        return _own(text)
+    raise ValueError(f"{rule} {', '.join(named)}, or {_OWN}; got {text!r}: choose one")
 
 
 def _own(text: str) -> tuple[Callable[..., Any], str]:

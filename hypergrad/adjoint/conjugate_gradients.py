@@ -64,7 +64,7 @@ class ConjugateGradients(AbstractKrylovSolve):
         if transposed:
             return LeastSquares(self.most).solve(system, right, transposed=True)
         rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), self.steps_at_most(problem)
-        return ReducedSystem.of(system).solve(right, transposed=transposed, rtol=rtol, most=most)
+        return ReducedSystem.of(system).solve(right, transposed=False, rtol=rtol, most=most)
 
 
 def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:

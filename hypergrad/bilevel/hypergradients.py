@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from hypergrad._checks import check_flag
@@ -20,8 +16,6 @@ from hypergrad.status import throw_if_bad
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["hypergradient"]
-
-_Given = TypeVar("_Given")
 
 
 def hypergradient(
@@ -91,7 +85,6 @@ def hypergradient(
     )
     check_flag("throw", throw)
     check_flag("error_bound", error_bound)
-    problem, x_tilde, solver, init = _not_differentiable((problem, x_tilde, solver, init))
     if target_error is None:
         h = compute_hypergradient(
             problem, x_tilde, x_true, solver, strategy, loss, init, error_bound=error_bound
@@ -107,23 +100,3 @@ def hypergradient(
         if h.chosen is not None:
             h = throw_if_bad(h, jnp.asarray(int(h.chosen.status)), "reaching the target error")
     return h
-
-
-def _not_differentiable(given: _Given) -> _Given:
-    """The same; its derivative would be that of the iterations, whatever the strategy."""
-    floats, rest = eqx.partition(given, eqx.is_inexact_array)
-    return eqx.combine(_refusing(floats), rest)
-
-
-@jax.custom_jvp
-def _refusing(floats: Any) -> Any:
-    return floats
-
-
-@_refusing.defjvp
-def _refuse(primals: Any, tangents: Any) -> Any:
-    raise TypeError(
-        "hypergradient(...) must not be differentiated; got a derivative of its problem, x_tilde, "
-        "solver or init: its gradient is its .grad, and hg.solve(...).x is made to be "
-        "differentiated (for its value alone, hold its arguments by jax.lax.stop_gradient)"
-    )

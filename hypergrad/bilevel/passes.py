@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["compute_hypergradient"]
 
+_Given = TypeVar("_Given")
+
 
 @eqx.filter_jit
 def compute_hypergradient(
@@ -32,6 +36,7 @@ def compute_hypergradient(
     error_bound: bool = False,
 ) -> Hypergradient:
     """The hypergradient, and the bound on its error where it is wanted."""
+    problem, x_tilde, solver, init = _not_differentiable((problem, x_tilde, solver, init))
     batch = x_tilde.shape[:-1]
     rows, init = flatten_batch((x_tilde, init), batch)
     solution, residuals = strategy.forward(problem, rows, solver, init)
@@ -63,4 +68,24 @@ def compute_hypergradient(
     )
     return Hypergradient(
         value, grad, grad_x_tilde, grad_solver, solution, stats, pair, error_bound=bound
+    )
+
+
+def _not_differentiable(given: _Given) -> _Given:
+    """The same; its derivative would be that of the iterations, whatever the strategy."""
+    floats, rest = eqx.partition(given, eqx.is_inexact_array)
+    return eqx.combine(_refusing(floats), rest)
+
+
+@jax.custom_jvp
+def _refusing(floats: Any) -> Any:
+    return floats
+
+
+@_refusing.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "hypergradient(...) must not be differentiated; got a derivative of its problem, x_tilde, "
+        "solver or init: its gradient is its .grad, and hg.solve(...).x is made to be "
+        "differentiated (for its value alone, hold its arguments by jax.lax.stop_gradient)"
     )

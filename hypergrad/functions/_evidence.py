@@ -208,6 +208,10 @@ def _with_derivatives(
     return p, jnp.swapaxes(along, 0, 1), mismatch
 
 
+def _largest(v: Array) -> Array:
+    return jnp.max(jnp.abs(v), axis=-1, keepdims=True)
+
+
 def _mismatch(
     at_z: Callable[[Array], Array], z: Array, p: Array, a: Array, derivative: Array
 ) -> Array:
@@ -216,10 +220,11 @@ def _mismatch(
     Of the coordinates where the differences to both sides agree: at a kink a derivative may be
     that of either side. (Around 0 they agree across two kinks, so that 0 is left out.)
     """
-    largest = lambda v: jnp.max(jnp.abs(v), axis=-1, keepdims=True)  # noqa: E731
-    h = jnp.cbrt(jnp.finfo(z.dtype).eps) * (largest(z) + largest(p))
-    h = jnp.where(largest(z) > 0, h, 1.0)
+    h = jnp.cbrt(jnp.finfo(z.dtype).eps) * (_largest(z) + _largest(p))
+    h = jnp.where(_largest(z) > 0, h, 1.0)
     ahead, behind = at_z(jnp.stack([z + h * a, z - h * a]))
     difference, bend = (ahead - behind) / (2 * h), jnp.abs(ahead - 2 * p + behind) / h
-    straight = (bend <= _STRAIGHT * largest(a)) & (largest(z) > 0)
-    return jnp.max(jnp.where(straight, jnp.abs(difference - derivative), 0.0) / largest(a), axis=-1)
+    straight = (bend <= _STRAIGHT * _largest(a)) & (_largest(z) > 0)
+    return jnp.max(
+        jnp.where(straight, jnp.abs(difference - derivative), 0.0) / _largest(a), axis=-1
+    )

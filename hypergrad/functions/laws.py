@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad._checks import check_count
+from hypergrad._checks import cast_leaves, check_count
 from hypergrad.functions._base import AbstractFunction, check_is_function
 from hypergrad.functions._evidence import (
     PARTNERS,
@@ -82,23 +82,13 @@ def check_function(f: AbstractFunction, size: int, *, seed: int = 0) -> None:
     f.check_size(size)
     # In single precision what is wrong cannot be told from what is rounded (a prox may cancel).
     with jax.enable_x64(True):
-        f = _in_double_precision(f)
+        f = cast_leaves(f, _DOUBLE)
         _check_shapes(f, size, _DOUBLE)
         draws = draw(size, seed, _DOUBLE)
         seen = _in_words_of(f, "value and prox", lambda: jax.jit(lambda d: see(f, d))(draws))
         seen = Seen(*(np.asarray(found, float) for found in seen))
         for law in _laws(f, draws, seen, float(jnp.finfo(_DOUBLE).eps)):
             law.enforce(type(f).__name__, draws)
-
-
-def _in_double_precision(f: AbstractFunction) -> AbstractFunction:
-    """With its numbers as arrays, as where they are learned."""
-
-    def cast(leaf: Any) -> Any:
-        is_float = isinstance(leaf, float) or eqx.is_inexact_array(leaf)
-        return jnp.asarray(leaf, _DOUBLE) if is_float else leaf
-
-    return jax.tree.map(cast, f)
 
 
 # ---------------------------------------------------------------------------------- shapes
@@ -135,7 +125,7 @@ def _check_shapes(f: AbstractFunction, size: int, dtype: Any) -> None:
             out = _in_words_of(
                 f,
                 method,
-                lambda: jax.eval_shape(getattr(f, method), *given),  # noqa: B023
+                functools.partial(jax.eval_shape, getattr(f, method), *given),
             )
             got = getattr(out, "shape", None), getattr(out, "dtype", None)
             if got != (shape, dtype):
@@ -265,7 +255,7 @@ def _law_of_expansion(z: np.ndarray, seen: Seen, eps: float) -> _Law:
     p = seen.prox
     moved = p[:, :, None] - p[:, None, PARTNERS]
     apart = (z[:, None] - z[PARTNERS])[None]
-    length = lambda v: np.linalg.norm(v, axis=-1)  # noqa: E731
+    length = functools.partial(np.linalg.norm, axis=-1)
     excess = np.sum(moved * (moved - apart), axis=-1)
     sizes = length(z)[:, None] + length(z)[PARTNERS]
     sizes = sizes + length(p)[:, :, None] + length(p)[:, None, PARTNERS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,14 @@ from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
 from hypergrad.own_parts import NamedFunction, parse_function, parse_operator
 
-__all__ = ["CONVERGED_TOLERANCE", "Tuned", "check_parts", "converge", "in_words", "tuned_problems"]
+__all__ = [
+    "CONVERGED_TOLERANCE",
+    "Tuned",
+    "checked_operators",
+    "converge",
+    "in_words",
+    "tuned_problems",
+]
 
 # Weights tried first for each operator, in units of the noise (or of the observed error of own
 # data); where the best one is an end, more are tried beyond it.
@@ -62,7 +70,9 @@ class Tuned(NamedTuple):
     at_an_end: bool
 
 
-def tuned_problems(config: ImageStudy, samples: StudyData) -> dict[str, Tuned]:
+def tuned_problems(
+    config: ImageStudy, samples: StudyData, analysis_operators: Mapping[str, Any]
+) -> dict[str, Tuned]:
     """Each operator with the weight that is best at a converged lower level on training data."""
     few = samples.train.take(slice(0, config.tuning_samples))
     G = parse_function(config.G).built()
@@ -83,18 +93,20 @@ def tuned_problems(config: ImageStudy, samples: StudyData) -> dict[str, Tuned]:
     # What is not learned stays what it is, whatever F is: something to be held against.
     return {
         name: tuned(K, parse_function(config.F if name == "untrained" else "L1"))
-        for name, K in _analysis_operators(config, samples.shape).items()
+        for name, K in analysis_operators.items()
     }
 
 
-def check_parts(config: ImageStudy, shape: tuple[int, ...]) -> None:
-    """Refuse an operator or a function of one's own that is none, before anything is written.
+def checked_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The untrained operators, once F and G have been looked at: before anything is written.
 
-    **Errors**: a `ValueError` with the rule that it breaks.
+    **Errors**: a `ValueError` with the rule that a part of one's own breaks.
     """
-    m, n = _analysis_operators(config, shape)["untrained"].shape
+    found = _analysis_operators(config, shape)
+    m, n = found["untrained"].shape
     parse_function(config.F).check(m)
     parse_function(config.G).check(n)
+    return found
 
 
 def in_words(tuned: Tuned) -> str:

@@ -6,13 +6,14 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 from rich.console import Console
 
 from hypergrad import plotting
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.image_study.baselines import check_parts, in_words, tuned_problems
+from hypergrad.image_study.baselines import checked_operators, in_words, tuned_problems
 from hypergrad.image_study.contents import CONTENTS_FILE, write_contents
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
@@ -45,15 +46,16 @@ def run_image_study(
 
     console.print("[bold]1/5[/] data")
     samples = load(config)
-    check_parts(config, samples.shape)
+    analysis_operators = checked_operators(config, samples.shape)
     claim_folder(out, dataclasses.asdict(config))
     with in_use(out):
-        _run_stages(config, samples, strategies, out, console, devices)
+        _run_stages(config, samples, analysis_operators, strategies, out, console, devices)
 
 
 def _run_stages(
     config: ImageStudy,
     samples: StudyData,
+    analysis_operators: Mapping[str, Any],
     strategies: Mapping[str, AbstractStrategy],
     out: Path,
     console: Console,
@@ -66,7 +68,7 @@ def _run_stages(
     console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
 
     console.print("[bold]2/5[/] baselines, tuned on training data")
-    tuned = tuned_problems(config, samples)
+    tuned = tuned_problems(config, samples, analysis_operators)
     for name, found in tuned.items():
         console.print(f"    {name}: {in_words(found)}")
     problems = {name: found.problem for name, found in tuned.items()}

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-__all__ = ["AbstractOperator", "TransposedOperator"]
+from hypergrad._checks import cast_leaves, check_counts
+
+__all__ = ["AbstractOperator", "TransposedOperator", "check_image_shape"]
 
 
 class AbstractOperator(lx.AbstractLinearOperator):
     """A real linear operator by its products `K v` and `K^T y`: what one subclasses to add one.
 
     A subclass gives `mv`, `rmv`, `in_structure` and `out_structure` (vectors, of one dtype), and
-    `norm_bound` where its norm is known. Its float leaves are what can be learned; products have to
-    be differentiable in them. (A `lineax.FunctionLinearOperator` needs less, but its transpose is
-    derived by JAX, and its dtype and its one device are fixed.)
+    `norm_bound` where its norm is known (and `astype` where a dtype is a static field). Its float
+    leaves are what can be learned; products have to be differentiable in them. (A
+    `lineax.FunctionLinearOperator` needs less, but its transpose is derived by JAX, and its dtype
+    and its one device are fixed.)
 
     **Cost**: that of the products; `as_matrix` builds `m n` numbers, by n of them.
 
@@ -41,6 +45,10 @@ class AbstractOperator(lx.AbstractLinearOperator):
     def norm_bound(self) -> Float[Array, ""] | None:
         """An upper bound of `||K||_2` that is no guess, near to it; None where there is none."""
         return None
+
+    def astype(self, dtype: Any) -> AbstractOperator:
+        """The same operator in another dtype: its float leaves are cast."""
+        return cast_leaves(self, dtype)
 
     def as_matrix(self) -> Float[Array, "m n"]:
         unit = jnp.eye(self.in_size(), dtype=self.in_structure().dtype)
@@ -69,6 +77,16 @@ class TransposedOperator(lx.AbstractLinearOperator):
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
         return self.operator.in_structure()
+
+
+def check_image_shape(image_shape: Any) -> None:
+    """Refuse what is not `(height, width)`."""
+    check_counts("image_shape", image_shape)
+    if len(image_shape) != 2:
+        raise ValueError(
+            f"image_shape must be (height, width); got {image_shape}: a batch is leading axes of "
+            "x_tilde"
+        )
 
 
 # What lineax asks an operator of: nothing is known of these but that they are real and linear.

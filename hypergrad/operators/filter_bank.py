@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_counts, check_finite, is_concrete
-from hypergrad.operators._base import AbstractOperator
+from hypergrad._checks import as_inexact, check_finite, is_concrete
+from hypergrad.operators._base import AbstractOperator, check_image_shape
 from hypergrad.operators.boundaries import AbstractBoundary, Margins, Symmetric
 from hypergrad.operators.convolutions import (
     AbstractConvolution,
@@ -119,12 +119,7 @@ class FilterBank(AbstractOperator):
 
 
 def _check_filters(filters: Array, image_shape: Any) -> None:
-    check_counts("image_shape", image_shape)
-    if len(image_shape) != 2:
-        raise ValueError(
-            f"image_shape must be (height, width); got {image_shape}: a batch is leading axes of "
-            "x_tilde"
-        )
+    check_image_shape(image_shape)
     if filters.ndim != 3 or 0 in filters.shape:
         raise ValueError(
             f"filters must have shape (f, h, w); got {filters.shape}: a single one is filters[None]"

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_counts
-from hypergrad.operators._base import AbstractOperator
+from hypergrad.operators._base import AbstractOperator, check_image_shape
 
 __all__ = ["ImageDifferences", "difference_operator"]
 
@@ -38,12 +37,7 @@ class ImageDifferences(AbstractOperator):
     dtype: Any = eqx.field(static=True)
 
     def __init__(self, image_shape: tuple[int, int], dtype: Any = None):
-        check_counts("image_shape", image_shape)
-        if len(image_shape) != 2:
-            raise ValueError(
-                f"image_shape must be (height, width); got {image_shape}: a batch is leading axes "
-                "of x_tilde"
-            )
+        check_image_shape(image_shape)
         self.image_shape = image_shape
         self.dtype = jnp.zeros(()).dtype if dtype is None else jnp.dtype(dtype)
 
@@ -60,6 +54,9 @@ class ImageDifferences(AbstractOperator):
         from_rows = jnp.diff(down[:-1], axis=0, prepend=zero_row, append=zero_row)
         from_columns = jnp.diff(right[:, :-1], axis=1, prepend=zero_column, append=zero_column)
         return -(from_rows + from_columns).ravel()
+
+    def astype(self, dtype: Any) -> ImageDifferences:
+        return ImageDifferences(self.image_shape, dtype)
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((math.prod(self.image_shape),), self.dtype)

@@ -70,14 +70,11 @@ def of_a_function(K: Operator) -> bool:
     >>> of_a_function(jnp.zeros((3, 2)))
     False
     """
-    found: list[bool] = []
 
-    def look(node: object) -> bool:
-        found.append(isinstance(node, lx.FunctionLinearOperator))
-        return found[-1]
+    def is_one(node: object) -> bool:
+        return isinstance(node, lx.FunctionLinearOperator)
 
-    jax.tree.leaves(K, is_leaf=look)
-    return any(found)
+    return any(map(is_one, jax.tree.leaves(K, is_leaf=is_one)))
 
 
 def dense_matrix(K: Operator) -> Float[Array, "m n"]:
