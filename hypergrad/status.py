@@ -44,6 +44,10 @@ class Status(enum.IntEnum):
     """The solver gave up, or no error bound came down to what was asked for."""
     NON_FINITE = 7
     """NaN or infinity came up."""
+    ROUNDING = 8
+    """Rounding stopped it above the tolerance: this precision resolves no smaller residual."""
+    UNKNOWN = 9
+    """The strategy does not know how good its adjoint is (JAX differentiated it)."""
 
     @property
     def is_good(self) -> bool:
