@@ -1,4 +1,4 @@
-"""Choosing between two results sample by sample."""
+"""Per sample: choose between two results, and take norms."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-__all__ = ["where"]
+__all__ = ["magnitude", "safe_norm", "where"]
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:
@@ -18,3 +18,20 @@ def where(chosen: Array, new: Any, old: Any) -> Any:
         return jnp.where(chosen.reshape(chosen.shape + (1,) * (a.ndim - chosen.ndim)), a, b)
 
     return jax.tree.map(either, new, old)
+
+
+def magnitude(*vectors: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
+    """Return the power of two next below the largest entry per sample (1 if there is none).
+
+    What is divided by it can be squared without under- or overflow, and loses no digit.
+    """
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(v), axis=-1) for v in vectors]), axis=0)
+    _, exponent = jnp.frexp(largest)
+    usable = (largest > 0) & jnp.isfinite(largest)
+    return jnp.ldexp(jnp.ones_like(largest), jnp.where(usable, exponent - 1, 0))
+
+
+def safe_norm(v: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
+    """Return the Euclidean norm per sample; squares neither underflow nor overflow."""
+    scale = magnitude(v)
+    return scale * jnp.linalg.norm(v / scale[..., None], axis=-1)

@@ -12,10 +12,12 @@ from hypergrad.adjoint.delta_solves import LinearSolve as LinearSolve
 from hypergrad.adjoint.delta_solves import Steps as Steps
 from hypergrad.adjoint.delta_solves import Tolerance as Tolerance
 from hypergrad.adjoint.limit_system import LimitSystem as LimitSystem
+from hypergrad.adjoint.limit_system import PairMetric as PairMetric
 from hypergrad.adjoint.limit_system import limit_gradients as limit_gradients
 from hypergrad.adjoint.limit_system import limit_pushforward as limit_pushforward
 from hypergrad.adjoint.linear_solves import LINEAX_SOLVERS as LINEAX_SOLVERS
 from hypergrad.adjoint.linear_solves import Unknowns as Unknowns
+from hypergrad.adjoint.linear_solves import pair_norm as pair_norm
 from hypergrad.adjoint.linear_solves import solve_both_ways as solve_both_ways
 from hypergrad.adjoint.linear_solves import solve_least_squares as solve_least_squares
 from hypergrad.adjoint.linear_solves import solver_label as solver_label
@@ -25,7 +27,6 @@ from hypergrad.adjoint.recursion import DeltaSums as DeltaSums
 from hypergrad.adjoint.recursion import adjoint_step as adjoint_step
 from hypergrad.adjoint.recursion import first_layer as first_layer
 from hypergrad.adjoint.recursion import nothing_like as nothing_like
-from hypergrad.adjoint.recursion import relative_size as relative_size
 from hypergrad.adjoint.recursion import start_adjoint as start_adjoint
 from hypergrad.adjoint.recursion import sum_deltas as sum_deltas
 from hypergrad.adjoint.results import AdjointStats as AdjointStats

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from hypergrad._samples import magnitude
 from hypergrad.adjoint.delta_solves import AbstractKrylovSolve, LeastSquares
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
@@ -95,7 +96,7 @@ class ReducedSystem(NamedTuple):
             K=lambda v: apply(problem.K, v),
             KT=lambda y: apply_transpose(problem.K, y),
             D_D=system.D_D,
-            s=jnp.sqrt(tau * sigma),
+            s=jnp.sqrt(tau) * jnp.sqrt(sigma),
             V=D_P / (1 - D_P),
             divided=1 / (1 - D_P),
         )
@@ -160,10 +161,11 @@ def _conjugate_gradients(
         left = running & (new_size > enough) & curved
         return D_w, r, p, jnp.where(running, new_size, size), left, steps
 
-    eps, D_c = float(jnp.finfo(c.dtype).eps), reduced.D_D(c)
+    eps, unit = float(jnp.finfo(c.dtype).eps), magnitude(c)  # squares of c must not vanish
+    D_c, floor = reduced.D_D(c / unit[:, None]), floor / unit
     first = jnp.sum(D_c**2, axis=-1)
     enough = jnp.maximum(rtol**2 * first, floor**2)
     nothing = jnp.zeros(first.shape, jnp.int32)
     carry = (jnp.zeros_like(c), D_c, D_c, first, first > enough, nothing)
     D_w, *_, running, steps = jax.lax.while_loop(unfinished, body, carry)
-    return D_w, steps, running
+    return unit[:, None] * D_w, steps, running

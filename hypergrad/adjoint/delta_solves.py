@@ -13,20 +13,19 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from hypergrad._checks import check_count, check_fraction, spelt
-from hypergrad._samples import where
-from hypergrad.adjoint.limit_system import LimitSystem
+from hypergrad._samples import magnitude, where
+from hypergrad.adjoint.limit_system import LimitSystem, PairMetric
 from hypergrad.adjoint.linear_solves import (
     Unknowns,
+    pair_norm,
     solve_least_squares,
     solver_label,
-    squared_norm,
 )
 from hypergrad.adjoint.recursion import (
     DeltaSums,
     adjoint_step,
     first_layer,
     nothing_like,
-    relative_size,
     sum_deltas,
 )
 from hypergrad.adjoint.results import AdjointStats, Cotangent
@@ -145,10 +144,10 @@ class LastIterates(AbstractAdjointSolve):
 def _sum_of_steps(given: AdjointProblem, k: int) -> tuple[DeltaSums, AdjointStats]:
     problem, sizes, history, g, earlier = given
     sums = sum_deltas(problem, sizes, history, g, k, earlier)
-    residual = given.system.residual(sums, g)
+    residual, rounding = given.system.residual(sums, g), given.system.rounding(sums, g)
     products = 2 * k + 2 + int(k > 1) + int(earlier is not None)
     tolerance = default_tolerance(g.x.dtype)
-    return sums, AdjointStats.judge(k, residual, tolerance, products=products)
+    return sums, AdjointStats.judge(k, residual, tolerance, rounding, products=products)
 
 
 class Tolerance(AbstractAdjointSolve):
@@ -180,6 +179,7 @@ class Tolerance(AbstractAdjointSolve):
     def __call__(self, given: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
         problem, sizes, _, g, earlier = given
         system, nothing = given.system, nothing_like(g)
+        metric = PairMetric.at(system)
 
         def one_more(carry: Any):
             state, sums, size, steps, done = carry
@@ -187,7 +187,7 @@ class Tolerance(AbstractAdjointSolve):
             running = size > self.rtol
             sums = where(running, sums.plus(new_state, terms), sums)
             state = where(running, new_state, state)
-            size = relative_size(state.delta_P, state.delta_D, g, sizes)
+            size = metric.size(state.delta_P, state.delta_D, g)
             return state, sums, size, jnp.where(running, done + 1, steps), done + 1
 
         def unfinished(carry: Any):
@@ -195,7 +195,7 @@ class Tolerance(AbstractAdjointSolve):
             return jnp.any(size > self.rtol) & (done < self.most)
 
         state, sums = first_layer(problem, sizes, system.z, g, earlier)
-        size = relative_size(state.delta_P, state.delta_D, g, sizes)
+        size = metric.size(state.delta_P, state.delta_D, g)
         steps = jnp.ones(g.x.shape[:-1], jnp.int32)
         carry = (state, sums, size, steps, jnp.ones((), jnp.int32))
         _, sums, size, steps, _ = jax.lax.while_loop(unfinished, one_more, carry)
@@ -327,9 +327,12 @@ class LinearSolve(AbstractLinearSolve):
             sample = LimitSystem(system.problem, system.sizes, z)
             product, _ = _sides(sample, transposed)
             operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: b))
+            unit = magnitude(*b)  # its tolerances are absolute, too
+            b = b[0] / unit, b[1] / unit
             solution = lx.linear_solve(operator, b, self.solver, throw=False)
             used_up = solution.result == lx.RESULTS.max_steps_reached
-            return solution.value, solution.stats.get("num_steps", 0), used_up
+            p, d = solution.value
+            return (unit * p, unit * d), solution.stats.get("num_steps", 0), used_up
 
         unknowns, steps, used_up = jax.vmap(solve_sample)(system.z, right)
         return unknowns, jnp.asarray(steps).astype(jnp.int32), used_up
@@ -350,12 +353,13 @@ def _judge_solution(
     solution: then there is no better one, and the system is inconsistent.
     """
     sums = system.sums(unknowns, g)
-    residual = system.residual(sums, g)
+    residual, rounding = system.residual(sums, g), system.rounding(sums, g)
     tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
     misfit = jax.tree.map(jnp.subtract, right, system.balanced(unknowns))
     gradient = system.balanced_transpose(misfit)
     status = jnp.where(used_up, Status.ITERATIONS_USED_UP, Status.NOT_CERTIFIED)
-    at_minimum = squared_norm(gradient) <= tolerance**2 * squared_norm(misfit)
+    at_minimum = pair_norm(gradient) <= tolerance * pair_norm(misfit)
     status = jnp.where(at_minimum, Status.INCONSISTENT, status)
-    status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
-    return sums, AdjointStats.of(steps, residual, status, products)
+    stats = AdjointStats.judge(steps, residual, tolerance, rounding, products=products)
+    unsolved = stats.status == Status.ITERATIONS_USED_UP
+    return sums, eqx.tree_at(lambda s: s.status, stats, jnp.where(unsolved, status, stats.status))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,13 +11,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad.adjoint.linear_solves import Unknowns
-from hypergrad.adjoint.recursion import DeltaSums, relative_size
+from hypergrad.adjoint.recursion import DeltaSums
 from hypergrad.adjoint.results import Cotangent, SolvedPair, Tangents, problem_gradient
-from hypergrad.chambolle_pock import ProxArguments, StepSizes
+from hypergrad.chambolle_pock import (
+    PairSteps,
+    ProxArguments,
+    StepSizes,
+    pair_steps,
+    primal_dual_norm,
+    relative_to,
+    with_steps,
+)
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose, bilinear_gradient
 
-__all__ = ["LimitSystem", "limit_gradients", "limit_pushforward"]
+__all__ = ["LimitSystem", "PairMetric", "limit_gradients", "limit_pushforward"]
 
 
 class LimitSystem(eqx.Module):
@@ -98,10 +106,74 @@ class LimitSystem(eqx.Module):
         return Delta_P + sigma * KT_Delta_D + g.x, Delta_D - tau * K_Delta_P + g.y
 
     def residual(self, sums: DeltaSums, g: Cotangent) -> Float[Array, "*batch"]:
-        """Relative residual: how far `Delta` is from `D U(Delta)`, without a product with K."""
+        """Return how far `Delta` is from `D U(Delta)`, relative to g; it takes no product with K.
+
+        `PairMetric` defines it. 0 exactly where the sums solve the system.
+        """
         Delta_P, Delta_D, _, _, K_Delta_P, KT_Delta_D = sums
         U_P, U_D = self._brackets(Delta_P, Delta_D, K_Delta_P, KT_Delta_D, g)
-        return relative_size(Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D), g, self.sizes)
+        misfit = Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D)
+        return PairMetric.at(self).size(*misfit, g)
+
+    def rounding(self, sums: DeltaSums, g: Cotangent) -> Float[Array, "*batch"]:
+        """Return the size of what rounding makes of a residual of 0."""
+        Delta_P, Delta_D, U_P, U_D, _, _ = jax.tree.map(jnp.abs, sums)
+        eps = float(jnp.finfo(Delta_P.dtype).eps)
+        return PairMetric.at(self).size(eps * (Delta_P + U_P), eps * (Delta_D + U_D), g)
+
+
+class PairMetric(NamedTuple):
+    """Measure deltas relative to `g`, whatever the step sizes that they were computed with.
+
+    A delta depends on them: with other step sizes the same misfit of the linearised problem is
+    another delta. So it is measured as the one that it is with the pair's own steps `t`, `s` (see
+    `hypergrad.chambolle_pock.residuals`), at which `D_t` is the derivative of the prox:
+
+        X = t D_t delta_P + tau (I - D_t) delta_P,    Y = s D_s delta_D + sigma (I - D_s) delta_D
+        size = sqrt( ||X||^2 / t + ||Y||^2 / s ) / sqrt( t ||g||^2 + s ||g_y||^2 )
+
+    (`X`, `Y` are in the units of the adjoint saddle point, `-tau Delta_P` and `sigma Delta_D`.) It
+    does not change with `tau`, `sigma`, `step_ratio`, nor with any unit.
+    """
+
+    problem: LowerLevel
+    sizes: StepSizes
+    own: PairSteps
+    z: ProxArguments  # of the same pair, at its own steps
+
+    @classmethod
+    def at(cls, system: LimitSystem) -> PairMetric:
+        """Return the metric of the pair `prox_{tau G}(z_P)`, `prox_{sigma F*}(z_D)`."""
+        problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
+        r, y = problem.G.prox(z.z_P, tau), problem.F.prox_conjugate(z.z_D, sigma)
+        own = pair_steps(r, y, (z.z_P - r) / tau, system.sizes)
+        # z - prox is a step along a subgradient: as many times longer as the step size is.
+        z_D = y + (own.s / sigma)[..., None] * (z.z_D - y)
+        z_P = r + (own.t / tau)[..., None] * (z.z_P - r)
+        return cls(problem, system.sizes, own, ProxArguments(z_D, z_P))
+
+    def size(self, delta_P: Array, delta_D: Array, g: Cotangent) -> Float[Array, "*batch"]:
+        """Return the size of a pair of deltas relative to that of `g`; 0 where `g` is 0."""
+        F, G, (tau, sigma, _) = self.problem.F, self.problem.G, self.sizes
+        X = _at_own_steps(G.prox, self.z.z_P, tau, self.own.t, delta_P)
+        Y = _at_own_steps(F.prox_conjugate, self.z.z_D, sigma, self.own.s, delta_D)
+        return self._relative(primal_dual_norm(X, Y, *self.own), g)
+
+    def misfit(self, in_r: Array, in_y: Array, g: Cotangent) -> Float[Array, "*batch"]:
+        """Return the size of a misfit of what `prox'` is applied to, in the units of `g`."""
+        return self._relative(primal_dual_norm(in_r, in_y, 1 / self.own.t, 1 / self.own.s), g)
+
+    def _relative(self, size: Array, g: Cotangent) -> Array:
+        size_g = primal_dual_norm(g.x, g.y, 1 / self.own.t, 1 / self.own.s)
+        return jnp.where(size_g == 0, 0.0, relative_to(size, size_g))
+
+
+def _at_own_steps(
+    prox: Callable[[Array, Array], Array], z: Array, step: Array, own: Array, delta: Array
+) -> Array:
+    _, pull = jax.vjp(lambda z: with_steps(prox, z, own), z)
+    D_delta = pull(delta)[0]
+    return own[..., None] * D_delta + step * (delta - D_delta)
 
 
 def _moving(value: Array, like: Array) -> Array:

@@ -11,11 +11,12 @@ import lineax as lx
 from jaxtyping import Array
 
 from hypergrad._checks import spelt
-from hypergrad._samples import where
+from hypergrad._samples import magnitude, safe_norm, where
 
 __all__ = [
     "LINEAX_SOLVERS",
     "Unknowns",
+    "pair_norm",
     "positive",
     "solve_both_ways",
     "solve_least_squares",
@@ -93,12 +94,14 @@ def solve_least_squares(
         steps = jnp.where(running, steps + 1, steps)
         return x, r, p, jnp.where(running, gamma_next, gamma), running & ~small, steps
 
+    unit = magnitude(*right)  # squares of the right-hand side must not vanish
+    right = _scaled(1 / unit, right)
     s = transpose_product(right)
     gamma = squared_norm(s)
     zero = jax.tree.map(jnp.zeros_like, right)
     carry = (zero, right, s, gamma, gamma > 0, jnp.zeros(gamma.shape, jnp.int32))
     x, _, _, _, running, steps = jax.lax.while_loop(unfinished, body, carry)
-    return x, steps, ~running
+    return _scaled(unit, x), steps, ~running
 
 
 def squared_norm(pair: tuple[Array, Array]) -> Array:
@@ -106,9 +109,18 @@ def squared_norm(pair: tuple[Array, Array]) -> Array:
     return jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1)
 
 
+def pair_norm(pair: tuple[Array, Array]) -> Array:
+    """Return the Euclidean norm of a pair of unknowns per sample, safely."""
+    return jnp.hypot(safe_norm(pair[0]), safe_norm(pair[1]))
+
+
 def positive(value: Array) -> Array:
     """The value where it is positive, else 1: for a denominator whose numerator is 0 there."""
     return jnp.where(value > 0, value, 1.0)
+
+
+def _scaled(factor: Array, pair: Unknowns) -> Unknowns:
+    return factor[..., None] * pair[0], factor[..., None] * pair[1]
 
 
 def _axpy(length: Array, p: Any, x: Any) -> Any:

@@ -29,13 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad.adjoint.results import Cotangent
-from hypergrad.chambolle_pock import (
-    AdjointPair,
-    ProxArguments,
-    StepSizes,
-    primal_dual_norm,
-    relative_to,
-)
+from hypergrad.chambolle_pock import AdjointPair, ProxArguments, StepSizes
 from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
@@ -48,7 +42,6 @@ __all__ = [
     "entered",
     "first_layer",
     "nothing_like",
-    "relative_size",
     "start_adjoint",
     "sum_deltas",
 ]
@@ -110,17 +103,6 @@ def adjoint_step(
 
     state = AdjointState(delta_P, delta_D, KT_delta_D, KT_delta_bar_D)
     return state, StepTerms(u_P, u_D, K_delta_P, dF, dG, dsigma, dtau)
-
-
-def relative_size(primal: Array, dual: Array, g: Cotangent, sizes: StepSizes) -> Array:
-    """Size of a pair of deltas relative to that of `g`, a sample; 0 where `g` is 0.
-
-    Cotangents live in the dual space, so that tau and sigma multiply where they divide elsewhere.
-    """
-    tau, sigma, _ = sizes
-    size = primal_dual_norm(g.x, g.y, 1 / tau, 1 / sigma)
-    ratio = relative_to(primal_dual_norm(primal, dual, 1 / tau, 1 / sigma), size)
-    return jnp.where(size == 0, 0.0, ratio)
 
 
 # ----------------------------------------------------------------------------- sums over the layers

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hypergrad._checks import is_concrete
-from hypergrad.chambolle_pock import AdjointPair, ChambollePock
+from hypergrad.chambolle_pock import ROUNDINGS, AdjointPair, ChambollePock
 from hypergrad.lower_level import LowerLevel
 from hypergrad.status import Status
 
@@ -93,11 +93,14 @@ class AdjointStats(eqx.Module):
         steps: Array | int | None,
         residual: Array,
         tolerance: Array | float,
+        rounding: Array | float = 0.0,
         *,
         products: Array | int,
     ) -> AdjointStats:
-        """Converged where the residual is within the tolerance."""
-        status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS_USED_UP)
+        """Converged where the residual is within the tolerance; else rounding, or the steps."""
+        at_rounding = residual <= ROUNDINGS * rounding
+        status = jnp.where(at_rounding, Status.ROUNDING, Status.ITERATIONS_USED_UP)
+        status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
         return cls.of(steps, residual, status, products)
 
     @classmethod

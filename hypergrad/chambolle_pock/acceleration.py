@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._samples import where
-from hypergrad.chambolle_pock.certificate import primal_dual_norm
+from hypergrad._samples import safe_norm, where
 from hypergrad.chambolle_pock.iteration import State, StepSizes
+from hypergrad.chambolle_pock.residuals import primal_dual_norm
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
 
@@ -101,7 +101,7 @@ class RestartedHalpern(AbstractAcceleration):
     def begin(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> _Epoch:
         tau, sigma, _ = sizes
         of_samples = jnp.zeros(x_tilde.shape[:-1], x_tilde.dtype)
-        weight = of_samples + jnp.sqrt(sigma / tau)
+        weight = of_samples + jnp.sqrt(sigma) / jnp.sqrt(tau)
         pair = (state.r, state.y)
         return _Epoch(
             *pair,
@@ -112,7 +112,7 @@ class RestartedHalpern(AbstractAcceleration):
             last_move=of_samples + jnp.inf,
             weight=weight,
             first_weight=weight,
-            product=of_samples + jnp.sqrt(tau * sigma),
+            product=of_samples + jnp.sqrt(tau) * jnp.sqrt(sigma),
             taken=of_samples,
         )
 
@@ -163,13 +163,11 @@ def _move_on(at: _Epoch, new_r: Array, new_y: Array, tau: Array, sigma: Array) -
 
 def _adapted(at: _Epoch, new_r: Array, new_y: Array) -> Array:
     """The weight, moved half way (in logarithms) to what the epoch says."""
-    moved_r = jnp.linalg.norm(new_r - at.anchor_r, axis=-1)
-    moved_y = jnp.linalg.norm(new_y - at.anchor_y, axis=-1)
+    moved_r = safe_norm(new_r - at.anchor_r)
+    moved_y = safe_norm(new_y - at.anchor_y)
     # What has moved by no more than rounding says nothing.
     rounding = 8 * jnp.finfo(new_r.dtype).eps
-    says = (moved_r > rounding * jnp.linalg.norm(new_r, axis=-1)) & (
-        moved_y > rounding * jnp.linalg.norm(new_y, axis=-1)
-    )
+    says = (moved_r > rounding * safe_norm(new_r)) & (moved_y > rounding * safe_norm(new_y))
     said = jnp.where(says, moved_y, 1.0) / jnp.where(says, moved_r, 1.0)
-    weight = jnp.where(says, jnp.sqrt(at.weight * said), at.weight)
+    weight = jnp.where(says, jnp.sqrt(at.weight) * jnp.sqrt(said), at.weight)
     return jnp.clip(weight, at.first_weight / _WIDEST, at.first_weight * _WIDEST)

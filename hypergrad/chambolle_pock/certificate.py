@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hypergrad._checks import is_concrete
+from hypergrad._samples import safe_norm
 from hypergrad.chambolle_pock.iteration import ProxArguments, StepSizes
+from hypergrad.chambolle_pock.residuals import (
+    ROUNDINGS,
+    PairSteps,
+    attainable_tolerance,
+    pair_steps,
+    relative_to,
+    rounding_of_pair,
+    with_steps,
+)
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import apply, apply_transpose
 from hypergrad.status import Status
@@ -16,18 +28,17 @@ from hypergrad.status import Status
 __all__ = [
     "SolverStats",
     "certify",
-    "default_tolerance",
     "margin_of",
-    "primal_dual_norm",
-    "relative_to",
+    "residual_of",
 ]
 
 
 class SolverStats(eqx.Module):
     """How the forward solve went, one entry a sample.
 
-    `iterations`; `residual`, the relative optimality residual (see `certify`); `gap`, primal minus
-    dual objective (absolute; NaN where a conjugate is not known); `margin`, the relative distance
+    `iterations`; `residual`, the relative optimality residual (see
+    `hypergrad.chambolle_pock.residuals`); `gap`, primal minus dual objective (absolute; NaN where a
+    conjugate is not known, infinite where `y` is not feasible); `margin`, the relative distance
     to the nearest kink (infinite where nothing can kink); `status`, a `Status`; `products` with K
     or its transpose, those of the certificate included; `rank` of K between what is free on the
     primal and on the dual side, where the strategy finds it out (`Exact`; -1 by `MatrixFree`).
@@ -52,26 +63,6 @@ class SolverStats(eqx.Module):
         )
 
 
-def default_tolerance(dtype: jnp.dtype) -> float:
-    """`eps^(3/4)`: a relative residual below it counts as converged (2e-12 and 6e-6)."""
-    return float(jnp.finfo(dtype).eps) ** 0.75
-
-
-def primal_dual_norm(primal: Array, dual: Array, tau: Array, sigma: Array) -> Array:
-    """`sqrt(||primal||^2 / tau + ||dual||^2 / sigma)` a sample: the norm of every residual.
-
-    It is the metric (up to its coupling term) in which the iteration contracts, and the one in
-    which primal and dual quantities have the same units.
-    """
-    return jnp.sqrt(jnp.sum(primal**2, axis=-1) / tau + jnp.sum(dual**2, axis=-1) / sigma)
-
-
-def relative_to(value: Array, size: Array) -> Array:
-    """`value / size`; the value itself where the size is 0, NaN where it has overflowed."""
-    relative = jnp.where(size > 0, value / jnp.where(size > 0, size, 1.0), value)
-    return jnp.where(jnp.isfinite(size), relative, jnp.nan)
-
-
 def margin_of(problem: LowerLevel, sizes: StepSizes, z: ProxArguments) -> Float[Array, "*batch"]:
     """The relative distance of prox arguments to the nearest kink (NaN where it is not known)."""
     tau, sigma, _ = sizes
@@ -87,35 +78,93 @@ def certify(
     r: Array,
     y: Array,
     iterations: Array,
-    tolerance: Array | float,
+    tolerance: Array | float | None,
 ) -> SolverStats:
     """Judge a pair `x = x_tilde + r`, `y`, however it was found, by two products with K.
 
-    The residual is how far the two proxes move the pair, relative to the pair,
-
-        || (r - prox_{tau G}(r - tau K^T y), y - prox_{sigma F*}(y + sigma K x)) || / || (x, y) ||
-
-    in `primal_dual_norm`. It is 0 exactly at the solutions, whatever was iterated or averaged.
+    `hypergrad.chambolle_pock.residuals` defines its residual and its rounding. Without a tolerance
+    `default_tolerance` holds, or, where rounding is coarser than that, the rounding, as long as it
+    is below `sqrt(eps)`.
     """
-    tau, sigma, _ = sizes
-    F, G, x = problem.F, problem.G, x_tilde + r
+    x = x_tilde + r
     K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
-    z_D, z_P = y + sigma * K_x, r - tau * KT_y
-
-    moved = primal_dual_norm(r - G.prox(z_P, tau), y - F.prox_conjugate(z_D, sigma), tau, sigma)
-    size = primal_dual_norm(x, y, tau, sigma)
-    residual = relative_to(moved, size)
-
-    gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
-
-    status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.ITERATIONS_USED_UP)
-    status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
+    moved = _moved_by_own_steps(problem, sizes, r, y, K_x, KT_y)
+    rounding = rounding_of_pair(x, r, y, sizes, moved.steps)
+    if tolerance is None:
+        tolerance = attainable_tolerance(rounding)
+    tau, sigma, _ = sizes
+    status = _status(moved.residual, rounding, _resolution(x, r), tolerance)
     stats = SolverStats(
-        iterations=jnp.broadcast_to(iterations, residual.shape).astype(jnp.int32),
-        residual=residual,
-        gap=gap,
-        margin=margin_of(problem, sizes, ProxArguments(z_D, z_P)),
+        iterations=jnp.broadcast_to(iterations, status.shape).astype(jnp.int32),
+        residual=moved.residual,
+        gap=_gap(problem, x_tilde, r, y, K_x, KT_y, moved),
+        margin=margin_of(problem, sizes, ProxArguments(y + sigma * K_x, r - tau * KT_y)),
         status=status.astype(jnp.int32),
-        products=jnp.broadcast_to(2 * iterations + 2, residual.shape).astype(jnp.int32),
+        products=jnp.broadcast_to(2 * iterations + 2, status.shape).astype(jnp.int32),
     )
     return jax.lax.stop_gradient(stats)
+
+
+def _status(residual: Array, rounding: Array, resolution: Array, tolerance: Array | float) -> Array:
+    converged, at_rounding = residual <= tolerance, residual <= ROUNDINGS * rounding
+    status = jnp.where(at_rounding | converged, Status.ROUNDING, Status.ITERATIONS_USED_UP)
+    status = jnp.where(converged & (resolution <= tolerance), Status.CONVERGED, status)
+    return jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
+
+
+def _resolution(x: Array, r: Array) -> Array:
+    """How finely `x = x_tilde + r` tells one `r` from another, relative to it."""
+    eps, size_r = float(jnp.finfo(x.dtype).eps), safe_norm(r)
+    # Where r is 0 the solution is x_tilde itself, and nothing has to be resolved.
+    return jnp.where(size_r > 0, eps * relative_to(safe_norm(x), size_r), 0.0)
+
+
+def residual_of(
+    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, r: Array, y: Array
+) -> Float[Array, "*batch"]:
+    """Return the relative residual of a pair alone."""
+    K_x, KT_y = apply(problem.K, x_tilde + r), apply_transpose(problem.K, y)
+    return _moved_by_own_steps(problem, sizes, r, y, K_x, KT_y).residual
+
+
+class _Moved(NamedTuple):
+    """How far the pair's own steps move the two halves."""
+
+    steps: PairSteps
+    e_P: Array
+    e_D: Array
+    residual: Array
+
+
+def _moved_by_own_steps(
+    problem: LowerLevel, sizes: StepSizes, r: Array, y: Array, K_x: Array, KT_y: Array
+) -> _Moved:
+    own = pair_steps(r, y, KT_y, sizes)
+    t, s = own.t[..., None], own.s[..., None]
+    e_P = r - with_steps(problem.G.prox, r - t * KT_y, own.t)
+    e_D = y - with_steps(problem.F.prox_conjugate, y + s * K_x, own.s)
+    halves = relative_to(safe_norm(e_P), safe_norm(r)), relative_to(safe_norm(e_D), safe_norm(y))
+    return _Moved(own, e_P, e_D, jnp.hypot(*halves) / 2**0.5)
+
+
+def _gap(
+    problem: LowerLevel,
+    x_tilde: Array,
+    r: Array,
+    y: Array,
+    K_x: Array,
+    KT_y: Array,
+    moved: _Moved,
+) -> Array:
+    """The primal-dual gap of the pair; where that is infinite, with `y` a little shorter.
+
+    `-K^T y` may lie outside of the domain of `G*`, by what `y` is wrong: the dual objective is
+    minus infinity then, however near the pair is to the solution. `-K^T y / (1 + excess)` lies
+    inside, if the domain is a ball of some norm.
+    """
+    excess = safe_norm(moved.e_P) / moved.steps.t / jnp.max(jnp.abs(KT_y), axis=-1)
+    shorter = (1 - jnp.where(jnp.isfinite(excess), jnp.minimum(2 * excess, 1.0), 0.0))[..., None]
+    gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
+    inside = problem.gap(r, shorter * y, x_tilde, K_x=K_x, KT_y=shorter * KT_y)
+    feasible = jnp.isfinite(problem.F.conjugate(y))  # outside of the domain of F* it is infinite
+    return jnp.where(jnp.isinf(gap) & feasible, inside, gap)

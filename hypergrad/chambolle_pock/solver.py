@@ -19,7 +19,7 @@ from hypergrad._checks import (
 )
 from hypergrad._samples import where
 from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
-from hypergrad.chambolle_pock.certificate import SolverStats, certify, default_tolerance
+from hypergrad.chambolle_pock.certificate import SolverStats, certify, residual_of
 from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
 from hypergrad.lower_level import LowerLevel, held
 from hypergrad.operators import Operator, apply, matrix_of, operator_norm
@@ -144,9 +144,9 @@ class ChambollePock(eqx.Module):
             return StepSizes(self.tau, self.sigma, self.theta)
         norm = operator_norm(held(problem.K))
         if self.tau is not None:
-            return StepSizes(self.tau, 1 / (self.tau * norm**2), self.theta)
+            return StepSizes(self.tau, 1 / (self.tau * norm) / norm, self.theta)
         if self.sigma is not None:
-            return StepSizes(1 / (self.sigma * norm**2), self.sigma, self.theta)
+            return StepSizes(1 / (self.sigma * norm) / norm, self.sigma, self.theta)
         root = jnp.sqrt(self.step_ratio) * self._scale_ratio(problem).astype(norm.dtype)
         return StepSizes(1 / (norm * root), root / norm, self.theta)
 
@@ -247,8 +247,7 @@ class ChambollePock(eqx.Module):
         taken: Array,
     ) -> SolverStats:
         """The statistics of a pair, judged by this solver's tolerance (or the default one)."""
-        tolerance = default_tolerance(r.dtype) if self.tolerance is None else self.tolerance
-        return certify(problem, x_tilde, sizes, r, y, taken, tolerance)
+        return certify(problem, x_tilde, sizes, r, y, taken, self.tolerance)
 
     def solution(
         self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, taken: Array
@@ -328,8 +327,8 @@ def _run_to_tolerance(
     """Bursts of iterations; a sample that has arrived is frozen, so that others cannot move it."""
 
     def residual(at: Any) -> Array:
-        state, none = way.state(at), jnp.zeros((), jnp.int32)
-        return certify(problem, x_tilde, sizes, state.r, state.y, none, tolerance).residual
+        state = way.state(at)
+        return residual_of(problem, x_tilde, sizes, state.r, state.y)
 
     def burst(carry: Any):
         at, iterations, arrived, done = carry

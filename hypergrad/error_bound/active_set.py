@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from hypergrad.adjoint import Cotangent, LimitSystem, limit_gradients
+from hypergrad.adjoint import Cotangent, LimitSystem, limit_gradients, pair_norm
 from hypergrad.chambolle_pock import ProxArguments, StepSizes
 from hypergrad.error_bound._base import (
     AbstractPoint,
@@ -25,7 +25,7 @@ from hypergrad.error_bound._base import (
 )
 from hypergrad.error_bound.result import Regime
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton import ActiveSystem, NormalMap, active_system, norm
+from hypergrad.newton import ActiveSystem, NormalMap, active_system
 from hypergrad.operators import matrix_of
 
 __all__ = ["ActiveSet"]
@@ -79,9 +79,9 @@ class ActiveSet(AbstractRegime):
         system = active_system(problem, sizes, z)
         inverse_norm = system.inverse_norm()
         r, y = normal_map.pair(z, none)
-        size = norm(normal_map.balanced(z))
-        size = size + norm(normal_map.balanced(ProxArguments(y, x_tilde + r)))
-        error = inverse_norm * (norm(normal_map(z, none)) + rounding * size)
+        size = pair_norm(normal_map.balanced(z))
+        size = size + pair_norm(normal_map.balanced(ProxArguments(y, x_tilde + r)))
+        error = inverse_norm * (pair_norm(normal_map(z, none)) + rounding * size)
 
         to_P, to_D = jnp.sqrt(tau) * error[:, None], jnp.sqrt(sigma) * error[:, None]
         same_P = pieces(problem.G, z.z_P - to_P, tau) == pieces(problem.G, z.z_P + to_P, tau)
@@ -126,8 +126,8 @@ class _SettledPoint(AbstractPoint):
         right = limit.balanced_right_hand_side(cotangent)
         unknowns = self.system.solve_transposed(right, refinements=_REFINEMENTS)
         unknowns = zero_unless(self.holds, unknowns)
-        rest = norm(jax.tree.map(jnp.subtract, right, limit.balanced(unknowns)))
-        rest = rest + rounding * (norm(right) + 2 * norm(unknowns))
+        rest = pair_norm(jax.tree.map(jnp.subtract, right, limit.balanced(unknowns)))
+        rest = rest + rounding * (pair_norm(right) + 2 * pair_norm(unknowns))
         error_Delta = self.inverse_norm * (rest + root_tau * error_g)
         sums = zero_unless(self.holds, limit.sums(unknowns, cotangent))
         grad, _ = limit_gradients(limit, self.x, self.y, sums)

@@ -21,7 +21,6 @@ How the solution is searched for: `hypergrad.newton.search`, and for the hardest
 from hypergrad.newton.active_sets import AbstractActiveSystem as AbstractActiveSystem
 from hypergrad.newton.active_sets import ActiveSystem as ActiveSystem
 from hypergrad.newton.active_sets import active_system as active_system
-from hypergrad.newton.active_sets import norm as norm
 from hypergrad.newton.active_sets import shrink_of as shrink_of
 from hypergrad.newton.matrix_free import MatrixFree as MatrixFree
 from hypergrad.newton.normal_map import NormalMap as NormalMap

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from hypergrad.adjoint import Unknowns, squared_norm
+from hypergrad.adjoint import Unknowns, pair_norm
 from hypergrad.chambolle_pock import ProxArguments, StepSizes
 from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
@@ -23,7 +23,6 @@ __all__ = [
     "AbstractActiveSystem",
     "ActiveSystem",
     "active_system",
-    "norm",
     "shrink_of",
 ]
 
@@ -45,11 +44,6 @@ def _times(matrix: Array, v: Array) -> Array:
 
 def _transpose_times(matrix: Array, v: Array) -> Array:
     return v @ matrix if matrix.ndim == 2 else jnp.einsum("bmn,bm->bn", matrix, v)
-
-
-def norm(pair: tuple[Array, Array]) -> Float[Array, " batch"]:
-    """Euclidean norm of a pair of (balanced) unknowns, a sample."""
-    return jnp.sqrt(squared_norm(pair))
 
 
 class AbstractActiveSystem(eqx.Module):
@@ -225,12 +219,12 @@ class ActiveSystem(AbstractActiveSystem):
 
         def power(_: Array, carry: Any):
             v, logarithm = carry
-            size = norm(v)[:, None]
+            size = pair_norm(v)[:, None]
             v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
-            return v, logarithm + jnp.log(norm(v))
+            return v, logarithm + jnp.log(pair_norm(v))
 
         v = self.random_unknowns()
-        _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, jnp.zeros_like(norm(v))))
+        _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, jnp.zeros_like(pair_norm(v))))
         bound = _POWER_FACTOR**0.5 * jnp.exp(logarithm / (2 * _POWERS))
         moved = 3 * shrink_of(bound.dtype) * bound
         return jnp.where(moved <= 0.5, bound / (1 - jnp.minimum(moved, 0.5)), jnp.inf)
@@ -309,4 +303,4 @@ def active_system(
     after_D_P = 0.0 * D_P.values[:, :1]
     D_D = jacobian(prox_conjugate, problem.F, z.z_D + after_D_P, sigma, smoothing)
     shrink = shrink_of(z.z_P.dtype) if t is None else 0.0
-    return _factorise(dense_matrix(problem.K), jnp.sqrt(tau * sigma), D_P, D_D, shrink)
+    return _factorise(dense_matrix(problem.K), jnp.sqrt(tau) * jnp.sqrt(sigma), D_P, D_D, shrink)

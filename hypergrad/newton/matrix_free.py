@@ -17,16 +17,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hypergrad._checks import check_count
 from hypergrad._samples import where
-from hypergrad.adjoint import LimitSystem, ReducedSystem, Unknowns, check_reducible
+from hypergrad.adjoint import (
+    LimitSystem,
+    ReducedSystem,
+    Unknowns,
+    check_reducible,
+    pair_norm,
+)
 from hypergrad.chambolle_pock import (
     ProxArguments,
     RestartedHalpern,
     State,
     StepSizes,
-    default_tolerance,
 )
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton.active_sets import AbstractActiveSystem, norm
+from hypergrad.newton.active_sets import AbstractActiveSystem
 from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.path import POLISHING, Found, judge_shortest
 from hypergrad.newton.search import AbstractSearch, ExactPair
@@ -62,7 +67,7 @@ class KrylovSystem(AbstractActiveSystem):
         def once_more(_: Array, carry: Any) -> Any:
             unknowns, steps = carry
             rest = jax.tree.map(jnp.subtract, right, product(unknowns))
-            floor = rounding * jnp.maximum(size, norm(unknowns))
+            floor = rounding * jnp.maximum(size, pair_norm(unknowns))
             more, taken, _ = reduced.solve(
                 rest, transposed=transposed, rtol=eps**0.5, floor=floor, most=self.most
             )
@@ -91,14 +96,14 @@ class KrylovSystem(AbstractActiveSystem):
         """The projection of `w` onto the kernel, which is dual, and the steps that it took."""
         nothing, dual = jnp.zeros_like(w[0]), (jnp.zeros_like(w[0]), w[1])
         seen = self.limit.balanced_transpose(dual)
-        (_, b), steps = self._solve(seen, norm(dual), transposed=True)
+        (_, b), steps = self._solve(seen, pair_norm(dual), transposed=True)
         return (nothing, w[1] - b), steps
 
     def tangent_solution(self, right: Unknowns) -> Unknowns:
-        return self._solve(right, norm(right), transposed=True)[0]
+        return self._solve(right, pair_norm(right), transposed=True)[0]
 
     def adjoint_solution(self, right: Unknowns) -> tuple[Unknowns, Array, Array]:
-        unknowns, steps = self._solve(right, norm(right), transposed=False)
+        unknowns, steps = self._solve(right, pair_norm(right), transposed=False)
         return unknowns, steps, _products(steps)
 
     def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
@@ -229,7 +234,7 @@ class MatrixFree(AbstractSearch):
         def step(carry: Any) -> Any:
             z, best, least, residual, taken, products = carry
             system = system_at(z)
-            f, size = normal_map(z, none), norm(normal_map.balanced(z))
+            f, size = normal_map(z, none), pair_norm(normal_map.balanced(z))
             by, steps = system.newton_step(jax.tree.map(jnp.negative, f), size)
             wanted = running & (residual > precise)
             z = where(wanted, normal_map.moved(z, none + 1, by), z)
@@ -249,9 +254,8 @@ class MatrixFree(AbstractSearch):
         kernel, steps = system_at(z).onto_kernel(normal_map.balanced(ProxArguments(y, r)))
         # No path leads here: where something sits on its kink, another pair may be shorter.
         shortest = normal_map.moved(z, none - 1, kernel)
-        tolerance = default_tolerance(none.dtype)
         # Where the shortest is none, since it would leave its set, what is one is good enough.
-        best = Found(z, least, least <= tolerance)
-        found = judge_shortest(normal_map, shortest, best, running, tolerance)
+        best = Found(z, least, least <= normal_map.tolerance(z))
+        found = judge_shortest(normal_map, shortest, best, running)
         found = found._replace(accepted=found.accepted | best.accepted)
         return found, taken, products + _products(steps)

@@ -6,10 +6,19 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad.chambolle_pock import ProxArguments, StepSizes, margin_of, relative_to
+from hypergrad._samples import safe_norm
+from hypergrad.chambolle_pock import (
+    PairSteps,
+    ProxArguments,
+    StepSizes,
+    attainable_tolerance,
+    margin_of,
+    pair_steps,
+    relative_to,
+    rounding_of_pair,
+)
 from hypergrad.functions import prox, prox_conjugate
 from hypergrad.lower_level import LowerLevel
-from hypergrad.newton.active_sets import norm
 from hypergrad.newton.smoothing import smoothed
 from hypergrad.operators import apply, apply_transpose
 
@@ -54,10 +63,31 @@ class NormalMap(eqx.Module):
         return self.balanced(ProxArguments(z.z_D - wanted.z_D, z.z_P - wanted.z_P))
 
     def relative(self, z: ProxArguments, t: Array) -> Array:
-        """The size of the map relative to that of the pair `(x, y)`."""
-        r, y = self.pair(z, t)
-        size = norm(self.balanced(ProxArguments(y, self.x_tilde + r)))
-        return relative_to(norm(self(z, t)), size)
+        """Return the size of the map relative to that of the pair, at the pair's own steps.
+
+        See `hypergrad.chambolle_pock.residuals`. The map divided by `tau` and `sigma` is the misfit
+        of the optimality conditions, whatever the step sizes.
+        """
+        r, y, _, misfit = self._at_own_steps(z, t)
+        in_r = relative_to(safe_norm(misfit.z_P), safe_norm(r))
+        return jnp.hypot(in_r, relative_to(safe_norm(misfit.z_D), safe_norm(y))) / 2**0.5
+
+    def tolerance(self, z: ProxArguments) -> Array:
+        """Return the relative size below which `z` counts as a solution."""
+        none = jnp.zeros(z.z_P.shape[:1], z.z_P.dtype)
+        r, y, own, _ = self._at_own_steps(z, none)
+        return attainable_tolerance(rounding_of_pair(self.x_tilde + r, r, y, self.sizes, own))
+
+    def _at_own_steps(
+        self, z: ProxArguments, t: Array
+    ) -> tuple[Array, Array, PairSteps, ProxArguments]:
+        """The pair, its own steps, and the map as steps of their size."""
+        (tau, sigma, _), (r, y) = self.sizes, self.pair(z, t)
+        wanted = self.arguments(r, y)
+        own = pair_steps(r, y, (r - wanted.z_P) / tau, self.sizes)
+        in_z_D = (own.s / sigma)[..., None] * (z.z_D - wanted.z_D)
+        in_z_P = (own.t / tau)[..., None] * (z.z_P - wanted.z_P)
+        return r, y, own, ProxArguments(in_z_D, in_z_P)
 
     def margin(self, z: ProxArguments) -> Array:
         """The relative distance to the nearest kink (unknown: infinite)."""

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from hypergrad._samples import where
+from hypergrad.adjoint import pair_norm
 from hypergrad.chambolle_pock import ProxArguments
 from hypergrad.functions import prox, prox_conjugate
-from hypergrad.newton.active_sets import REFINEMENTS, ActiveSystem, active_system, norm, shrink_of
+from hypergrad.newton.active_sets import REFINEMENTS, ActiveSystem, active_system, shrink_of
 from hypergrad.newton.normal_map import NormalMap
 from hypergrad.newton.smoothing import smoothed
 from hypergrad.operators import apply, apply_transpose
@@ -60,7 +61,7 @@ class Found(NamedTuple):
     accepted: Array
 
 
-def jump(normal_map: NormalMap, z: ProxArguments, strict: Array, tolerance: float) -> Found:
+def jump(normal_map: NormalMap, z: ProxArguments, strict: Array) -> Found:
     """From `z` by Newton steps at t = 0, and there to the pair of minimum norm.
 
     What is accepted has a small residual with its kernel part taken away. That is the pair of
@@ -101,15 +102,15 @@ def jump(normal_map: NormalMap, z: ProxArguments, strict: Array, tolerance: floa
     kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
     found = Found(best, least, jnp.zeros_like(strict))
-    return judge_shortest(normal_map, shortest, found, strict, tolerance)
+    return judge_shortest(normal_map, shortest, found, strict)
 
 
 def judge_shortest(
-    normal_map: NormalMap, shortest: ProxArguments, best: Found, strict: Array, tolerance: float
+    normal_map: NormalMap, shortest: ProxArguments, best: Found, strict: Array
 ) -> Found:
     """The pair without its part in the kernel, where it is a solution; else the best so far."""
     residual = normal_map.relative(shortest, jnp.zeros_like(best.residual))
-    feasible = residual <= tolerance
+    feasible = residual <= normal_map.tolerance(shortest)
     off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
     z = where(feasible, shortest, best.z)
     return Found(z, jnp.where(feasible, residual, best.residual), feasible & (off_kinks | strict))
@@ -153,11 +154,11 @@ def _damped_newton(normal_map: NormalMap, path: Path) -> tuple[ProxArguments, Ar
     lengths = 0.5 ** jnp.arange(_LENGTHS, dtype=t.dtype)
 
     def residual_at(length: Array) -> Array:
-        value = norm(normal_map(normal_map.moved(z, length * jnp.ones_like(t), direction), t))
+        value = pair_norm(normal_map(normal_map.moved(z, length * jnp.ones_like(t), direction), t))
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
     tried = jax.lax.map(residual_at, lengths)
-    now = norm(f)
+    now = pair_norm(f)
     reference = jnp.maximum(jnp.max(recent, axis=-1), now)
     enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * reference
     chosen = jnp.where(jnp.any(enough, 0), jnp.argmax(enough, 0), jnp.argmin(tried, 0))

@@ -21,7 +21,6 @@ from hypergrad.chambolle_pock import (
     RestartedHalpern,
     State,
     StepSizes,
-    default_tolerance,
 )
 from hypergrad.lower_level import LowerLevel
 from hypergrad.newton.active_sets import AbstractActiveSystem, active_system
@@ -114,7 +113,7 @@ class Factorised(AbstractSearch):
         most: int | Int[Array, ""],
     ) -> ExactPair:
         most_with_jumps = most + _JUMPS * POLISHING  # those before the path
-        way, tolerance, count = RestartedHalpern(), default_tolerance(x_tilde.dtype), len(x_tilde)
+        way, count = RestartedHalpern(), len(x_tilde)
         at = way.begin(problem, x_tilde, sizes, start)
         at = way.advance(problem, x_tilde, sizes, at, _FIRST_BURST)
         # From here on K is a matrix, built once: every factorisation needs it.
@@ -136,9 +135,9 @@ class Factorised(AbstractSearch):
             walked = walk(normal_map, path, running & on_path, most_with_jumps - part.newton_steps)
             path, jumping = walked.path, running & (walked.settled | ~on_path)
             at_end = normal_map.arguments(*normal_map.pair(path.z, path.t))
-            new = jump(normal_map, where(on_path, at_end, path.z), on_path & path.strict, tolerance)
+            new = jump(normal_map, where(on_path, at_end, path.z), on_path & path.strict)
             # The later one is the better one, however small the residual was before.
-            good_enough = jnp.maximum(part.found.residual, tolerance)
+            good_enough = jnp.maximum(part.found.residual, normal_map.tolerance(new.z))
             better = jumping & (new.accepted | (new.residual <= good_enough))
             over = new.accepted | ~jnp.isfinite(new.residual) | (on_path & path.ends)
             return _Search(

@@ -37,8 +37,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, relative_size
-from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes
+from hypergrad._samples import safe_norm
+from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, LimitSystem, PairMetric
+from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes, step
 from hypergrad.lower_level import LowerLevel
 from hypergrad.status import Status
 from hypergrad.strategies._base import AbstractStrategy, Batch
@@ -101,7 +102,7 @@ class AbstractImplicitPeer(AbstractStrategy):
 
         def solve_sample(x_tilde: Array, s: Array, c: Array) -> Array:
             # An absolute tolerance then is a relative one; a loss averaged over a batch is small.
-            size = jnp.linalg.norm(c)
+            size = safe_norm(c)
             size = jnp.where(size == 0, 1.0, size)
             return size * self.adjoint(FixedPoint(problem, x_tilde, solver, sizes), s, c / size)
 
@@ -115,9 +116,12 @@ class AbstractImplicitPeer(AbstractStrategy):
         dproblem, dx_tilde, transposed = pull(w)[0]
 
         misfit_r, misfit_y = jnp.split(c - w + transposed, [problem.n], axis=-1)
-        residual = relative_size(misfit_r, misfit_y, cotangent, sizes)
+        # The last iteration's prox arguments, from which the state came.
+        _, z = step(problem, x_tilde, sizes, State(state.r, state.r, state.y))
+        metric = PairMetric.at(LimitSystem(problem, sizes, z))
+        residual = metric.misfit(misfit_r, misfit_y, cotangent)
         tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
         status = jnp.where(residual <= tolerance, Status.CONVERGED, Status.NOT_CERTIFIED)
-        # A peer does not tell its steps: one of 2 products at the least, and 6 for the last pass.
-        stats = AdjointStats.of(None, residual, status, 8)
+        # A peer does not tell its steps: one of 2 products at the least, and 8 for what follows.
+        stats = AdjointStats.of(None, residual, status, 10)
         return Gradients.of_limit(dproblem, cotangent.x + dx_tilde, solver, stats)

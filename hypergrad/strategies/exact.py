@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from hypergrad._checks import check_count, describe
+from hypergrad._samples import safe_norm
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -193,18 +194,18 @@ def _certified(
     problem: LowerLevel, x_tilde: Array, sizes: StepSizes, found: ExactPair, r: Array, y: Array
 ) -> Solution:
     """The pair with its certificate."""
-    tolerance = default_tolerance(r.dtype)
-    stats = certify(problem, x_tilde, sizes, r, y, found.iterations, tolerance)
+    stats = certify(problem, x_tilde, sizes, r, y, found.iterations, None)
     on_kink = stats.margin <= least_margin(r.dtype)
     rank, x = found.system.rank(found.unique_D), x_tilde + r
     # Active rows that leave no freedom keep x at 0 whatever moves: then their dependence is nothing
     # to the gradient, which is that of a constant.
-    is_0 = jnp.linalg.norm(x, axis=-1) <= tolerance * jnp.linalg.norm(x_tilde, axis=-1)
+    is_0 = safe_norm(x) <= default_tolerance(r.dtype) * safe_norm(x_tilde)
     differentiable = (found.unique_D | (is_0 & (rank == problem.n))) & ~on_kink
     status = jnp.where(differentiable, Status.CONVERGED, Status.NONDIFFERENTIABLE)
     status = jnp.where(found.unique_P, status, Status.NOT_UNIQUE)
-    status = jnp.where(stats.residual <= tolerance, status, Status.NOT_CERTIFIED)
-    status = jnp.where(jnp.isfinite(stats.residual), status, Status.NON_FINITE)
+    gave_up = stats.status == Status.ITERATIONS_USED_UP
+    worse = jnp.where(gave_up, Status.NOT_CERTIFIED, stats.status)
+    status = jnp.where(stats.status == Status.CONVERGED, status, worse)
     stats = eqx.tree_at(
         lambda s: (s.status, s.products, s.rank),
         stats,

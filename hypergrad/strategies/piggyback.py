@@ -105,9 +105,9 @@ class Piggyback(AbstractStrategy):
 
         system = LimitSystem(problem, sizes, z)
         grad, dx_tilde = limit_gradients(system, x_tilde + state.r, state.y, sums)
-        residual = system.residual(sums, cotangent)
+        residual, rounding = system.residual(sums, cotangent), system.rounding(sums, cotangent)
         # 2 of each iteration's 4 products run the lower level again; a warm start takes one more.
         products = 4 * taken + 2 + int(earlier is not None)
         tolerance = default_tolerance(x_tilde.dtype)
-        stats = AdjointStats.judge(taken, residual, tolerance, products=products)
+        stats = AdjointStats.judge(taken, residual, tolerance, rounding, products=products)
         return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)

@@ -11,9 +11,10 @@ from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
     Gradients,
+    LimitSystem,
+    PairMetric,
     Recorded,
     backpropagate,
-    relative_size,
 )
 from hypergrad.chambolle_pock import (
     ChambollePock,
@@ -74,7 +75,8 @@ class Truncation(AbstractStrategy):
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         dproblem, dx_tilde, dsolver, rest = backpropagate(residuals, cotangent)
-        cut_off = relative_size(rest.delta_P, rest.delta_D, cotangent, residuals.sizes)
+        system = LimitSystem.at_last(residuals.problem, residuals.sizes, residuals.history)
+        cut_off = PairMetric.at(system).size(rest.delta_P, rest.delta_D, cotangent)
         tolerance = default_tolerance(dx_tilde.dtype)
         stats = AdjointStats.judge(self.k, cut_off, tolerance, products=4 * self.k)
         return Gradients(dproblem, dx_tilde, dsolver, stats)
