@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["magnitude", "safe_norm", "where"]
+__all__ = ["magnitude", "power_of_two", "safe_norm", "where"]
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:
@@ -25,10 +25,15 @@ def magnitude(*vectors: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
 
     What is divided by it can be squared without under- or overflow, and loses no digit.
     """
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(v), axis=-1) for v in vectors]), axis=0)
-    _, exponent = jnp.frexp(largest)
-    usable = (largest > 0) & jnp.isfinite(largest)
-    return jnp.ldexp(jnp.ones_like(largest), jnp.where(usable, exponent - 1, 0))
+    return power_of_two(jnp.max(jnp.stack([jnp.max(jnp.abs(v), axis=-1) for v in vectors]), axis=0))
+
+
+def power_of_two(size: Array) -> Array:
+    """Return the power of two next below a size (1 if that is 0 or not finite), as a constant."""
+    size = jax.lax.stop_gradient(size)
+    _, exponent = jnp.frexp(size)
+    usable = (size > 0) & jnp.isfinite(size)
+    return jnp.ldexp(jnp.ones_like(size), jnp.where(usable, exponent - 1, 0))
 
 
 def safe_norm(v: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:

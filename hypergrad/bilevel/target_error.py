@@ -43,7 +43,7 @@ def check_target(target_error: float, strategy: AbstractStrategy, x_tilde: Array
 
 def _size(tree: Any) -> float:
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
-    return float(np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in leaves)))
+    return float(np.sqrt(sum(np.sum(np.asarray(leaf, float) ** 2) for leaf in leaves)))
 
 
 def to_target_error(

@@ -114,9 +114,11 @@ def _status(residual: Array, rounding: Array, resolution: Array, tolerance: Arra
 
 def _resolution(x: Array, r: Array) -> Array:
     """How finely `x = x_tilde + r` tells one `r` from another, relative to it."""
-    eps, size_r = float(jnp.finfo(x.dtype).eps), safe_norm(r)
+    info, size_r = jnp.finfo(x.dtype), safe_norm(r)
+    # Numbers below tiny / eps lose digits to underflow.
+    lost = jnp.maximum(float(info.eps) * safe_norm(x), float(info.tiny) / float(info.eps))
     # Where r is 0 the solution is x_tilde itself, and nothing has to be resolved.
-    return jnp.where(size_r > 0, eps * relative_to(safe_norm(x), size_r), 0.0)
+    return jnp.where(size_r > 0, relative_to(lost, size_r), 0.0)
 
 
 def residual_of(

@@ -23,9 +23,9 @@ at most `||y|| ||K x - u||`, where `u` is the nearest point at which `y` is opti
 energy `||r|| ||q||` that is `s ||K x - u|| / ||y||`, and `(mu / 2) ||r - r*||^2` is at most the
 gap.
 
-**Where the pair says nothing**: if `q` is 0, `t` is the largest step of use (the limit of the
-above), and if `r` or `y` is 0, the solver's steps are taken. A half that is 0 has to stay where it
-is; if it moves, its part of the residual is 1.
+**Where the pair says nothing**, since `r`, `y` or `q` is 0, the solver's steps are taken; `t` is
+`tau / eps` if `q` alone is, for a limit. A half that is 0 has to stay where it is; if it moves, its
+part of the residual is 1.
 
 **Rounding.** `x` resolves `r` to `resolution = eps ||x|| / ||r||`, and `K x` is off by about
 `eps ||K|| ||x||`, so that no residual below about
@@ -90,18 +90,18 @@ def relative_to(value: Array, size: Array) -> Array:
 
 
 def pair_steps(r: Array, y: Array, q: Array, sizes: StepSizes) -> PairSteps:
-    """Return the pair's own step sizes, given `q = K^T y`; the solver's where `r` or `y` is 0."""
+    """Return the pair's own step sizes, given `q = K^T y`; see above where one of them is 0."""
     size_r, size_y, size_q = safe_norm(r), safe_norm(y), safe_norm(q)
-    # Longer steps than these only multiply rounding, and may overflow.
-    longest = 1 / float(jnp.finfo(r.dtype).eps)
+    info = jnp.finfo(r.dtype)
+    longest = float(info.max) * float(info.eps)  # of what does not overflow in a prox
 
     def ratio(over: Array, under: Array) -> Array:
-        return jnp.where(under > 0, over / jnp.where(under > 0, under, 1.0), jnp.inf)
+        return jnp.minimum(over / jnp.where(under > 0, under, 1.0), longest)
 
-    t = jnp.minimum(ratio(size_r, size_q), longest * sizes.tau)
-    s = jnp.minimum(ratio(size_y, size_q) * ratio(size_y, size_r), longest * sizes.sigma)
-    known_s = (size_y > 0) & (size_r > 0)
-    return PairSteps(jnp.where(size_r > 0, t, sizes.tau), jnp.where(known_s, s, sizes.sigma))
+    t = jnp.where(size_q > 0, ratio(size_r, size_q), sizes.tau / float(info.eps))
+    s = jnp.minimum(ratio(size_y, size_q) * ratio(size_y, size_r), longest)
+    known = (size_r > 0) & (size_y > 0) & (size_q > 0)
+    return PairSteps(jnp.where(size_r > 0, t, sizes.tau), jnp.where(known, s, sizes.sigma))
 
 
 def with_steps(prox: Callable[[Array, Array], Array], z: Array, steps: Array) -> Array:

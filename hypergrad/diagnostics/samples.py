@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from hypergrad._checks import check_count, is_concrete
+from hypergrad._samples import magnitude
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.bilevel.arguments import (
     Data,
@@ -228,13 +229,27 @@ class _SampleGradients(eqx.Module):
 
 
 def _compare_vectors(ours: Array, exact: Array) -> tuple[Array, ...]:
-    """Inner product, the two norms and that of the difference, of one sample."""
+    """Inner product, the two norms and that of the difference, of one sample, in a common unit."""
+    unit = magnitude(ours, exact)
+    ours, exact = ours / unit, exact / unit
     norms = (jnp.linalg.norm(v) for v in (ours, exact, ours - exact))
     return ours @ exact, *norms
 
 
+def _of_unit_size(ours: Factors, exact: Factors) -> tuple[Factors, Factors]:
+    """Both divided by the same power of two per sample: what is compared can then be squared."""
+    lefts, rights = zip(*ours, *exact, strict=True)
+    unit_left, unit_right = magnitude(*lefts)[..., None], magnitude(*rights)[..., None]
+
+    def divided(factors: Factors) -> Factors:
+        return tuple((left / unit_left, right / unit_right) for left, right in factors)
+
+    return divided(ours), divided(exact)
+
+
 def _compare_factors(K: Operator, ours: Factors, exact: Factors) -> tuple[Array, ...]:
     """The same of a batch, from the factors alone."""
+    ours, exact = _of_unit_size(ours, exact)
     inner = sum(
         jnp.sum(left * other_left, axis=-1) * jnp.sum(right * other_right, axis=-1)
         for left, right in ours

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad._checks import is_concrete
+from hypergrad._samples import safe_norm
 from hypergrad.adjoint import (
     Cotangent,
     LimitSystem,
     Recorded,
     adjoint_step,
+    pair_norm,
     solve_least_squares,
-    squared_norm,
     start_adjoint,
 )
 from hypergrad.bilevel.arguments import Data, flatten_batch, prepare_hypergradient, restore_batch
@@ -62,12 +63,12 @@ class AdjointTrajectory(eqx.Module):
     @property
     def norm_P(self) -> Float[Array, "L *batch"]:
         """`||delta_P[l]||`."""
-        return jnp.linalg.norm(self.delta_P, axis=-1)
+        return safe_norm(self.delta_P)
 
     @property
     def norm_D(self) -> Float[Array, "L *batch"]:
         """`||delta_D[l]||`."""
-        return jnp.linalg.norm(self.delta_D, axis=-1)
+        return safe_norm(self.delta_D)
 
     def __repr__(self) -> str:
         if not is_concrete(self.delta_P):
@@ -189,7 +190,7 @@ def _adjoint_trajectory(
         "distance": on_I(delta_P) - entered[:, None, None] * limit_P,
     }
     by_layer = {"delta_P": delta_P, "delta_D": delta_D, "contribution": contribution} | {
-        name: jnp.linalg.norm(array, axis=-1) for name, array in norms.items()
+        name: safe_norm(array) for name, array in norms.items()
     }
     by_layer = jax.tree.map(lambda a: a.reshape(L, *batch, *a.shape[2:]), by_layer)
     limit_P, stats = restore_batch((limit_P, solution.stats), batch)
@@ -220,6 +221,6 @@ def _project_on_kernel(system: LimitSystem, g: Cotangent) -> Float[Array, "*batc
     product, transpose = system.balanced, system.balanced_transpose
     w, *_ = solve_least_squares(product, transpose, product(whole), rtol=rtol, most=most)
     inside = (whole[0] - w[0], whole[1])
-    left_over = jnp.sqrt(squared_norm(system.balanced(inside)))
-    arrived = left_over <= default_tolerance(g.x.dtype) * jnp.sqrt(squared_norm(whole))
+    left_over = pair_norm(system.balanced(inside))
+    arrived = left_over <= default_tolerance(g.x.dtype) * pair_norm(whole)
     return jnp.where(arrived[..., None], inside[0] / root, jnp.nan)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from hypergrad._samples import where
+from hypergrad._samples import safe_norm, where
 from hypergrad.adjoint import problem_gradient
 from hypergrad.chambolle_pock import StepSizes
 from hypergrad.error_bound.result import Regime
@@ -81,7 +81,7 @@ def rounding_of(problem: LowerLevel, dtype: Any) -> float:
 
 def row_norm(v: Array) -> Array:
     """Euclidean norm of each sample."""
-    return jnp.linalg.norm(v, axis=-1)
+    return safe_norm(v)
 
 
 def zero_unless(chosen: Array, tree: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from hypergrad._samples import where
+from hypergrad._samples import safe_norm, where
 from hypergrad.error_bound._base import (
     AbstractRegime,
     ReturnedPair,
@@ -60,7 +60,7 @@ def bound_error(
 
     g = loss_gradient(x)
     if smoothness is None:
-        error_g = _loss_curvature(loss_gradient, x) * jnp.linalg.norm(error_x)
+        error_g = _loss_curvature(loss_gradient, x) * safe_norm(error_x)
         error_g = jnp.broadcast_to(error_g, error_x.shape)
     else:
         error_g = smoothness * error_x
@@ -100,7 +100,7 @@ def bound_error(
 def _distance(a: Array, b: Array) -> Array:
     """`||a - b||`, rounded upwards: one rounding an entry, and those of their sum."""
     rounding = (a.size + 4) * float(jnp.finfo(a.dtype).eps)
-    return (1 + rounding) * jnp.linalg.norm(jnp.ravel(a - b))
+    return (1 + rounding) * safe_norm(jnp.ravel(a - b))
 
 
 def _known(bound: Array) -> Array:
@@ -110,7 +110,7 @@ def _known(bound: Array) -> Array:
 
 def _root_sum_of_squares(tree: Any) -> Array:
     leaves = jax.tree.leaves(tree)
-    return jnp.linalg.norm(jnp.stack(leaves)) if leaves else jnp.zeros(())
+    return safe_norm(jnp.stack(leaves)) if leaves else jnp.zeros(())
 
 
 def _loss_curvature(loss_gradient: Callable[[Array], Array], x: Array) -> Array:
@@ -119,9 +119,9 @@ def _loss_curvature(loss_gradient: Callable[[Array], Array], x: Array) -> Array:
 
     def power(_: Array, carry: Any):
         v, logarithm = carry
-        size = jnp.linalg.norm(v)
+        size = safe_norm(jnp.ravel(v))
         v = jax.jvp(loss_gradient, (x,), (v / jnp.where(size > 0, size, 1.0),))[1]
-        return v, logarithm + jnp.log(jnp.linalg.norm(v))
+        return v, logarithm + jnp.log(safe_norm(jnp.ravel(v)))
 
     start = jax.random.normal(jax.random.key(0), x.shape, x.dtype)
     carry = start, jnp.zeros((), x.dtype)

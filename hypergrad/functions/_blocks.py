@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from hypergrad._samples import power_of_two
 from hypergrad.functions._base import Values, Vector
 
 # A dual variable that a prox put on its bound may lie beyond it by rounding. The conjugate of a
@@ -35,7 +36,9 @@ def shrink_to_ball(z: Array, radius: Array, axis: int) -> Array:
     `z / max(1, ||z|| / radius)` has a NaN derivative at 0: the norm is not differentiable there.
     So the norm is only taken where it is used, outside the ball.
     """
-    squared = jnp.sum(z**2, axis=axis, keepdims=True)
+    unit = power_of_two(radius)  # squares must not vanish
+    radius = radius / unit
+    squared = jnp.sum((z / unit) ** 2, axis=axis, keepdims=True)
     outside = squared >= radius**2
     size = jnp.sqrt(jnp.where(outside & (squared > 0), squared, 1.0))
     return jnp.where(outside, z * radius / size, z)
@@ -53,7 +56,11 @@ def shrink_groups_to_ball(z: Array, radius: Array, axis: int) -> Array:
     """
     if z.shape[axis] > _FEW:
         return shrink_to_ball(z, radius, axis)
-    members = [jax.lax.slice_in_dim(z, i, i + 1, axis=axis % z.ndim) for i in range(z.shape[axis])]
+    unit = power_of_two(radius)
+    radius, in_units = radius / unit, z / unit
+    members = [
+        jax.lax.slice_in_dim(in_units, i, i + 1, axis=axis % z.ndim) for i in range(z.shape[axis])
+    ]
     squared = sum((member**2 for member in members[1:]), members[0] ** 2)
     outside = squared >= radius**2
     size = jnp.sqrt(jnp.where(outside & (squared > 0), squared, 1.0))
@@ -63,9 +70,11 @@ def shrink_groups_to_ball(z: Array, radius: Array, axis: int) -> Array:
 
 def norm(v: Array, axis: int) -> Array:
     """Euclidean norm along an axis, with derivative 0 at 0."""
-    squared = jnp.sum(v**2, axis=axis)
+    unit = power_of_two(jnp.max(jnp.abs(v), axis=axis, keepdims=True))
+    squared = jnp.sum((v / unit) ** 2, axis=axis)
     positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    size = jnp.sqrt(jnp.where(positive, squared, 1.0))
+    return jnp.where(positive, jnp.squeeze(unit, axis) * size, 0.0)
 
 
 def relative_distance(distance: Array, size: Array | float) -> Array:
