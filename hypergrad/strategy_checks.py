@@ -72,7 +72,7 @@ def check_strategy(strategy: AbstractStrategy, *, solver: ChambollePock | None =
     >>> try:
     ...     hg.check_strategy(Half())
     ... except ValueError as error:
-    ...     print(str(error)[:80])
+    ...     print(str(error)[:79])
     half: a gradient with a good status must be the exact one; got a relative error
     """
     solver = ChambollePock(2000) if solver is None else usual_solver(solver)

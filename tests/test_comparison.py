@@ -608,3 +608,18 @@ def test_the_plot_has_a_marker_for_each_that_worked(comparison) -> None:
         np.testing.assert_allclose(drawn[label], [[row["milliseconds"], row["relative_error"]]])
     figure.savefig(picture := io.BytesIO(), format="png")
     assert picture.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_labels_beside_a_bar_are_whole(width: int) -> None:
+    from rich.console import Console
+
+    from hypergrad.progress import progress_bar
+
+    label = "a-strategy-whose-name-is-long:steps=2,momentum=0.25"
+    bar = progress_bar()
+    bar.add_task(label, total=10, loss="loss 0.12345")
+    console = Console(width=width, file=io.StringIO())
+    console.print(bar.get_renderable())
+    lines = console.file.getvalue().splitlines()
+    assert "".join(line.split(" ")[0] for line in lines) == label
