@@ -246,7 +246,7 @@ class _Check:
         for name, whole, parts in (
             ("x", together.solution.x, [h.solution.x for h in alone]),
             ("y", together.solution.y, [h.solution.y for h in alone]),
-            ("grad_x_tilde", _BATCH * in_batch, [h.grad_x_tilde for h in alone]),
+            ("grad_x_tilde", _BATCH * in_batch, [jnp.asarray(h.grad_x_tilde) for h in alone]),
         ):
             self._same(
                 f"{name} of a sample must be the same in a batch as alone",
