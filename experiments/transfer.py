@@ -163,6 +163,7 @@ def learn_steps(
         h = hg.hypergradient(
             problem, x_tilde, goal, solver=free.solver(L), strategy=hg.FullUnrolling()
         )
+        assert h.grad_solver is not None  # all parameters are asked for
         tau, sigma, theta = _numbers(h.grad_solver)
         # Positive numbers in the log: d / d log tau = tau d / d tau.
         gradient = Free(tau * jnp.exp(free.log_tau), sigma * jnp.exp(free.log_sigma), theta)

@@ -5,6 +5,9 @@ min_K  sum_i loss(x_hat_i, x_true_i)    with    x_hat_i = argmin_x F(K x) + G(x 
 
 from hypergrad import devices as devices
 from hypergrad import operators as operators
+from hypergrad.adjoint import AdjointStats as AdjointStats
+from hypergrad.adjoint import Cotangent as Cotangent
+from hypergrad.adjoint import Gradients as Gradients
 from hypergrad.bilevel import Chosen as Chosen
 from hypergrad.bilevel import Hypergradient as Hypergradient
 from hypergrad.bilevel import half_mean_squared_error as half_mean_squared_error
@@ -16,6 +19,7 @@ from hypergrad.chambolle_pock import Solution as Solution
 from hypergrad.chambolle_pock import SolverStats as SolverStats
 from hypergrad.chambolle_pock import State as State
 from hypergrad.chambolle_pock import Trace as Trace
+from hypergrad.chambolle_pock import record as record
 from hypergrad.comparison import Comparison as Comparison
 from hypergrad.comparison import compare as compare
 from hypergrad.comparison import reference_hypergradient as reference_hypergradient
@@ -43,6 +47,7 @@ from hypergrad.functions import SeparableSum as SeparableSum
 from hypergrad.functions import Zero as Zero
 from hypergrad.functions import check_function as check_function
 from hypergrad.lower_level import LowerLevel as LowerLevel
+from hypergrad.lower_level import stop_gradient as stop_gradient
 from hypergrad.restoration import restore as restore
 from hypergrad.saved_operator import SavedOperator as SavedOperator
 from hypergrad.saved_operator import load_operator as load_operator
@@ -76,6 +81,7 @@ from hypergrad.strategies import Tolerance as Tolerance
 from hypergrad.strategies import Truncation as Truncation
 from hypergrad.strategies import Uniform as Uniform
 from hypergrad.strategies import parse_strategy as parse_strategy
+from hypergrad.strategy_checks import check_strategy as check_strategy
 from hypergrad.training import History as History
 from hypergrad.training import WarmStart as WarmStart
 from hypergrad.training import evaluate as evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, cast_leaves, check_finite, is_concrete
+from hypergrad._checks import as_inexact, cast_leaves, check_finite, describe, is_concrete
 from hypergrad.functions import AbstractFunction
 from hypergrad.functions._base import check_is_function
 from hypergrad.operators import (
@@ -23,7 +24,7 @@ from hypergrad.operators import (
     operator_shape,
 )
 
-__all__ = ["LowerLevel", "cast_floats", "held"]
+__all__ = ["LowerLevel", "cast_floats", "held", "select_leaves", "stop_gradient"]
 
 
 def _as_operator(K: Any) -> Operator:
@@ -49,13 +50,52 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, tree, is_leaf=is_operator)
 
 
-def held(tree: Any) -> Any:
-    """The same pytree, not differentiated; leaves that are no arrays stay as they are.
+def stop_gradient(tree: Any) -> Any:
+    """Return the same pytree with its arrays held fixed when differentiating.
 
-    (`jax.lax.stop_gradient` refuses what an operator may hold beside arrays, a function say.)
+    `jax.lax.stop_gradient` for pytrees with leaves other than arrays, which an operator may have (a
+    function, say); these stay as they are.
+
+    **Arguments**: `tree`, any pytree: a problem, a solver, a state, or a tuple of them.
+
+    **Returns**: a pytree of the same structure.
+
+    >>> import hypergrad as hg
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> f = lambda p: hg.stop_gradient(p).F.weight * p.F.weight
+    >>> print(jax.grad(f)(problem).F.weight)  # and not 0.2
+    0.1
     """
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)
+
+
+held = stop_gradient  # its former name
+
+
+def select_leaves(problem: LowerLevel, select: Callable[[LowerLevel], Any], name: str) -> Any:
+    """The structure of the problem with True for the float leaves that a function selects.
+
+    **Errors**: a `ValueError` where the function called `name` selects none, or nothing of a
+    problem (what it returns has to be parts of it, as they are).
+    """
+    nothing = jax.tree.map(lambda _: False, problem)
+    try:
+        selected = eqx.tree_at(
+            select, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be a function that picks parts of the problem; got {describe(select)}, "
+            "which does not: try lambda p: p.K or lambda p: (p.K, p.F)"
+        ) from error
+    mask = jax.tree.map(lambda yes, leaf: yes and eqx.is_inexact_array(leaf), selected, problem)
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(
+            f"{name} must select at least one float leaf of the problem; got none: try lambda p: "
+            "p.K, where K is a matrix or an operator with array fields"
+        )
+    return mask
 
 
 def _check_operator(K: Operator) -> None:

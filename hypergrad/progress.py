@@ -25,12 +25,14 @@ def progress_bar(*, disable: bool = False) -> Progress:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     return Progress(
-        TextColumn("{task.description:<28}"),
+        # On a narrow terminal labels go over several lines: they are never cut.
+        TextColumn("{task.description:<28}", markup=False, table_column=Column(overflow="fold")),
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[loss]}", table_column=Column(overflow="fold")),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

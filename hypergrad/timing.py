@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array
 
 __all__ = ["Compiled", "compile_ahead", "interleaved_medians", "matrix_products_alone"]
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +60,18 @@ def compile_ahead(function: Callable[..., Any], *arguments: Any) -> Compiled:
 
 
 def interleaved_medians(
-    calls: Mapping[str, Callable[[], Any]], *, repeats: int
-) -> dict[str, float]:
+    calls: Mapping[_Key, Callable[[], Any]], *, repeats: int
+) -> dict[_Key, float]:
     """Median seconds of each call; the calls take turns, so that a slow spell hits them all.
+
+    They are keyed by what is timed itself, or by names where all are chosen by the caller: a name
+    that a strategy gives itself may be any.
 
     Each is made twice, and the second one counts: the threads of a factorisation go on waiting for
     work when it is over, and what comes next shares its cores with them (a truncation seemed to
     take 1.5 forward solves, as long as the norm of K was measured before it).
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[_Key, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             jax.block_until_ready(call())

@@ -12,33 +12,11 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array
 
-from hypergrad._checks import describe
 from hypergrad.functions import AbstractFunction
-from hypergrad.lower_level import LowerLevel
+from hypergrad.lower_level import LowerLevel, select_leaves
 from hypergrad.operators import FilterBank, operator_norm
 
 __all__ = ["K_is_a_gauge", "Variables", "rescale_K"]
-
-
-def _trainable_mask(problem: LowerLevel, trainable: Callable[[LowerLevel], Any]) -> Any:
-    """True for the selected float leaves, False elsewhere."""
-    nothing = jax.tree.map(lambda _: False, problem)
-    try:
-        chosen = eqx.tree_at(
-            trainable, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            "trainable must be a function that picks parts of the problem; got "
-            f"{describe(trainable)}, which does not: try lambda p: p.K or lambda p: (p.K, p.F)"
-        ) from error
-    mask = jax.tree.map(lambda yes, leaf: yes and eqx.is_inexact_array(leaf), chosen, problem)
-    if not any(jax.tree.leaves(mask)):
-        raise ValueError(
-            "trainable must select at least one float leaf of the problem; got none: "
-            "try lambda p: p.K"
-        )
-    return mask
 
 
 def _child(node: Any, key: Any) -> Any:
@@ -71,7 +49,7 @@ class Variables:
     """Between the problem and the free variables that the optimiser sees (None where fixed)."""
 
     def __init__(self, problem: LowerLevel, trainable: Callable[[LowerLevel], Any]):
-        self.mask = _trainable_mask(problem, trainable)
+        self.mask = select_leaves(problem, trainable, "trainable")
         self.in_log = eqx.filter(_positive_mask(problem), self.mask)
         for log, leaf in self._flagged(problem):
             if log and not np.all(np.asarray(leaf) > 0):

@@ -94,10 +94,14 @@ Visit = Callable[[LowerLevel, Array, Array, Any], Visited]
 
 
 def make_visit(
-    solver: ChambollePock, strategy: AbstractStrategy, loss: Loss, warm_start: WarmStart | None
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss,
+    warm_start: WarmStart | None,
+    parameters: Callable[[LowerLevel], Any] | None = None,
 ) -> Visit:
     """`visit(problem, x_tilde, x_true, left)`: a hypergradient on a batch, cold or warm."""
-    settings = {"solver": solver, "strategy": strategy}
+    settings: dict[str, Any] = {"solver": solver, "strategy": strategy, "parameters": parameters}
 
     def cold(problem: LowerLevel, x_tilde: Array, x_true: Array, left: None) -> Visited:
         del left

@@ -297,7 +297,19 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "comparison in a K without parameters": (
         lambda: compare([hg.Truncation(1)], lower_level(K=backwards(), F=hg.L1(0.1))),
-        r"parameters(problem) must have a parameter for its gradient to be looked at; got a Func",
+        r"parameters must select at least one float leaf of the problem; got none: try lambda p: p",
+    ),
+    "a gradient wanted in something new": (
+        lambda: hypergradient(parameters=lambda p: 2 * p.K),
+        r"parameters must be a function that picks parts of the problem; got function, which",
+    ),
+    "the name of what a gradient is wanted in": (
+        lambda: hypergradient(parameters="K"),
+        r"parameters must be a function that picks parts of the problem; got 'K', which does",
+    ),
+    "a gradient wanted in a size": (
+        lambda: hypergradient(parameters=lambda p: p.m),
+        r"parameters must be a function that picks parts of the problem; got function, which",
     ),
     "the name of an optimizer": (
         lambda: train(optimizer="adam"),

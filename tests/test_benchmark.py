@@ -67,3 +67,20 @@ def test_the_first_moment_of_a_loss(losses, seconds, monkeypatch) -> None:
         assert record.get("warm_seconds") == seconds
         assert record.get("ratio") == (None if seconds is None else 30.0)
         assert record["full_seconds"] == 60
+
+
+def test_the_strategy_forward_is_not_the_forward_solve(monkeypatch) -> None:
+    """Two rows with their own times, whatever strategies are called."""
+    from hypergrad.benchmark import floors
+    from hypergrad.strategies import ForwardUnrolling
+
+    monkeypatch.setattr(
+        floors,
+        "interleaved_medians",
+        lambda calls, *, repeats: {key: float(i) for i, key in enumerate(calls, 1)},
+    )
+    strategies = [ForwardUnrolling(), ForwardUnrolling()]
+    rows = floors.measure(3, 2, 2, strategies, iterations=3, repeats=1).records
+    times = [(row["name"], row["milliseconds"], row["over_forward"]) for row in rows]
+    names = ["floor", "forward", "operator norm", "forward", "forward #2"]
+    assert times == [(name, 1e3 * i, i / 2) for i, name in enumerate(names, 1)]

@@ -285,19 +285,170 @@ def test_with_nothing_certified_there_is_no_error(reference) -> None:
 
 def test_two_strategies_of_one_label_are_told_apart(reference, monkeypatch) -> None:
     weights = [np.full(L, 1 / L), np.eye(L)[-1]]
-    seconds = {"forward": 1.0, "ergodic:given": 2.0, "ergodic:given #2": 3.0}
-    monkeypatch.setattr(side_by_side, "interleaved_medians", lambda calls, *, repeats: seconds)
+    seconds = (1.0, 2.0, 3.0)  # the lower level's own comes first
+    monkeypatch.setattr(
+        side_by_side,
+        "interleaved_medians",
+        lambda calls, *, repeats: dict(zip(calls, seconds, strict=True)),
+    )
     result = hg.compare(
         _problem(), *_data(),
         solver=SOLVER, strategies=[hg.ErgodicUnrolling(w) for w in weights], reference=reference,
     )  # fmt: skip
-    assert [record["strategy"] for record in result.records] == [*seconds][1:]
+    labels = [record["strategy"] for record in result.records]
+    assert labels == ["ergodic:given", "ergodic:given #2"]
     assert [record["milliseconds"] for record in result.records] == [2000.0, 3000.0]
     # The second one's average is the last iterate.
     x = hg.solve(_problem(), _data()[0], solver=SOLVER, strategy=hg.Truncation(1)).x
     loss = float(hg.half_mean_squared_error(x, jnp.asarray(_data()[1])))
     assert result.records[1]["loss"] == pytest.approx(loss, rel=1e-12)
     assert result.records[0]["loss"] != pytest.approx(loss, rel=1e-3)
+
+
+class Named(hg.AbstractStrategy):
+    """One step, scaled, under any name."""
+
+    label_: str = eqx.field(static=True)
+    scale: float = eqx.field(static=True, default=1.0)
+    name: ClassVar[str] = "named"
+
+    @property
+    def label(self):
+        return self.label_
+
+    def forward(self, problem, x_tilde, solver, init):
+        return hg.Truncation(1).forward(problem, x_tilde, solver, init)
+
+    def pullback(self, residuals, cotangent):
+        scaled = jax.tree.map(lambda g: self.scale * g, cotangent)
+        return hg.Truncation(1).pullback(residuals, scaled)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("forward", "forward", "forward #2"),
+        ("floor", "untrained", "forward"),
+        ("a #2", "a", "a"),
+        ("", "strategy", "error"),
+    ],
+)
+def test_a_row_has_its_own_time_and_gradient_whatever_it_is_called(
+    labels, reference, monkeypatch
+) -> None:
+    """The time of the lower level alone is no strategy's, and no row is another's."""
+    strategies = [Named(label, scale) for label, scale in zip(labels, (1.0, 2.0, 3.0), strict=True)]
+    given = iter((10.0, 20.0, 30.0, 40.0))
+    monkeypatch.setattr(
+        side_by_side,
+        "interleaved_medians",
+        lambda calls, *, repeats: {call: next(given) for call in calls},
+    )
+    result = hg.compare(
+        _problem(), *_data(), solver=SOLVER, strategies=strategies, reference=reference
+    )
+    assert len({row["strategy"] for row in result.records}) == 3
+    assert [row["over_forward"] for row in result.records] == [2.0, 3.0, 4.0]
+    norms = np.array([row["gradient_norm"] for row in result.records])
+    np.testing.assert_allclose(norms, norms[0] * np.array([1.0, 2.0, 3.0]), rtol=1e-10)
+
+
+def test_the_strategy_forward_is_timed_by_itself(reference, monkeypatch) -> None:
+    """Its name is that of nothing else; and only the weight is differentiated."""
+    order = []
+
+    def medians(calls, *, repeats):
+        order.extend(calls)
+        return dict(zip(calls, (1.0, 5.0, 7.0), strict=True))
+
+    monkeypatch.setattr(side_by_side, "interleaved_medians", medians)
+    result = hg.compare(
+        _problem(), *_data(), solver=SOLVER, reference=reference,
+        strategies=[hg.ForwardUnrolling(), hg.FullUnrolling()], parameters=lambda p: p.F.weight,
+    )  # fmt: skip
+    assert len(order) == 3
+    forward, full = result.records
+    assert (forward["over_forward"], full["over_forward"]) == (5.0, 7.0)
+    assert forward["gradient_norm"] == pytest.approx(full["gradient_norm"], rel=1e-10)
+    # A derivative and the iteration along which it is carried, 2 products each; and the solve.
+    solve = hg.solve(_problem(), _data()[0], solver=SOLVER, strategy=hg.FullUnrolling())
+    assert forward["products"] == float(np.mean(solve.stats.products)) + 4 * L
+
+
+# ------------------------------------------------------------------ what a strategy does not know
+
+
+class LastTwo(hg.AbstractDifferentiableStrategy):
+    """JAX differentiates two iterations: nobody knows how good that is."""
+
+    name: ClassVar[str] = "a-strategy-whose-name-is-longer-than-a-column"
+    momentum: float = eqx.field(static=True, default=0.25)
+
+    def run(self, problem, x_tilde, solver, init):
+        sizes = solver.step_sizes(problem)
+        fixed = hg.stop_gradient((problem, x_tilde, sizes))
+        state, taken = solver.approach(*fixed, solver.start(problem, x_tilde, init), keep=2)
+        state, _ = hg.record(problem, x_tilde, sizes, state, 2)
+        return solver.solution(problem, x_tilde, sizes, state, taken + 2)
+
+
+class Vouched(LastTwo):
+    """The same, which says that it was exact."""
+
+    name: ClassVar[str] = "vouched"
+
+    def adjoint_stats(self, solution, dx_tilde):
+        return hg.AdjointStats.exact(solution.stats.iterations, dx_tilde, products=7)
+
+
+@pytest.fixture(scope="module")
+def unknown(reference) -> hg.Comparison:
+    return hg.compare(
+        _problem(), *_data(),
+        solver=SOLVER, reference=reference, repeats=1,
+        strategies=[LastTwo(), LastTwo(0.5), Vouched(), hg.Truncation(2)],
+    )  # fmt: skip
+
+
+def test_what_jax_differentiates_is_unknown(unknown) -> None:
+    row, _, vouched, truncation = unknown.records
+    assert row["adjoint_status"] == "unknown 100 %"
+    assert (row["adjoint_residual"], row["products"]) == (None, None)
+    assert row["relative_error"] == pytest.approx(truncation["relative_error"], rel=1e-8)
+    assert vouched["adjoint_status"] == "converged 100 %"
+    assert vouched["adjoint_residual"] == 0.0
+    assert vouched["products"] > 7
+    json.dumps(unknown.records, allow_nan=False)
+
+
+def test_what_is_unknown_is_printed_and_saved(unknown, tmp_path) -> None:
+    row, *_ = unknown.table().splitlines()[2:]
+    assert "unknown 100 %" in row
+    assert "nan" not in unknown.table()
+    assert "adjoint unknown 100 %" in " ".join(str(unknown).split())
+    unknown.save(tmp_path)
+    assert read_jsonl(tmp_path / "comparison.jsonl") == unknown.records
+    assert isinstance(unknown.plot(), Figure)
+    forgotten = unknown.reference | {"residual": None, "adjoint_residual": float("nan")}
+    said = dataclasses.replace(unknown, reference=forgotten).markdown()
+    assert "(worst residual unknown)" in said
+    assert "(worst unknown)" in said
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_labels_are_whole_on_any_terminal(unknown, width: int) -> None:
+    """And every number stands whole below its heading."""
+    table, notes = unknown.brief(width), unknown.notes(width)
+    for text in (table, notes):
+        for record in unknown.records:
+            assert record["strategy"] in text
+        assert "…" not in text
+    for record in unknown.records:
+        for column in ("relative_error", "cosine", "milliseconds", "over_forward"):
+            assert f"{record[column]:.4g}" in table.split()
+    labels = {record["strategy"] for record in unknown.records}
+    rest = [line for line in table.splitlines() if not any(label in line for label in labels)]
+    assert max(map(len, rest), default=0) <= width
 
 
 # ------------------------------------------------------------------------------ piece by piece
@@ -457,3 +608,18 @@ def test_the_plot_has_a_marker_for_each_that_worked(comparison) -> None:
         np.testing.assert_allclose(drawn[label], [[row["milliseconds"], row["relative_error"]]])
     figure.savefig(picture := io.BytesIO(), format="png")
     assert picture.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_labels_beside_a_bar_are_whole(width: int) -> None:
+    from rich.console import Console
+
+    from hypergrad.progress import progress_bar
+
+    label = "a-strategy-whose-name-is-long:steps=2,momentum=0.25"
+    bar = progress_bar()
+    bar.add_task(label, total=10, loss="loss 0.12345")
+    console = Console(width=width, file=io.StringIO())
+    console.print(bar.get_renderable())
+    lines = console.file.getvalue().splitlines()
+    assert "".join(line.split(" ")[0] for line in lines) == label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -177,3 +178,81 @@ def test_leaves_that_nobody_asks_for_cost_nothing():
     # The one entry of the weight is carried along in one loop over the iterations.
     assert loops(lambda p: p.F.weight) == 1
     assert loops(lambda p: (p.F.weight, p.K)) > 1
+
+
+# ------------------------------------------------------------------------- of some parameters alone
+
+
+@pytest.mark.parametrize("strategy", [hg.ForwardUnrolling(), hg.FullUnrolling(), hg.LimitFormula()])
+def test_a_gradient_in_some_parameters_is_a_part_of_the_whole(strategy) -> None:
+    """Against the posters' recursion for those that are exact; None for what nobody asked for."""
+    poster = random_poster(Quadratic, 3, N, L=L)
+    problem, solver = to_hypergrad(poster)
+    settings = {"solver": solver, "strategy": strategy}
+    whole = hg.hypergradient(problem, *DATA, **settings)
+    part = hg.hypergradient(problem, *DATA, **settings, parameters=lambda p: (p.F.weight, p.G))
+    assert part.grad.K is None
+    assert part.grad_x_tilde is None
+    assert part.grad_solver is None
+    for leaf, expected in ((part.grad.F, whole.grad.F), (part.grad.G, whole.grad.G)):
+        floats = (eqx.filter(tree, eqx.is_inexact_array) for tree in (leaf, expected))
+        assert_close(*floats, RTOL)
+    if strategy.differentiates_every_iteration:
+        assert relative_error(part.grad.F.weight, poster.unrolled(*DATA).F) <= RTOL
+    assert_close(part.solution.x, whole.solution.x, RTOL)
+
+
+def test_only_what_is_wanted_is_carried_along() -> None:
+    """By the count, and by the program: one loop beside that of the solve."""
+    poster = random_poster(Quadratic, 3, N, L=L)
+    problem, solver = to_hypergrad(poster)
+
+    def call(x_tilde):
+        return hg.hypergradient(
+            problem, x_tilde, DATA[1], solver=solver, strategy=hg.ForwardUnrolling(),
+            parameters=lambda p: p.F.weight,
+        )  # fmt: skip
+
+    products = np.asarray(call(DATA[0]).adjoint.products)
+    assert np.all(products == 2 * L * (1 + 1))  # the derivative, and the iteration it goes along
+    text = jax.jit(lambda x: call(x)).lower(jnp.asarray(DATA[0])).compile().as_text()
+    assert text.count(" while(") <= 3
+
+
+def _large() -> hg.LowerLevel:
+    return hg.LowerLevel(jnp.eye(126, 64), hg.L1(0.3), hg.Quadratic(1.0))
+
+
+class EnoughError(Exception):
+    """Here nothing is computed any more."""
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch) -> None:
+    def stop(*_, **__):
+        raise EnoughError
+
+    monkeypatch.setattr(hg.bilevel.hypergradients, "compute_hypergradient", stop)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (lambda p: p.K, r"forward differentiates 8,064 .*\(K: 8,064\), about 16,000 forward"),
+        (None, r"differentiates 8,133 .*K: 8,064, F.weight: 1, .*x_tilde: 64, the solver: 2\)"),
+        (lambda p: p.F.weight, None),
+    ],
+)
+@pytest.mark.parametrize("call", ["hypergradient", "in a comparison"])
+def test_a_large_cost_is_told_before_it_runs(call, parameters, said) -> None:
+    x, strategy = jnp.ones((2, 64)), hg.ForwardUnrolling()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.raises(EnoughError))
+        if said is not None:  # else a warning would be an error
+            said += ".*: pass parameters=, as in lambda p: p.F.weight"
+            stack.enter_context(pytest.warns(UserWarning, match=said))
+        if call == "hypergradient":
+            hg.hypergradient(_large(), x, x, strategy=strategy, parameters=parameters)
+        solver = hg.ChambollePock(5)
+        hg.comparison.one_hypergradient(_large(), x, x, solver, strategy, parameters=parameters)

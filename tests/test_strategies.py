@@ -466,6 +466,34 @@ def test_a_strategy_of_the_users_is_differentiated_by_jax():
         assert_close(*floats, RTOL)
 
 
+def test_what_jax_differentiates_claims_nothing():
+    """UNKNOWN; a gradient that is not finite is seen all the same, sample by sample."""
+    poster, x_tilde, x_true = _one_batch_axis()
+    problem, _ = to_hypergrad(poster)
+
+    def loss(x, x_true):
+        return _quartic(x, x_true) + jnp.where(x_true[0, 0] > 1e3, jnp.inf, 0.0) * x[0, 0]
+
+    def call(x_true, iterations=L, **options):
+        return hg.hypergradient(
+            problem, x_tilde, x_true,
+            solver=hg.ChambollePock(iterations), strategy=PlainUnrolling(), loss=loss, **options,
+        )  # fmt: skip
+
+    h = call(jnp.asarray(x_true))
+    assert (h.adjoint.steps, h.adjoint.products) == (None, None)
+    assert np.all(np.asarray(h.adjoint.status) == hg.Status.UNKNOWN)
+    assert np.all(np.isnan(np.asarray(h.adjoint.residual)))
+    assert "adjoint=AdjointStats(unknown" in repr(h)
+    assert "steps unknown, residual unknown" in repr(h)
+    np.testing.assert_array_equal(jax.jit(call)(x_true).adjoint.status, h.adjoint.status)
+    first, *others = np.asarray(call(jnp.asarray(x_true).at[0, 0].set(1e4)).adjoint.status).tolist()
+    assert first == hg.Status.NON_FINITE
+    assert set(others) <= {int(hg.Status.UNKNOWN), int(hg.Status.NON_FINITE)}
+    with pytest.raises(Exception, match="the adjoint solve did not succeed"):
+        jax.block_until_ready(call(jnp.asarray(x_true), iterations=5000, throw=True).value)
+
+
 @pytest.mark.parametrize(
     "strategy", [hg.Truncation(2), PlainUnrolling(), hg.LimitFormula()], ids=lambda s: s.name
 )

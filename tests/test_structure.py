@@ -76,7 +76,7 @@ HOUSE = """
     bilevel.differentiable  bilevel.target_error
     bilevel.hypergradients
     bilevel
-    own_parts
+    own_parts  strategy_checks
     diagnostics._gradients
     diagnostics.contraction  diagnostics.samples  diagnostics.trajectory
     diagnostics.steps

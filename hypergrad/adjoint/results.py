@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -26,7 +27,14 @@ __all__ = [
 
 
 class Cotangent(NamedTuple):
-    """The derivative of the loss in the returned `x` (`g`) and `y` (`g_y`)."""
+    """The derivative of the loss in the returned `x` (`g`) and `y` (`g_y`): what a pullback takes.
+
+    Its fields are `x (..., n)` and `y (..., m)`.
+
+    >>> import hypergrad as hg
+    >>> hg.Cotangent(x=jnp.ones((4, 3)), y=jnp.zeros((4, 2))).y.shape
+    (4, 2)
+    """
 
     x: Float[Array, "*batch n"]
     y: Float[Array, "*batch m"]
@@ -56,36 +64,56 @@ class AdjointStats(eqx.Module):
 
     `steps`, None where whoever took them does not tell; `residual`: of the limit system relative to
     `g` for a limit formula, the relative size of what was cut off for a truncation, 0 where the
-    differentiation is exact; `status`; `products` with K or its transpose that the backward side
-    took, a gradient in K counted as two.
+    differentiation is exact, NaN where nobody knows; `status`, a `Status`; `products` with K or its
+    transpose that the backward side took, a gradient in K counted as two, None where nobody counts.
+
+    A strategy makes it by one of four: `exact`, `judge` (a residual and a tolerance), `of` (a
+    residual and a status), and `unknown`, which claims nothing.
+
+    >>> import hypergrad as hg
+    >>> hg.AdjointStats.judge(3, jnp.array([1e-9, 0.2]), 1e-6, products=12)
+    AdjointStats(converged 50 %, iterations used up 50 %; worst of 2: 3 steps, residual 2.0e-01)
+    >>> hg.AdjointStats.unknown(dx_tilde=jnp.ones((2, 5)))
+    AdjointStats(unknown 100 %; worst of 2: steps unknown, residual unknown)
     """
 
     steps: Int[Array, "*batch"] | None
     residual: Float[Array, "*batch"]
     status: Int[Array, "*batch"]
-    products: Int[Array, "*batch"]
+    products: Int[Array, "*batch"] | None
 
     def __repr__(self) -> str:
         if not is_concrete(self.residual):
             return "AdjointStats(<traced>)"
         steps = "steps unknown" if self.steps is None else f"{int(jnp.max(self.steps))} steps"
+        worst = float(jnp.max(self.residual))
+        residual = "unknown" if math.isnan(worst) else f"{worst:.1e}"
         return (
             f"AdjointStats({Status.summary(self.status)}; worst of {self.residual.size}: "
-            f"{steps}, residual {float(jnp.max(self.residual)):.1e})"
+            f"{steps}, residual {residual})"
         )
 
     @classmethod
     def of(
-        cls, steps: Array | int | None, residual: Array, status: Array, products: Array | int
+        cls,
+        steps: Array | int | None,
+        residual: Array,
+        status: Array,
+        products: Array | int | None,
     ) -> AdjointStats:
-        """From a residual and a status a sample, and counts that may be the same for all."""
+        """Take a residual and a status a sample, and counts that may be the same for all.
 
-        def a_sample(count: Array | int) -> Array:
+        NON_FINITE where the residual is not finite, except where the status is UNKNOWN.
+        """
+
+        def per_sample(count: Any) -> Any:
+            if count is None:
+                return None
             return jnp.broadcast_to(jnp.asarray(count), residual.shape).astype(jnp.int32)
 
-        status = jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
-        counted = None if steps is None else a_sample(steps)
-        return cls(counted, residual, a_sample(status), a_sample(products))
+        claimed = jnp.isfinite(residual) | (jnp.asarray(status) == Status.UNKNOWN)
+        status = jnp.where(claimed, status, Status.NON_FINITE)
+        return cls(per_sample(steps), residual, per_sample(status), per_sample(products))
 
     @classmethod
     def judge(
@@ -95,9 +123,9 @@ class AdjointStats(eqx.Module):
         tolerance: Array | float,
         rounding: Array | float = 0.0,
         *,
-        products: Array | int,
+        products: Array | int | None,
     ) -> AdjointStats:
-        """Converged where the residual is within the tolerance; else rounding, or the steps."""
+        """Report CONVERGED within the tolerance, else ROUNDING or ITERATIONS_USED_UP."""
         at_rounding = residual <= ROUNDINGS * rounding
         status = jnp.where(at_rounding, Status.ROUNDING, Status.ITERATIONS_USED_UP)
         status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
@@ -105,25 +133,62 @@ class AdjointStats(eqx.Module):
 
     @classmethod
     def exact(
-        cls, steps: Array | int | None, dx_tilde: Float[Array, "*batch n"], *, products: Array | int
+        cls,
+        steps: Array | int | None,
+        dx_tilde: Float[Array, "*batch n"],
+        *,
+        products: Array | int | None,
     ) -> AdjointStats:
-        """Nothing was approximated: residual 0, unless the gradient itself is not finite."""
-        finite = jnp.all(jnp.isfinite(dx_tilde), axis=-1)
-        residual = jnp.where(finite, 0.0, jnp.nan).astype(dx_tilde.dtype)
+        """Report that nothing was approximated: residual 0, unless the gradient is not finite."""
+        residual = jnp.where(_finite(dx_tilde), 0.0, jnp.nan).astype(dx_tilde.dtype)
         return cls.judge(steps, residual, 0.0, products=products)
+
+    @classmethod
+    def unknown(
+        cls,
+        dx_tilde: Float[Array, "*batch n"],
+        *,
+        steps: Array | int | None = None,
+        products: Array | int | None = None,
+    ) -> AdjointStats:
+        """Report that nobody knows how good the gradient is: residual NaN, status UNKNOWN.
+
+        NON_FINITE where the gradient itself is not finite, which anybody can see.
+        """
+        finite = _finite(dx_tilde)
+        residual = jnp.full(finite.shape, jnp.nan, dx_tilde.dtype)
+        status = jnp.where(finite, Status.UNKNOWN, Status.NON_FINITE)
+        return cls.of(steps, residual, status, products)
+
+
+def _finite(dx_tilde: Array) -> Array:
+    """Which samples have a finite gradient."""
+    return jnp.all(jnp.isfinite(dx_tilde), axis=-1)
 
 
 class Gradients(NamedTuple):
     """What a pullback gives: gradients in the three arguments of a solve, and its statistics.
 
-    `adjoint`, where the strategy has one, is what a later backward solve can start from; then the
-    gradient in K is the limit formula of these sums, with the returned x and y and the solver's
-    step sizes.
+    `problem`, in the structure of the problem, summed over the batch; `x_tilde (batch, n)`;
+    `solver`, in the structure of the solver (`tau`, `sigma`, `theta`, …): 0 or None where nothing
+    depends on it. `x_tilde` and `solver` are None where only parts of the problem were asked for.
+    `stats`, an `AdjointStats`. `adjoint`, where the strategy has one, is what a later backward
+    solve can start from; then the gradient in K is the limit formula of these sums, with the
+    returned x and y and the solver's step sizes.
+
+    >>> import hypergrad as hg
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> solver, x_tilde = hg.ChambollePock(5), jnp.array([[0.0, 1.0, 1.0]])
+    >>> solution, kept = hg.Truncation(k=1).forward(problem, x_tilde, solver, None)
+    >>> g = hg.Cotangent(jnp.ones_like(solution.x), jnp.zeros_like(solution.y))
+    >>> gradients = hg.Truncation(k=1).pullback(kept, g)
+    >>> gradients.problem.K.shape, gradients.x_tilde.shape, hg.Gradients._fields[-2:]
+    ((2, 3), (1, 3), ('stats', 'adjoint'))
     """
 
     problem: LowerLevel
-    x_tilde: Float[Array, "*batch n"]
-    solver: ChambollePock
+    x_tilde: Float[Array, "*batch n"] | None
+    solver: ChambollePock | None
     stats: AdjointStats
     adjoint: AdjointPair | None = None
 

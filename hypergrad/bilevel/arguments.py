@@ -16,11 +16,11 @@ from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = [
     "Data",
+    "check_compatible",
     "check_is_strategy",
     "check_loss",
     "check_problem",
     "check_samples",
-    "check_strategy",
     "check_trace",
     "check_truth_shape",
     "flatten_batch",
@@ -74,7 +74,7 @@ def check_is_strategy(name: str, strategy: Any) -> None:
         )
 
 
-def check_strategy(strategy: Any, solver: ChambollePock) -> None:
+def check_compatible(strategy: Any, solver: ChambollePock) -> None:
     """Refuse what is no strategy, or does not go with the solver."""
     check_is_strategy("strategy", strategy)
     if strategy.differentiates_every_iteration and solver.acceleration is not None:
@@ -145,7 +145,7 @@ def prepare_solve(
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
     """`prepare`, with a strategy that goes with the solver."""
     solver = usual_solver(solver)
-    check_strategy(strategy, solver)
+    check_compatible(strategy, solver)
     return prepare(problem, x_tilde, solver, init)
 
 

@@ -19,7 +19,7 @@ from hypergrad.bilevel.arguments import (
     restore_batch,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
-from hypergrad.lower_level import LowerLevel, held
+from hypergrad.lower_level import LowerLevel, stop_gradient
 from hypergrad.status import throw_if_bad
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 
@@ -79,7 +79,7 @@ def _solve_jit(
 ) -> Solution:
     problem, x_tilde, solver = arguments
     batch = x_tilde.shape[:-1]
-    rows, row_init = flatten_batch((x_tilde, held(init)), batch)
+    rows, row_init = flatten_batch((x_tilde, stop_gradient(init)), batch)
     solution = _solve_differentiably(problem, rows, solver, strategy, row_init)
     # Only x and y carry derivatives: the rest describes the solve.
     described = jax.lax.stop_gradient((solution.stats, solution.state))
@@ -100,7 +100,7 @@ def _solve_differentiably(
     """By whatever the strategy gives: a pushforward (both modes), plain JAX, or a pullback."""
     if strategy.has_pushforward:
         # The solve itself is not differentiated; its result gets its derivatives afterwards.
-        fixed, fixed_x_tilde, fixed_solver = held((problem, x_tilde, solver))
+        fixed, fixed_x_tilde, fixed_solver = stop_gradient((problem, x_tilde, solver))
         solution, residuals = strategy.forward(fixed, fixed_x_tilde, fixed_solver, init)
         given = (problem, x_tilde)
         x, y = _with_derivatives(given, strategy, residuals, (solution.x, solution.y))

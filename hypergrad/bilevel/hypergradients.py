@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 
 from hypergrad._checks import check_flag
@@ -11,7 +15,7 @@ from hypergrad.bilevel.passes import compute_hypergradient
 from hypergrad.bilevel.result import Hypergradient
 from hypergrad.bilevel.target_error import check_target, to_target_error
 from hypergrad.chambolle_pock import ChambollePock, State
-from hypergrad.lower_level import LowerLevel
+from hypergrad.lower_level import LowerLevel, select_leaves
 from hypergrad.status import throw_if_bad
 from hypergrad.strategies._base import AbstractStrategy
 
@@ -26,6 +30,7 @@ def hypergradient(
     solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     loss: Loss = half_mean_squared_error,
+    parameters: Callable[[LowerLevel], Any] | None = None,
     init: State | None = None,
     throw: bool = False,
     error_bound: bool = False,
@@ -36,8 +41,10 @@ def hypergradient(
         value = loss(x_hat, x_true),    grad = d value / d problem
 
     **Arguments**: as for `solve`; `x_true (..., n)`; `loss(x, x_true)`, a scalar for the whole
-    batch (a new function object is compiled anew: define it once, outside a loop); `init`, the
-    `state` of an earlier hypergradient, where both solves then start.
+    batch (a new function object is compiled anew: define it once, outside a loop); `parameters`,
+    the parts of the problem that the gradient is wanted in, as in `lambda p: (p.K, p.F.weight)`:
+    `grad` (and a bound on its error) is None in all others, and so are `grad_x_tilde` and
+    `grad_solver`; `init`, the `state` of an earlier hypergradient, where both solves then start.
     `error_bound=True` also gives a bound on `|| grad - true ||`, the distance from the gradient at
     the true argmin, for any strategy: an `ErrorBound`. `target_error`, relative to `||grad||`: both
     solves are gone on with, each round from where the last one ended, until the bound is below it;
@@ -47,12 +54,18 @@ def hypergradient(
 
     **Returns**: a `Hypergradient`.
 
+    **Warnings**: a `UserWarning` that tells the cost, where `ForwardUnrolling` would take more than
+    500 forward solves.
+
     **Errors**: as for `solve`; a `TypeError` where it is differentiated in these. With `throw=True`
     a bad status of either solve raises (an adjoint that was cut off on purpose, a truncation, has
-    one, too), and so does a missed target. A `ValueError` for a target error with a strategy that
+    one, too; and so does a custom strategy that JAX differentiates, which is UNKNOWN unless it says
+    otherwise), and so does a missed target. A `ValueError` for `parameters` that are no parts of
+    the problem, and for a target error with a strategy that
     has no tolerance.
 
-    **Cost**: by strategy, see `hypergrad strategies`. The bound: up to 5 factorisations of
+    **Cost**: by strategy, see `hypergrad strategies`; fewer `parameters` are cheaper for
+    `ForwardUnrolling`, and hardly for the others. The bound: up to 5 factorisations of
     `m n^2 + n^3 / 3` a sample, about 20 solves with the last; where K is no matrix, or a sample of
     a smooth problem is left over, up to 5 solves by CGLS with 4 products a step. With a target: one
     program for all rounds, and in each a bound.
@@ -79,21 +92,25 @@ def hypergradient(
     ...                      solver=hg.ChambollePock(5), error_bound=True)
     >>> bool(h.error_bound.total < 0.2), hg.Regime.summary(h.error_bound.certified)
     (True, 'active set 100 %')
+    >>> h = hg.hypergradient(problem, x_tilde, x_true, strategy=hg.ForwardUnrolling(),
+    ...                      parameters=lambda p: p.F.weight)
+    >>> f"{h.grad.F.weight:.4f}", h.grad.K
+    ('0.3000', None)
     """
     problem, x_tilde, x_true, solver, init = prepare_hypergradient(
         problem, x_tilde, x_true, solver, strategy, loss, init
     )
     check_flag("throw", throw)
     check_flag("error_bound", error_bound)
+    wanted = None if parameters is None else select_leaves(problem, parameters, "parameters")
+    if (warning := strategy.cost_warning(problem, solver, wanted)) is not None:
+        warnings.warn(warning, UserWarning, stacklevel=2)
+    given = (problem, x_tilde, x_true, solver, strategy, loss, init)
     if target_error is None:
-        h = compute_hypergradient(
-            problem, x_tilde, x_true, solver, strategy, loss, init, error_bound=error_bound
-        )
+        h = compute_hypergradient(*given, error_bound=error_bound, wanted=wanted)
     else:
         check_target(target_error, strategy, x_tilde)
-        h = to_target_error(
-            problem, x_tilde, x_true, solver, strategy, loss, init, target_error=target_error
-        )
+        h = to_target_error(*given, target_error=target_error, wanted=wanted)
     if throw:
         h = throw_if_bad(h, h.solution.stats.status, "the forward solve")
         h = throw_if_bad(h, h.adjoint.status, "the adjoint solve")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hypergrad.adjoint import Cotangent
+from hypergrad.adjoint import Cotangent, Gradients
 from hypergrad.bilevel.arguments import flatten_batch, restore_batch
 from hypergrad.bilevel.losses import Loss, half_mean_squared_error, of_rows
 from hypergrad.bilevel.result import Hypergradient
@@ -34,8 +34,9 @@ def compute_hypergradient(
     init: State | None,
     *,
     error_bound: bool = False,
+    wanted: LowerLevel | None = None,
 ) -> Hypergradient:
-    """The hypergradient, and the bound on its error where it is wanted."""
+    """The hypergradient, and the bound on its error; `wanted` marks the leaves it is taken in."""
     problem, x_tilde, solver, init = _not_differentiable((problem, x_tilde, solver, init))
     batch = x_tilde.shape[:-1]
     rows, init = flatten_batch((x_tilde, init), batch)
@@ -44,16 +45,20 @@ def compute_hypergradient(
     row_loss = of_rows(loss, x_true)
     value, g = jax.value_and_grad(row_loss)(solution.x)
     no_y = jnp.zeros_like(solution.y)
-    gradients = strategy.pullback(residuals, Cotangent(g, no_y))
+
+    def pull(g: Array) -> Gradients:
+        if wanted is None:
+            return strategy.pullback(residuals, Cotangent(g, no_y))
+        return strategy.partial_pullback(residuals, Cotangent(g, no_y), wanted)
+
+    gradients = pull(g)
     grad, grad_x_tilde, grad_solver, stats, pair = gradients
 
     bound = None
     if error_bound:
 
         def pullback(chosen: Array) -> LowerLevel:
-            return strategy.pullback(
-                residuals, Cotangent(jnp.where(chosen[:, None], g, 0.0), no_y)
-            ).problem
+            return pull(jnp.where(chosen[:, None], g, 0.0)).problem
 
         # The default loss is a mean of squares: its second derivative is 1 / batch.
         smoothness = 1 / len(rows) if loss is half_mean_squared_error else None

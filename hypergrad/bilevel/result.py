@@ -44,8 +44,9 @@ class Hypergradient(eqx.Module):
     """Everything about one hypergradient.
 
     `value`, the loss; `grad`, its gradient in the structure of the problem (`h.grad.K`,
-    `h.grad.F.weight`); `grad_x_tilde (..., n)`; `grad_solver`, in the structure of the solver
-    (`tau`, `sigma`, `theta`; zero for strategies whose limit does not depend on them); `solution`,
+    `h.grad.F.weight`; with `parameters`, None in what was not asked for); `grad_x_tilde (..., n)`;
+    `grad_solver`, in the structure of the solver (`tau`, `sigma`, `theta`; zero for strategies
+    whose limit does not depend on them; with `parameters` both are None); `solution`,
     with its `stats`; `adjoint`, how the backward solve went, and `adjoint_pair`, where it ended, of
     strategies that can go on from there; `error_bound`, where it was asked for, and `chosen`,
     where a target error was.
@@ -53,8 +54,8 @@ class Hypergradient(eqx.Module):
 
     value: Float[Array, ""]
     grad: LowerLevel
-    grad_x_tilde: Float[Array, "*batch n"]
-    grad_solver: ChambollePock
+    grad_x_tilde: Float[Array, "*batch n"] | None
+    grad_solver: ChambollePock | None
     solution: Solution
     adjoint: AdjointStats
     adjoint_pair: AdjointPair | None

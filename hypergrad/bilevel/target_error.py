@@ -56,6 +56,7 @@ def to_target_error(
     init: State | None,
     *,
     target_error: float,
+    wanted: LowerLevel | None,
 ) -> Hypergradient:
     """Rounds of both solves, each to a tighter tolerance, until the bound is small enough."""
     batch, dtype = x_tilde.shape[:-1], x_tilde.dtype
@@ -67,8 +68,9 @@ def to_target_error(
         levels = jnp.asarray(tolerance, dtype), jnp.asarray(rtol, dtype)
         stopping, driven = _stopped_at(solver, strategy, *levels)
         h = compute_hypergradient(
-            problem, x_tilde, x_true, stopping, driven, loss, state, error_bound=True
-        )
+            problem, x_tilde, x_true, stopping, driven, loss, state,
+            error_bound=True, wanted=wanted,
+        )  # fmt: skip
         assert h.error_bound is not None
         assert h.adjoint.steps is not None  # what stops by a tolerance counts them
         rounds, state = rounds + 1, h.state

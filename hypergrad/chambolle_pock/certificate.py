@@ -93,7 +93,7 @@ def certify(
     if tolerance is None:
         tolerance = attainable_tolerance(rounding)
     tau, sigma, _ = sizes
-    status = _status(moved.residual, rounding, _resolution(x, r), tolerance)
+    status = _status(moved.residual, rounding, _resolution(problem, sizes, x, r), tolerance)
     stats = SolverStats(
         iterations=jnp.broadcast_to(iterations, status.shape).astype(jnp.int32),
         residual=moved.residual,
@@ -112,13 +112,23 @@ def _status(residual: Array, rounding: Array, resolution: Array, tolerance: Arra
     return jnp.where(jnp.isfinite(residual), status, Status.NON_FINITE)
 
 
-def _resolution(x: Array, r: Array) -> Array:
+def _resolution(problem: LowerLevel, sizes: StepSizes, x: Array, r: Array) -> Array:
     """How finely `x = x_tilde + r` tells one `r` from another, relative to it."""
     info, size_r = jnp.finfo(x.dtype), safe_norm(r)
     # Numbers below tiny / eps lose digits to underflow.
     lost = jnp.maximum(float(info.eps) * safe_norm(x), float(info.tiny) / float(info.eps))
-    # Where r is 0 the solution is x_tilde itself, and nothing has to be resolved.
-    return jnp.where(size_r > 0, relative_to(lost, size_r), 0.0)
+    # An r of 0 is a solution, or what rounding has left of one: the problem's own scale tells.
+    scale = _scale_of_r(problem, sizes)
+    unknown = jnp.zeros_like(lost) if scale is None else relative_to(lost, scale)
+    return jnp.where(size_r > 0, relative_to(lost, size_r), unknown)
+
+
+def _scale_of_r(problem: LowerLevel, sizes: StepSizes) -> Array | None:
+    """How large `r` can be: the radius of G, or what the largest dual variable makes of it."""
+    F, G = problem.F, problem.G
+    if G.primal_scale is not None or F.dual_scale is None or G.strong_convexity is None:
+        return G.primal_scale
+    return F.dual_scale / G.strong_convexity / jnp.sqrt(sizes.tau) / jnp.sqrt(sizes.sigma)
 
 
 def residual_of(

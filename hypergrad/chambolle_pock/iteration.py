@@ -109,7 +109,23 @@ def run(
 def record(
     problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, count: int
 ) -> tuple[State, ProxArguments]:
-    """`count` iterations with their history, the prox arguments `(count, ..., m or n)`."""
+    """Run `count` iterations that JAX can differentiate in reverse, and keep their prox arguments.
+
+    **Arguments**: `sizes`, the step sizes (`solver.step_sizes(problem)`); `state`, where they start
+    (`solver.start(problem, x_tilde)`); `count`, a Python integer.
+
+    **Returns**: the state after them, and the arguments of both proxes, `(count, ..., m or n)`.
+
+    **Cost**: 2 products with K an iteration; memory `count (m + n)` a sample.
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> solver, x_tilde = hg.ChambollePock(), jnp.array([[0.0, 1.0, 1.0]])
+    >>> start = solver.start(problem, x_tilde)
+    >>> state, history = hg.record(problem, x_tilde, solver.step_sizes(problem), start, 5)
+    >>> state.y.shape, history.z_P.shape
+    ((1, 2), (5, 1, 3))
+    """
 
     def body(at: _Point, _):
         new, z = _advance(problem, sizes, at)

@@ -9,3 +9,4 @@ from hypergrad.comparison.rows import one_hypergradient as one_hypergradient
 from hypergrad.comparison.rows import reason_of as reason_of
 from hypergrad.comparison.rows import solve_without_strategy as solve_without_strategy
 from hypergrad.comparison.side_by_side import compare as compare
+from hypergrad.comparison.side_by_side import distinct_labels as distinct_labels

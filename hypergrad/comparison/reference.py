@@ -120,7 +120,7 @@ class Reference:
         self.parameters = parameters
         self.gradients: dict[str, Any] = dict.fromkeys(("certified", "differentiable"), 0.0)
         self.shares = dict.fromkeys(self.gradients, 0.0)
-        self.stats: list[dict[str, np.ndarray]] = []
+        self.stats: list[dict[str, Any]] = []
 
     def gradient(self, h: Hypergradient) -> Array:
         return flat(self.parameters(h.grad))
@@ -164,16 +164,19 @@ def _chosen(reference: Hypergradient) -> dict[str, Array]:
     }
 
 
-def statistics_of(forward: SolverStats, adjoint: AdjointStats) -> dict[str, Array]:
+def statistics_of(forward: SolverStats, adjoint: AdjointStats) -> dict[str, Any]:
+    """One entry a sample; None for products that nobody counted."""
+    products = None if adjoint.products is None else forward.products + adjoint.products
     return {
         "iterations": forward.iterations,
         "forward_status": forward.status,
         "forward_residual": forward.residual,
         "adjoint_status": adjoint.status,
         "adjoint_residual": adjoint.residual,
-        "products": forward.products + adjoint.products,
+        "products": products,
     }
 
 
-def over_all(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def over_all(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The statistics of all chunks, one after the other."""
+    return jax.tree.map(lambda *entries: np.concatenate(entries), *parts)

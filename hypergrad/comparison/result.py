@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hypergrad.records import markdown_table, write_json, write_jsonl, write_text
-from hypergrad.terminal import WIDTH, as_text, terminal_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from hypergrad.terminal import WIDTH, note, terminal_table
 
 __all__ = ["COLUMNS", "Comparison"]
 
@@ -72,13 +69,19 @@ class Comparison:
         return markdown_table(self.records, used)
 
     def __str__(self) -> str:
-        lines = [self.about_the_reference(), *self.about_the_solves()]
-        wrapped = (textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
-        return "\n".join([as_text(self.brief()), *wrapped])
+        return f"{self.brief()}\n{self.notes()}"
 
-    def brief(self) -> Table:
-        """The main columns, for a terminal."""
-        return terminal_table(self.records, _BRIEF)
+    def brief(self, width: int = WIDTH) -> str:
+        """The main columns, for a terminal of this width."""
+        return terminal_table(self.records, _BRIEF, width)
+
+    def notes(self, width: int = WIDTH) -> str:
+        """What the errors are held against, and a line or two for each strategy."""
+        lines = [note(self.about_the_reference(), width=width)]
+        for record in self.records:
+            if (text := _about_the_solves(record)) is not None:
+                lines.append(note(text, f"{record['strategy']}: ", width))
+        return "\n".join(lines)
 
     def about_the_reference(self) -> str:
         """What the errors are held against."""
@@ -90,28 +93,18 @@ class Comparison:
             f"diff.: on the {only} where it is the only one (elsewhere one of several)."
         )
 
-    def about_the_solves(self) -> list[str]:
-        """A line for each strategy: how its two solves went, or why there is nothing of it."""
-
-        def said(record: dict[str, Any]) -> str | None:
-            if record.get("forward_status") is None:
-                return record.get("error")
-            return f"forward {record['forward_status']}; adjoint {record['adjoint_status']}"
-
-        told = {record["strategy"]: said(record) for record in self.records}
-        return [f"{strategy}: {text}" for strategy, text in told.items() if text is not None]
-
     def markdown(self) -> str:
         """All columns, and all that is known of the reference."""
         reference = self.reference
         return (
             f"{self.table()}\n\nReference: {reference['how']}; forward {reference['status']} "
-            f"(worst residual {reference['residual']:.1e}); adjoint {reference['adjoint_status']} "
-            f"(worst {reference['adjoint_residual']:.1e}). Gradients are those of the "
-            f"{100 * reference['certified']:.3g} % of the samples that it is certified on. On "
-            f"{100 * reference['differentiable']:.3g} % the solution map is differentiable; on the "
-            "others (dependent active rows of K, or a coordinate on its kink) the reference is one "
-            "gradient of several, and strategies may differ from it by per cents and be right."
+            f"(worst residual {_residual(reference['residual'])}); adjoint "
+            f"{reference['adjoint_status']} (worst {_residual(reference['adjoint_residual'])}). "
+            f"Gradients are those of the {100 * reference['certified']:.3g} % of the samples that "
+            f"it is certified on. On {100 * reference['differentiable']:.3g} % the solution map is "
+            "differentiable; on the others (dependent active rows of K, or a coordinate on its "
+            "kink) the reference is one gradient of several, and strategies may differ from it by "
+            "per cents and be right."
         )
 
     def save(self, folder: str | Path) -> None:
@@ -127,3 +120,15 @@ class Comparison:
         from hypergrad.plotting import plot_comparison
 
         return plot_comparison(self.records)
+
+
+def _about_the_solves(record: dict[str, Any]) -> str | None:
+    """How both solves of a strategy went, or why there is nothing of it."""
+    if record.get("forward_status") is None:
+        return record.get("error")
+    return f"forward {record['forward_status']}; adjoint {record.get('adjoint_status', 'unknown')}"
+
+
+def _residual(value: float | None) -> str:
+    """As a table has it, where it is known."""
+    return "unknown" if value is None or math.isnan(value) else f"{value:.1e}"

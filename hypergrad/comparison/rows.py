@@ -32,9 +32,13 @@ def one_hypergradient(
     solver: ChambollePock,
     strategy: AbstractStrategy,
     loss: Loss = half_mean_squared_error,
+    parameters: Callable[[LowerLevel], Any] | None = None,
 ) -> Hypergradient:
     """`hypergradient` with its arguments by position, as what is compiled ahead takes them."""
-    return hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
+    return hypergradient(
+        problem, x_tilde, x_true,
+        solver=solver, strategy=strategy, loss=loss, parameters=parameters,
+    )  # fmt: skip
 
 
 def solve_without_strategy(problem: LowerLevel, x_tilde: Array, solver: ChambollePock) -> Solution:
@@ -67,13 +71,13 @@ class Forward:
 class Row:
     """One strategy over all pieces."""
 
-    def __init__(self, strategy: AbstractStrategy, judge: Reference):
-        self.strategy, self.judge, self.seconds = strategy, judge, 0.0
+    def __init__(self, label: str, strategy: AbstractStrategy, judge: Reference):
+        self.label, self.strategy, self.judge, self.seconds = label, strategy, judge, 0.0
         self.compiled: Compiled | None = None
         self.error: str | None = None
         self.loss, self.bound, self.certified = 0.0, None, 0.0
         self.gradients: dict[str, Any] = dict.fromkeys(judge.gradients, 0.0)
-        self.stats: list[dict[str, np.ndarray]] = []
+        self.stats: list[dict[str, Any]] = []
 
     def look_at(
         self, piece: Piece, judged: Judged, *, with_bound: bool
@@ -90,14 +94,15 @@ class Row:
     def _take_in(self, piece: Piece, judged: Judged, *, with_bound: bool) -> Callable[[], Any]:
         judge = self.judge
         arguments = (judge.problem, piece.x_tilde, piece.x_true, judge.solver, self.strategy)
+        on_all = (*arguments, judged.on_all, judge.parameters)
         if self.compiled is None:
-            self.compiled = compile_ahead(one_hypergradient, *arguments, judged.on_all)
-        call = functools.partial(self.compiled, *arguments, judged.on_all)
+            self.compiled = compile_ahead(one_hypergradient, *on_all)
+        call = functools.partial(self.compiled, *on_all)
         h = call()
         self.loss += piece.share * piece.mean_loss(h, judge.loss)
         self.stats.append(jax.tree.map(piece.of_real, statistics_of(h.solution.stats, h.adjoint)))
         for name, on_some in judged.on_some.items():
-            found = judge.gradient(self.compiled(*arguments, on_some))
+            found = judge.gradient(self.compiled(*arguments, on_some, judge.parameters))
             self.gradients[name] += piece.scale * found
         if with_bound:
             self._take_in_bound(piece)
@@ -111,7 +116,8 @@ class Row:
             x_tilde, x_true = x_tilde[piece.real], x_true[piece.real]
         bound = hypergradient(
             judge.problem, x_tilde, x_true,
-            solver=judge.solver, strategy=self.strategy, loss=judge.loss, error_bound=True,
+            solver=judge.solver, strategy=self.strategy, loss=judge.loss,
+            parameters=judge.parameters, error_bound=True,
         ).error_bound  # fmt: skip
         assert bound is not None
         part = piece.share * flat(judge.parameters(bound.grad))
@@ -119,21 +125,21 @@ class Row:
         held = np.asarray(bound.certified) != Regime.NEITHER
         self.certified += piece.share * float(np.mean(held))
 
-    def record(self, label: str, forward_seconds: float) -> dict[str, Any]:
+    def record(self, forward_seconds: float) -> dict[str, Any]:
         if self.error is not None:
-            return {"strategy": label, "error": self.error}
+            return {"strategy": self.label, "error": self.error}
         assert self.compiled is not None
         stats, peak = over_all(self.stats), self.compiled.peak_bytes
         record = {
-            "strategy": label,
+            "strategy": self.label,
             "loss": self.loss,
             "compile_seconds": self.compiled.compile_seconds,
             "peak_megabytes": None if peak is None else peak / 1e6,
             "forward_status": Status.summary(stats["forward_status"]),
-            "forward_residual": float(np.max(stats["forward_residual"])),
+            "forward_residual": _number(jnp.max(stats["forward_residual"])),
             "adjoint_status": Status.summary(stats["adjoint_status"]),
-            "adjoint_residual": float(np.max(stats["adjoint_residual"])),
-            "products": float(np.mean(stats["products"])),
+            "adjoint_residual": _number(jnp.max(stats["adjoint_residual"])),
+            "products": None if stats["products"] is None else float(np.mean(stats["products"])),
             **_errors(self.gradients, self.judge.gradients),
         }
         if self.bound is not None:

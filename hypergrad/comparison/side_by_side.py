@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from hypergrad._checks import check_count, check_flag, describe
@@ -14,13 +14,12 @@ from hypergrad.comparison.reference import Reference
 from hypergrad.comparison.result import Comparison
 from hypergrad.comparison.rows import Forward, Row
 from hypergrad.devices import device_name
-from hypergrad.diagnostics._gradients import check_learnable
-from hypergrad.lower_level import LowerLevel
+from hypergrad.lower_level import LowerLevel, select_leaves
 from hypergrad.records import environment
 from hypergrad.strategies._base import AbstractStrategy
 from hypergrad.timing import interleaved_medians
 
-__all__ = ["compare"]
+__all__ = ["compare", "distinct_labels"]
 
 
 def compare(
@@ -39,7 +38,7 @@ def compare(
 ) -> Comparison:
     """Every strategy on the same batch: value, gradient, error, time, memory, statuses.
 
-    For each: the loss; the norm of the gradient in `parameters` (K by default); its relative error
+    For each: the loss; the norm of the gradient in `parameters`; its relative error
     `||grad - ref|| / ||ref||` and cosine against the reference; the median time of a hypergradient
     over interleaved repeats (compilation apart), also over that of the forward solve alone; peak
     memory as the compiled executable states it; the share of each status; products with K. The
@@ -47,7 +46,9 @@ def compare(
     sample with wrong masks can have a gradient larger than all others together, and would stand for
     the error. A second error is that on the samples where the solution map is differentiable.
 
-    **Arguments**: as for `hypergradient`; `reference`, by default `reference_hypergradient` (of a
+    **Arguments**: as for `hypergradient`; `parameters`, the parts of the problem that the gradient
+    is taken in and compared in (`K` by default; what it costs is that of these alone); `reference`,
+    by default `reference_hypergradient` (of a
     given one, the state it ended in is used, and which samples it is certified on);
     `error_bound=True` adds the bound on the error of the gradient in `parameters`, relative to the
     reference (a dash where a sample is not certified), and the share of samples that it certifies;
@@ -55,7 +56,11 @@ def compare(
     by rows (see `train`), with the memory of one piece. Everything is then over all samples; times
     are those of all pieces, memory and compilation those of one.
 
-    **Returns**: a `Comparison`. A strategy that fails is a row with its reason.
+    **Returns**: a `Comparison`. A strategy that fails is a row with its reason; two of one label
+    are two rows, numbered. What a strategy does not know of itself (the products that it took, how
+    good its adjoint is) is None, a dash in the table.
+
+    **Warnings**: as for `hypergradient`, before a strategy runs.
 
     **Caveat**: with a `piece` the loss has to be a mean over samples, and the error bound is the
     sum of those of the pieces, which is larger than that of all samples at once.
@@ -70,22 +75,22 @@ def compare(
     """
     check_count("repeats", repeats)
     check_flag("error_bound", error_bound)
-    labelled = _distinct_labels(_as_strategies(strategies))
+    labelled = distinct_labels(_as_strategies(strategies))
     problem, solver, pieces = in_pieces(problem, x_tilde, x_true, solver, loss, piece)
-    check_learnable("parameters(problem)", parameters(problem))
+    select_leaves(problem, parameters, "parameters")
     judge = Reference(problem, solver, loss, parameters, reference)
-    rows = {label: Row(strategy, judge) for label, strategy in labelled.items()}
+    rows = [Row(label, strategy, judge) for label, strategy in labelled.items()]
     forward = Forward(problem, solver)
     for one in pieces:
         judged = judge.look_at(one)
-        calls = {"forward": forward.look_at(one)}
-        for label, row in rows.items():
+        calls: dict[Forward | Row, Callable[[], Any]] = {forward: forward.look_at(one)}
+        for row in rows:
             call = row.look_at(one, judged, with_bound=error_bound)
             if call is not None:
-                calls[label] = call
-        for name, seconds in interleaved_medians(calls, repeats=repeats).items():
-            (forward if name == "forward" else rows[name]).seconds += seconds
-    records = [row.record(label, forward.seconds) for label, row in rows.items()]
+                calls[row] = call
+        for timed, seconds in interleaved_medians(calls, repeats=repeats).items():
+            timed.seconds += seconds
+    records = [row.record(forward.seconds) for row in rows]
     about = environment() | {"device": device_name(), "dtype": str(problem.dtype)}
     return Comparison(records, judge.describe(), about)
 
@@ -104,12 +109,19 @@ def _as_strategies(strategies: Any) -> list[AbstractStrategy]:
     return strategies
 
 
-def _distinct_labels(strategies: Sequence[AbstractStrategy]) -> dict[str, AbstractStrategy]:
-    """Strategies by label; one that has the label of an earlier one is numbered."""
+def distinct_labels(
+    strategies: Sequence[AbstractStrategy], *, taken: Container[str] = ()
+) -> dict[str, AbstractStrategy]:
+    """Strategies by label; one whose label is taken, or that of an earlier one, is numbered.
+
+    >>> from hypergrad import Truncation
+    >>> list(distinct_labels([Truncation(1), Truncation(2), Truncation(1)]))
+    ['truncation:k=1', 'truncation:k=2', 'truncation:k=1 #2']
+    """
     labelled: dict[str, AbstractStrategy] = {}
     for strategy in strategies:
         label, number = strategy.label, 1
-        while label in labelled:
+        while label in labelled or label in taken:
             number += 1
             label = f"{strategy.label} #{number}"
         labelled[label] = strategy

@@ -71,11 +71,11 @@ def bound_error(
     errors = jax.tree.map(lambda _: jnp.zeros((), g.dtype), grad)
     for point in points:
         part, missing = point.reference(zero_unless(point.holds, g), error_g)
-        reference = jax.tree.map(jnp.add, reference, eqx.filter(part, eqx.is_inexact_array))
+        reference = jax.tree.map(jnp.add, reference, _leaves_of(grad, part))
         errors = jax.tree.map(
             lambda total, error, holds=point.holds: total + jnp.sum(jnp.where(holds, error, 0.0)),
             errors,
-            eqx.filter(missing, eqx.is_inexact_array),
+            _leaves_of(grad, missing),
         )
 
     held = certified != Regime.NEITHER
@@ -94,6 +94,13 @@ def bound_error(
         grad=jax.tree.map(lambda bound: jnp.where(everything, bound, jnp.inf), bounds),
         certified=certified,
         on_certified=jnp.where(jnp.any(held), total, jnp.inf),
+    )
+
+
+def _leaves_of(grad: LowerLevel, other: LowerLevel) -> LowerLevel:
+    """Those that the gradient has: it may be that of a part of the problem."""
+    return jax.tree.map(
+        lambda g, leaf: None if g is None else leaf, grad, other, is_leaf=lambda g: g is None
     )
 
 

@@ -17,12 +17,16 @@ from hypergrad.own_parts import NamedFunction, parse_function, parse_operator
 
 __all__ = [
     "CONVERGED_TOLERANCE",
+    "NAMES",
     "Tuned",
     "checked_operators",
     "converge",
     "in_words",
     "tuned_problems",
 ]
+
+# Names of what is not learned, in tables and pictures; a strategy with one of them is numbered.
+NAMES = frozenset({"DCT", "differences", "identity", "noisy", "observed", "truth", "untrained"})
 
 # Weights tried first for each operator, in units of the noise (or of the observed error of own
 # data); where the best one is an end, more are tried beyond it.

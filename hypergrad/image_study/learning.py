@@ -114,4 +114,10 @@ def training_records(histories: Mapping[str, History]) -> Iterator[dict[str, Any
 
 
 def file_name(label: str) -> str:
-    return label.replace(":", "_").replace("=", "-").replace(",", "_").replace(".", "p")
+    """A label as part of the name of a file.
+
+    >>> file_name("limit:tolerance=1e-06 #2")
+    'limit_tolerance-1e-06_2'
+    """
+    letters = str.maketrans({":": "_", "=": "-", ",": "_", ".": "p", " ": "_", "#": None})
+    return label.translate(letters).replace("__", "_")

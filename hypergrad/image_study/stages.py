@@ -13,7 +13,8 @@ from rich.console import Console
 
 from hypergrad import plotting
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.image_study.baselines import checked_operators, in_words, tuned_problems
+from hypergrad.comparison import distinct_labels
+from hypergrad.image_study.baselines import NAMES, checked_operators, in_words, tuned_problems
 from hypergrad.image_study.contents import CONTENTS_FILE, write_contents
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
@@ -29,6 +30,7 @@ from hypergrad.image_study.tables import (
 from hypergrad.progress import progress_bar
 from hypergrad.records import claim_folder, environment, in_use, write_json, write_jsonl, write_text
 from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
+from hypergrad.terminal import note
 
 __all__ = ["run_image_study"]
 
@@ -40,7 +42,7 @@ def run_image_study(
 
     `devices` are those that learn: see `train`. A quiet console shows no progress, either.
     """
-    strategies = {s.label: s for s in map(parse_strategy, config.strategies)}
+    strategies = distinct_labels(list(map(parse_strategy, config.strategies)), taken=NAMES)
     for strategy in strategies.values():
         strategy.check(ChambollePock(config.iterations))
 
@@ -76,9 +78,8 @@ def _run_stages(
     console.print("[bold]3/5[/] hypergradients on one batch")
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
     comparison.save(out)
-    console.print(comparison.brief())
-    for line in (comparison.about_the_reference(), *comparison.about_the_solves()):
-        _say(console, line)
+    _print(console, comparison.brief(console.width))
+    _print(console, comparison.notes(console.width))
 
     console.print("[bold]4/5[/] learning K")
     with progress_bar(disable=console.quiet) as bar:
@@ -100,16 +101,16 @@ def _run_stages(
     draw(config, samples, drawn, restorers, training, rows, out)
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
-    console.print(learning_table(rows))
-    _say(console, about_the_table(config))
+    _print(console, learning_table(rows, console.width))
+    _print(console, note(about_the_table(config), width=console.width))
     if gained := nothing_gained(config, samples, rows):
-        _say(console, f"\n{gained}")
+        _print(console, "\n" + note(gained, width=console.width))
     seconds = time.perf_counter() - started
     console.print(
         f"written to {out} in {seconds:.0f} s; {out / CONTENTS_FILE} says what each file is"
     )
 
 
-def _say(console: Console, text: str) -> None:
-    """Sentences, broken between words."""
-    console.print(text, markup=False, soft_wrap=False)
+def _print(console: Console, text: str) -> None:
+    """Lines as they are: a label that is wider than the terminal is its own to break."""
+    console.print(text, markup=False, soft_wrap=True)

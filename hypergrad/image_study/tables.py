@@ -10,7 +10,7 @@ from hypergrad.image_study.baselines import CONVERGED_TOLERANCE
 from hypergrad.image_study.samples import StudyData
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.records import markdown_table
-from hypergrad.terminal import terminal_table
+from hypergrad.terminal import WIDTH, terminal_table
 
 __all__ = [
     "TABLE",
@@ -87,7 +87,7 @@ def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, 
     )
 
 
-def learning_table(rows: list[dict[str, Any]]) -> Any:
+def learning_table(rows: list[dict[str, Any]], width: int = WIDTH) -> str:
     return terminal_table(
         rows,
         {
@@ -99,6 +99,7 @@ def learning_table(rows: list[dict[str, Any]]) -> Any:
             "psnr_converged": "PSNR\nconv.\n(dB)",
             "seconds": "train\ntime\n(s)",
         },
+        width,
     )
 
 

@@ -58,6 +58,28 @@ class AbstractStrategy(eqx.Module):
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
         """Gradients of a loss whose derivative in the returned `x` and `y` is the cotangent."""
 
+    def partial_pullback(
+        self, residuals: Any, cotangent: Cotangent, wanted: LowerLevel
+    ) -> Gradients:
+        """The pullback for some leaves of the problem alone; all others are None.
+
+        `wanted` has a bool for each leaf of the problem. By default what is not wanted is dropped,
+        and under `jit` not computed where nothing else needs it. To be overridden where more can be
+        saved.
+        """
+        gradients = self.pullback(residuals, cotangent)
+        part = eqx.filter(gradients.problem, wanted)
+        return gradients._replace(problem=part, x_tilde=None, solver=None)
+
+    def cost_warning(
+        self, problem: LowerLevel, solver: ChambollePock, wanted: LowerLevel | None
+    ) -> str | None:
+        """What to warn of before it runs, where the cost may surprise; by default nothing.
+
+        `wanted` marks the leaves of the problem that are differentiated; None: everything is.
+        """
+        return None
+
     @property
     def has_pushforward(self) -> bool:
         """Whether `solve` with this strategy can be differentiated in forward mode, too."""
@@ -108,6 +130,11 @@ def _spell(field: str, value: Any) -> str:
 class AbstractDifferentiableStrategy(AbstractStrategy):
     """A strategy written as plain differentiable JAX: `run` alone, its pullback made by `jax.vjp`.
 
+    What it differentiates is up to `run`, which may hold fixed what it likes, and nothing tells how
+    far the result is from a gradient. So its adjoint has the status UNKNOWN, which is not a good
+    one (`throw=True` raises), no residual and no counts. A strategy that knows better overrides
+    `adjoint_stats`.
+
     **Cost**: whatever JAX stores and computes for `run`; nothing is done by hand here.
     """
 
@@ -116,6 +143,18 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> Solution:
         """The solution, as a function that JAX can differentiate."""
+
+    def adjoint_stats(self, solution: Solution, dx_tilde: Batch) -> AdjointStats:
+        """Report what is known of the gradient: nothing, unless a strategy overrides this.
+
+        One that differentiates every iteration, exactly, says so by `return
+        hg.AdjointStats.exact(solution.stats.iterations, dx_tilde, products=None)`.
+
+        **Arguments**: `solution`, what `run` returned; `dx_tilde (batch, n)`, the gradient in
+        `x_tilde`, by which the samples whose gradient is not finite are found.
+        """
+        del solution
+        return AdjointStats.unknown(dx_tilde)
 
     def solved(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
@@ -140,9 +179,9 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
 
         arguments = (problem, x_tilde, solver)
         _, pull, solution = eqx.filter_vjp(run, arguments, has_aux=True)
-        return solution, pull
+        return solution, (pull, solution)
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        (gradients,) = residuals(cotangent)
-        problem, x_tilde, solver = gradients
-        return Gradients(problem, x_tilde, solver, AdjointStats.exact(None, x_tilde, products=0))
+        pull, solution = residuals
+        problem, x_tilde, solver = pull(cotangent)[0]
+        return Gradients(problem, x_tilde, solver, self.adjoint_stats(solution, x_tilde))

@@ -20,6 +20,8 @@ __all__ = ["ForwardUnrolling"]
 # So many derivatives are carried along at once, and the iteration itself once for all of them: more
 # would save iterations and take memory.
 _AT_ONCE = 4
+# Forward solves that nobody has to be warned of.
+_FEW_SOLVES = 500
 
 
 class ForwardUnrolling(AbstractStrategy):
@@ -33,9 +35,9 @@ class ForwardUnrolling(AbstractStrategy):
 
     **Cost**: p + n derivatives for p scalars and x_tilde, each about 2 solves (about 1 outside K),
     and a solve for every 4 of them; memory for 4 derivatives of a state, whatever L. So it is for a
-    K with few parameters (a kernel, a scale). Leaves that nobody asks for cost nothing where all is
-    compiled at once: `jax.jit(jax.grad(...))` through `solve` in one weight takes one derivative;
-    `hypergradient` takes them all.
+    K with few parameters (a kernel, a scale). `hypergradient(..., parameters=lambda p: p.F.weight)`
+    and `compare` differentiate the chosen parameters alone, and so does `jax.jit(jax.grad(...))`
+    through `solve`. A `UserWarning` tells the cost before it runs where it is above 500 solves.
 
     **Caveat**: exact for the iterations taken, also where the lower level is not converged; and
     then it is the gradient of another problem. Unlike `FullUnrolling` it takes a tolerance, since
@@ -73,8 +75,43 @@ class ForwardUnrolling(AbstractStrategy):
         return solution, (problem, x_tilde, solver, init, solution.stats.iterations)
 
     def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
+        problem, _, solver, *_ = residuals
+        wanted = jax.tree.map(eqx.is_inexact_array, (problem, solver))
+        return self._gradients(residuals, cotangent, wanted, with_x_tilde=True)
+
+    def partial_pullback(
+        self, residuals: Any, cotangent: Cotangent, wanted: LowerLevel
+    ) -> Gradients:
+        nothing = jax.tree.map(lambda _: False, residuals[2])
+        gradients = self._gradients(residuals, cotangent, (wanted, nothing), with_x_tilde=False)
+        return gradients._replace(solver=None)
+
+    def cost_warning(
+        self, problem: LowerLevel, solver: ChambollePock, wanted: LowerLevel | None
+    ) -> str | None:
+        chosen = eqx.filter(problem, eqx.is_inexact_array if wanted is None else wanted)
+        counts = {
+            jax.tree_util.keystr(path).lstrip("."): leaf.size
+            for path, leaf in jax.tree.leaves_with_path(chosen)
+        }
+        if wanted is None:
+            in_solver = jax.tree.leaves(eqx.filter(solver, eqx.is_inexact_array))
+            counts |= {"x_tilde": problem.n, "the solver": len(in_solver)}
+        total = sum(counts.values())
+        if 2 * total <= _FEW_SOLVES:
+            return None
+        each = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+        return (
+            f"forward differentiates {total:,} numbers one after the other ({each}), about "
+            f"{float(f'{2 * total:.2g}'):,.0f} forward solves: pass parameters=, as in lambda p: "
+            "p.F.weight, to differentiate few, or take FullUnrolling or Truncation"
+        )
+
+    def _gradients(
+        self, residuals: Any, cotangent: Cotangent, wanted: Any, *, with_x_tilde: bool
+    ) -> Gradients:
         problem, x_tilde, solver, init, taken = residuals
-        learned, rest = eqx.partition((problem, solver), eqx.is_inexact_array)
+        learned, rest = eqx.partition((problem, solver), wanted)
         leaves, structure = jax.tree.flatten(learned)
 
         def output(leaves: list[Array], x_tilde: Array) -> Cotangent:
@@ -86,29 +123,39 @@ class ForwardUnrolling(AbstractStrategy):
             products = jax.tree.map(jnp.multiply, moved, cotangent)
             return jnp.sum(products.x, axis=-1) + jnp.sum(products.y, axis=-1)
 
-        def in_leaf(i: int, leaf: Array) -> Array:
-            """A loop of its own for each leaf, so that one whose gradient is not used goes away."""
+        def in_leaf(i: int, leaf: Array) -> tuple[Array, Array]:
+            """A loop of its own for each leaf, so that one whose gradient is not used goes away.
 
-            def along(j: Array) -> Array:
+            With the gradient, which samples made it finite.
+            """
+
+            def along(j: Array) -> tuple[Array, Array]:
                 e_j = jnp.zeros(leaf.size, leaf.dtype).at[j].set(1.0).reshape(leaf.shape)
                 moved = _derivative(
                     lambda p: output([*leaves[:i], p, *leaves[i + 1 :]], x_tilde), leaf, e_j
                 )
-                return jnp.sum(in_samples(moved))
+                samples = in_samples(moved)
+                return jnp.sum(samples), jnp.isfinite(samples)
 
-            return _for_each(along, leaf.size).reshape(leaf.shape)
+            sums, finite = _for_each(along, leaf.size)
+            return sums.reshape(leaf.shape), jnp.all(finite, axis=0)
 
         def along_x_tilde(j: Array) -> Array:
             e_j = jnp.zeros_like(x_tilde).at[:, j].set(1.0)
             return in_samples(_derivative(lambda x: output(leaves, x), x_tilde, e_j))
 
-        gradients = [in_leaf(i, leaf) for i, leaf in enumerate(leaves)]
-        dproblem, dsolver = jax.tree.unflatten(structure, gradients)
-        dx_tilde = _for_each(along_x_tilde, problem.n).T
+        found = [in_leaf(i, leaf) for i, leaf in enumerate(leaves)]
+        dproblem, dsolver = jax.tree.unflatten(structure, [gradient for gradient, _ in found])
+        finite, counts = [good for _, good in found], [leaf.size for leaf in leaves]
+        dx_tilde = None
+        if with_x_tilde:
+            dx_tilde = _for_each(along_x_tilde, problem.n).T
+            finite.append(jnp.all(jnp.isfinite(dx_tilde), axis=-1))
+            counts.append(problem.n)
 
         in_K = sum(leaf.size for leaf in jax.tree.leaves(learned[0].K))
-        products = taken * _products([*(leaf.size for leaf in leaves), problem.n], in_K)
-        stats = AdjointStats.exact(taken, dx_tilde, products=products)
+        good = jnp.where(jnp.stack(finite, axis=-1), 0.0, jnp.nan).astype(x_tilde.dtype)
+        stats = AdjointStats.exact(taken, good, products=taken * _products(counts, in_K))
         return Gradients(dproblem, dx_tilde, dsolver, stats)
 
 
@@ -116,7 +163,7 @@ def _derivative(f: Callable[[Array], Cotangent], at: Array, direction: Array) ->
     return jax.jvp(f, (at,), (direction,))[1]
 
 
-def _for_each(f: Callable[[Array], Array], count: int) -> Array:
+def _for_each(f: Callable[[Array], Any], count: int) -> Any:
     return jax.lax.map(f, jnp.arange(count), batch_size=_AT_ONCE)
 
 

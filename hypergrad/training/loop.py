@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from hypergrad._checks import check_count, describe
 from hypergrad._rows import Rows
 from hypergrad.bilevel import Loss, half_mean_squared_error
-from hypergrad.bilevel.arguments import check_loss, check_problem, check_strategy, usual_solver
+from hypergrad.bilevel.arguments import check_compatible, check_loss, check_problem, usual_solver
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.checkpoints import Checkpoints, fingerprint_of
 from hypergrad.devices import AbstractPlacement, OneDevice, placement
@@ -110,7 +110,7 @@ def train(
     safeguard = _safeguard(warm_start)
     check_problem(problem)
     solver = usual_solver(solver)
-    check_strategy(strategy, solver)
+    check_compatible(strategy, solver)
     updates = _usual_optimizer(optimizer)
     problem, pair, held_out = of_one_dtype(problem, data, validation)
     x_tilde, x_true = pair
@@ -123,7 +123,7 @@ def train(
         x_tilde,
         x_true,
         variables,
-        make_visit(solver, strategy, loss, safeguard),
+        make_visit(solver, strategy, loss, safeguard, trainable),
         updates,
         _usual_projection(project, problem, variables),
         0.0 if safeguard is None else safeguard.share,
@@ -131,7 +131,7 @@ def train(
     )
     memory = None
     if safeguard is not None:
-        settings = {"solver": solver, "strategy": strategy}
+        settings = {"solver": solver, "strategy": strategy, "parameters": trainable}
         memory = nothing_left(len(x_tilde), problem, *example, **settings)
     start = RunState(problem, updates.init(variables.free(problem)), memory)
     lowered = learner.lower(start, some)
