@@ -21,7 +21,7 @@ from hypergrad._samples import where
 from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, residual_of
 from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
-from hypergrad.lower_level import LowerLevel, held
+from hypergrad.lower_level import LowerLevel, stop_gradient
 from hypergrad.operators import Operator, apply, matrix_of, operator_norm
 
 __all__ = ["ChambollePock", "Solution", "Trace"]
@@ -142,7 +142,7 @@ class ChambollePock(eqx.Module):
         """`tau`, `sigma`, `theta` for a problem; its norm and scales are not differentiated."""
         if self.tau is not None and self.sigma is not None:
             return StepSizes(self.tau, self.sigma, self.theta)
-        norm = operator_norm(held(problem.K))
+        norm = operator_norm(stop_gradient(problem.K))
         if self.tau is not None:
             return StepSizes(self.tau, 1 / (self.tau * norm) / norm, self.theta)
         if self.sigma is not None:
@@ -267,7 +267,7 @@ class ChambollePock(eqx.Module):
         **Cost**: 5 products with K an iteration, 2 of them the iteration's own; 3 L numbers a
         sample. Once all samples have stopped, nothing.
         """
-        solver, problem, x_tilde, init = held((self, problem, x_tilde, init))
+        solver, problem, x_tilde, init = stop_gradient((self, problem, x_tilde, init))
         sizes = solver.step_sizes(problem)
 
         def look(state: State) -> Trace:
