@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypergrad._checks import is_concrete
+from hypergrad._printing import as_sentence, worst
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock
 from hypergrad.lower_level import LowerLevel
 from hypergrad.status import Status
@@ -65,13 +66,11 @@ class AdjointStats(eqx.Module):
     status: Int[Array, "*batch"]
     products: Int[Array, "*batch"]
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.residual):
-            return "AdjointStats(<traced>)"
-        steps = "steps unknown" if self.steps is None else f"{int(jnp.max(self.steps))} steps"
         return (
-            f"AdjointStats({Status.summary(self.status)}; worst of {self.residual.size}: "
-            f"{steps}, residual {float(jnp.max(self.residual)):.1e})"
+            f"AdjointStats({Status.summary(self.status)}; worst of {np.size(self.residual)}: "
+            f"steps {worst(self.steps, '.0f')}, residual {worst(self.residual)})"
         )
 
     @classmethod

@@ -7,9 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import is_concrete
+from hypergrad._printing import as_sentence, extent
 from hypergrad.adjoint import (
     Cotangent,
     LimitSystem,
@@ -69,14 +70,14 @@ class AdjointTrajectory(eqx.Module):
         """`||delta_D[l]||`."""
         return jnp.linalg.norm(self.delta_D, axis=-1)
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.delta_P):
-            return "AdjointTrajectory(<traced>)"
-        first, last = (float(jnp.max(self.contribution[l])) for l in (0, -1))
+        # After a vmap the layers are no longer the first axis, so no layer is named.
+        samples = np.size(self.stats.residual)
         return (
-            f"AdjointTrajectory({self.delta_P.shape[0]} layers; contributions to the gradient "
-            f"from {first:.1e} (first layer) to {last:.1e} (last), the largest of "
-            f"{self.contribution[0].size};\n  forward={self.stats})"
+            f"AdjointTrajectory({np.size(self.contribution) // max(samples, 1)} layers of "
+            f"{samples} samples; contributions to the gradient {extent(self.contribution, '.1e')};"
+            f"\n  forward={self.stats})"
         )
 
 
