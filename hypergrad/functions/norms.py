@@ -40,9 +40,6 @@ class L1(AbstractFunction):
     homogeneous: ClassVar[bool] = True
     separable: ClassVar[bool] = True
 
-    def __check_init__(self) -> None:
-        check_positive(self, "weight", zero_allowed=True)
-
     def __call__(self, v: Vector) -> Values:
         return jnp.sum(self.weight * jnp.abs(v), axis=-1)
 
@@ -87,7 +84,6 @@ class GroupL1(AbstractFunction):
     homogeneous: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_positive(self, "weight", zero_allowed=True)
         check_one_number(self, "weight")
         check_counts("GroupL1.shape", self.shape)
         if self.axis not in range(-len(self.shape), len(self.shape)):
@@ -205,7 +201,6 @@ class ElasticNet(AbstractFunction):
     separable: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_positive(self, "weight", zero_allowed=True)
         check_positive(self, "ridge")
 
     def __call__(self, v: Vector) -> Values:
