@@ -187,7 +187,7 @@ def _adjoint_trajectory(
         "norm_KT_delta_D": apply_transpose(problem.K, delta_D),
         "norm_KJI_delta_P": on_J(apply(problem.K, on_I(delta_P))),
         "norm_KJI_delta_D": on_I(apply_transpose(problem.K, on_J(delta_D))),
-        "distance": on_I(delta_P) - entered[:, None, None] * limit_P,
+        "distance": on_I(delta_P) - entered[:, None, None] * limit_P[None],
     }
     by_layer = {"delta_P": delta_P, "delta_D": delta_D, "contribution": contribution} | {
         name: jnp.linalg.norm(array, axis=-1) for name, array in norms.items()
@@ -204,7 +204,7 @@ def _iterates(recorded: Recorded) -> tuple[Array, Array]:
     )  # fmt: skip
     r = jnp.concatenate([start.r[None], problem.G.prox(history.z_P[:-1], sizes.tau)])
     r_bar = r[1:] + sizes.theta * (r[1:] - r[:-1])
-    x_bar = recorded.x_tilde + jnp.concatenate([start.r_bar[None], r_bar])
+    x_bar = recorded.x_tilde[None] + jnp.concatenate([start.r_bar[None], r_bar])
     return x_bar, problem.F.prox_conjugate(history.z_D, sizes.sigma)
 
 
