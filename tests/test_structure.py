@@ -201,6 +201,19 @@ def test_no_module_is_long(module):
     assert len(SOURCES[module].read_text().splitlines()) <= 500
 
 
+def test_the_public_names_are_those_that_are_imported():
+    (public,) = (n for n in TREES["hypergrad"].body if isinstance(n, ast.Assign))
+    imported = {
+        alias.name
+        for node in TREES["hypergrad"].body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert ast.literal_eval(public.value) == hg.__all__
+    assert set(hg.__all__) == imported
+    assert len(hg.__all__) == len(imported)
+
+
 def test_the_types_are_shipped():
     assert (PACKAGE / "py.typed").exists()
 

@@ -76,8 +76,8 @@ class SampleErrors(eqx.Module):
         The errors are sorted upwards and the cosines downwards, so that the worst is last in both.
         """
 
-        def upwards(values: Array) -> list[float] | list[None]:
-            kept = np.asarray(values)[np.asarray(self.certified)]
+        def upwards(values: Array | np.ndarray) -> list[float] | list[None]:
+            kept = np.asarray(values)[np.asarray(self.certified, bool)]
             kept = np.sort(kept[~np.isnan(kept)])
             if not kept.size:
                 return [None] * len(levels)

@@ -55,7 +55,7 @@ class ErrorBound(eqx.Module):
 
     @as_sentence
     def __repr__(self) -> str:
-        summary, codes = Regime.summary(self.certified), np.asarray(self.certified)
+        summary, codes = shares(self.certified, Regime), np.asarray(self.certified)
         missing = int(np.sum(codes == Regime.NEITHER))
         if not missing:
             return f"ErrorBound({extent(self.total, '.2g')}; certified: {summary})"
