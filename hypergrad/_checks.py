@@ -104,15 +104,38 @@ def check_finite(name: str, value: Any) -> None:
 
 def check_positive(owner: object, name: str, *, zero_allowed: bool = False) -> None:
     """Refuse a negative (or, unless allowed, zero) parameter `owner.name`."""
-    value = getattr(owner, name)
-    if not is_concrete(value):
-        return
     label = f"{type(owner).__name__}.{name}"
-    check_finite(label, value)
-    least = float(np.min(np.asarray(value))) if np.size(value) else 0.0
-    if least < 0 or (least == 0 and not zero_allowed):
-        rule = "non-negative" if zero_allowed else "positive"
-        raise ValueError(f"{label} must be {rule}; got {least:g}: pass a {rule} number")
+    for value in jax.tree.leaves(getattr(owner, name, None)):
+        if not (is_concrete(value) or isinstance(value, (int, float))):
+            continue
+        check_finite(label, np.asarray(value))
+        least = float(np.min(np.asarray(value), initial=np.inf))
+        if least < 0 or (least == 0 and not zero_allowed):
+            rule = "non-negative" if zero_allowed else "positive"
+            raise ValueError(f"{label} must be {rule}; got {least:g}: pass a {rule} number")
+
+
+def check_again(name: str, module: eqx.Module) -> None:
+    """Repeat the checks that a module and the modules in it passed when they were made.
+
+    Their numbers may have been updated since, and an update of a pytree runs no check.
+    """
+
+    def is_inner(node: Any) -> bool:
+        return isinstance(node, eqx.Module) and node is not module
+
+    for path, node in jax.tree.leaves_with_path(module, is_leaf=is_inner):
+        if isinstance(node, eqx.Module):
+            check_again(name + jax.tree_util.keystr(path), node)
+    checks = [vars(kind).get("__check_init__") for kind in type(module).__mro__]
+    try:
+        for check in filter(None, checks):
+            check(module)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} ({name} was valid when it was made: if an update changed it, take a smaller "
+            "step, clip it, or learn its logarithm, as hg.train does)"
+        ) from error
 
 
 # ----------------------------------------------------------------------------------------- settings

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+
+from hypergrad._printing import shares
 
 __all__ = ["Status", "throw_if_bad"]
 
@@ -62,11 +63,8 @@ class Status(enum.IntEnum):
     @classmethod
     def summary(cls, status: Int[Array, "..."] | np.ndarray) -> str:
         """The share of each status in words, the most frequent first."""
-        codes = np.asarray(status).ravel().tolist()
-        if len(codes) == 1:
-            return cls(codes[0]).label
-        shares = Counter(codes).most_common()
-        return ", ".join(f"{cls(code).label} {100 * n / len(codes):.3g} %" for code, n in shares)
+        words = shares(status, cls)
+        return words.removesuffix(" 100 %") if np.size(status) == 1 else words
 
 
 _GOOD = np.array([status.value for status in Status if status.is_good], np.int32)

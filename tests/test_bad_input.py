@@ -915,3 +915,75 @@ def test_without_throw_it_is_a_status():
     """The same solve as above: data, not an exception."""
     solution = hg.solve(PROBLEM, X, solver=TOO_FEW, strategy=hg.Truncation(1))
     np.testing.assert_array_equal(solution.stats.status, hg.Status.ITERATIONS_USED_UP)
+
+
+# ------------------------------------------------------- parameters that an update has moved
+
+
+class Undefended(hg.AbstractFunction):
+    """A function of the user's, which declares its field positive and checks nothing."""
+
+    weight: jax.Array
+    positive = ("weight",)
+
+    def __call__(self, v):
+        return jnp.sum(self.weight * jnp.abs(v), axis=-1)
+
+    def prox(self, z, step):
+        return z - jnp.clip(z, -step * self.weight, step * self.weight)
+
+
+def moved(where: Callable[[hg.LowerLevel], Any], value: Any, F: Any, G: Any) -> hg.LowerLevel:
+    """A problem that was valid, after an update."""
+    return eqx.tree_at(where, hg.LowerLevel(K=jnp.eye(4), F=F, G=G), value)
+
+
+MOVED = {
+    "problem.F": moved(lambda p: p.F.weight, jnp.array(-0.2), hg.L1(0.1), hg.Quadratic(1.0)),
+    "problem.F one entry": moved(
+        lambda p: p.F.weight, jnp.array([0.1, 0.1, -0.1, 0.1]), hg.L1(jnp.ones(4)), hg.Box(1.0)
+    ),
+    "problem.F custom": moved(
+        lambda p: p.F.weight, jnp.array(-0.2), Undefended(jnp.array(0.1)), hg.Quadratic(1.0)
+    ),
+    "problem.F.parts[1]": moved(
+        lambda p: p.F.parts[1].weight,
+        jnp.array(-0.2),
+        hg.SeparableSum([hg.Zero(), hg.GroupL1(0.1, shape=(3, 1))], sizes=(1, 3)),
+        hg.Quadratic(1.0),
+    ),
+    "problem.G": moved(lambda p: p.G.radius, jnp.array(-1.0), hg.Zero(), hg.L2Ball(0.1)),
+    "problem.G NaN": moved(lambda p: p.G.weight, jnp.array(jnp.nan), hg.Zero(), hg.Quadratic(1.0)),
+}
+X = jnp.arange(8.0).reshape(2, 4)
+ENTRIES = {
+    "solve": lambda p: hg.solve(p, X, strategy=hg.Truncation(1)),
+    "hypergradient": lambda p: hg.hypergradient(p, X, X, strategy=hg.Truncation(1)),
+    "compare": lambda p: hg.compare(p, X, X, strategies=[hg.Truncation(1)]),
+    "train": lambda p: hg.train(p, (X, X), strategy=hg.Truncation(1), epochs=0, progress=False),
+    "evaluate": lambda p: hg.evaluate(p, X, X, strategy=hg.Truncation(1)),
+    "contraction_factor": lambda p: hg.contraction_factor(p, X),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("name", MOVED)
+def test_parameters_out_of_range_are_refused_at_every_call(name, entry):
+    where = re.escape(name.split(" ")[0])
+    with pytest.raises(ValueError, match=f"must be .*; got .*{where} was valid when it was made"):
+        ENTRIES[entry](MOVED[name])
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_traced_parameters_out_of_range_are_not_solved_with(name):
+    solved = eqx.filter_jit(lambda p: hg.solve(p, X, strategy=hg.Truncation(1)))(MOVED[name])
+    assert (np.asarray(solved.stats.status) == int(hg.Status.NON_FINITE)).all()
+    assert np.isnan(np.asarray(solved.x)).all()
+
+
+def test_settings_of_a_solver_out_of_range_are_refused():
+    solver = hg.ChambollePock(3, tau=0.5, sigma=0.5)
+    solver = eqx.tree_at(lambda s: (s.tau, s.sigma), solver, (jnp.array(-0.5), jnp.array(-0.5)))
+    problem = hg.LowerLevel(K=jnp.eye(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    with pytest.raises(ValueError, match="tau must be one finite number above 0; got -0.5"):
+        hg.solve(problem, X, solver=solver, strategy=hg.Truncation(1))

@@ -23,6 +23,7 @@ from hypergrad.operators import (
     apply,
     apply_transpose,
     bilinear_gradient,
+    dense_matrix,
     operator_norm,
 )
 from hypergrad.operators.convolutions import (
@@ -275,3 +276,40 @@ def test_a_bank_of_differences():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         FilterBank(*arguments)
+
+
+# image, filters: large and small against each other, along one axis and both.
+SIZES = [
+    ((8, 9), (3, 7, 7)),
+    ((5, 5), (2, 5, 5)),
+    ((1, 30), (2, 1, 9)),
+    ((24, 3), (1, 4, 3)),
+    ((21, 22), (2, 3, 3)),
+    ((7, 1), (1, 1, 1)),
+]
+
+
+@every_boundary
+@pytest.mark.parametrize(("image_shape", "shape"), SIZES)
+@pytest.mark.parametrize("corners", [True, False], ids=["corner taps", "random taps"])
+def test_norm_is_an_upper_bound_within_three_per_cent(boundary, image_shape, shape, corners):
+    filters = np.random.default_rng(0).normal(size=shape)
+    if corners:
+        filters = np.zeros(shape)
+        filters[:, [0, 0, -1, -1], [0, -1, 0, -1]] = 1.0
+    K = FilterBank(filters, image_shape, boundary=boundary)
+    true = np.linalg.norm(np.asarray(dense_matrix(K)), 2)
+    assert true <= float(operator_norm(K)) * (1 + 1e-12)
+    assert float(operator_norm(K)) <= 1.03 * true
+
+
+@every_boundary
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_norm_in_any_unit(boundary, unit):
+    filters = np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
+    for image_shape in ((5, 6), (22, 21)):
+        one, other = (
+            float(operator_norm(FilterBank(jnp.asarray(f), image_shape, boundary=boundary)))
+            for f in (filters, filters * np.float32(unit))
+        )
+        assert other == pytest.approx(unit * one, rel=1e-5)

@@ -110,6 +110,43 @@ def test_gradients_have_the_structure_of_their_arguments_and_say_something(case)
     assert all(np.linalg.norm(leaf) > 1e-3 for leaf in jax.tree.leaves(case.h.grad))
 
 
+def test_ranks_are_not_promoted(case):
+    """One parameter a coordinate, a batch of two axes: tracing finds what JAX would broadcast."""
+
+    def everything(problem, x_tilde, x_true):
+        shared = {"solver": case.solver, "strategy": case.strategy}
+        h = hg.hypergradient(problem, x_tilde, x_true, error_bound=True, **shared)
+        grad = eqx.filter_grad(lambda p: jnp.sum(hg.solve(p, x_tilde, **shared).x))(problem)
+        return h.grad, grad
+
+    with jax.numpy_rank_promotion("raise"):
+        for gradient in eqx.filter_eval_shape(everything, *case.cast(jnp.float64)[:3]):
+            assert gradient.F.weight.shape == (M,)
+
+
+@pytest.mark.parametrize("f", ["L1", "Huber", "ElasticNet", "Quadratic", "Box", "BoxQuadratic"])
+def test_functions_and_diagnostics_promote_no_ranks(f):
+    class_, x = getattr(hg, f), jnp.ones((2, 3, 4))
+    fields = 1 if f in ("L1", "Box") else 2
+    F, G = (class_(*[jnp.linspace(0.1, 0.2, size)] * fields) for size in (3, 4))
+    problem, solver = hg.LowerLevel(K=hg.operators.differences(4), F=F, G=G), hg.ChambollePock(3)
+
+    def everything():
+        shared = {"solver": solver, "strategy": hg.Truncation(1)}
+        return (
+            hg.hypergradient(problem, x, x, error_bound=True, **shared),
+            hg.solve(problem, x, trace=True, **shared).trace,
+            hg.contraction_factor(problem, x, solver=solver),
+            hg.steps_needed(problem, x, x, solver=solver, error=0.1),
+            hg.adjoint_trajectory(problem, x, x, **shared),
+            problem.objective(x, x),
+        )
+
+    with jax.numpy_rank_promotion("raise"):
+        *_, objective = eqx.filter_eval_shape(everything)
+    assert objective.shape == (2, 3)
+
+
 def test_value_is_the_loss_of_the_solution(case):
     x = np.asarray(case.h.solution.x)
     assert x.shape == case.x_tilde.shape

@@ -33,7 +33,8 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 
 # From the ground up: a module imports from lower floors only. A new module gets its floor here.
 HOUSE = """
-    _checks  _imports  _samples  status
+    _imports  _printing  _samples
+    _checks  status
     _rows  functions._base  timing
     operators._base  operators.boundaries  operators.convolutions  operators.products
     operators.filter_bank  operators.image_differences
@@ -198,6 +199,19 @@ def test_no_strategy_knows_another(module):
 def test_no_module_is_long(module):
     """One that grows beyond this is to be split into rooms."""
     assert len(SOURCES[module].read_text().splitlines()) <= 500
+
+
+def test_the_public_names_are_those_that_are_imported():
+    (public,) = (n for n in TREES["hypergrad"].body if isinstance(n, ast.Assign))
+    imported = {
+        alias.name
+        for node in TREES["hypergrad"].body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert ast.literal_eval(public.value) == hg.__all__
+    assert set(hg.__all__) == imported
+    assert len(hg.__all__) == len(imported)
 
 
 def test_the_types_are_shipped():

@@ -200,7 +200,9 @@ def limit_gradients(
 def _derivative(
     function: Callable[..., Array], at: tuple[Any, ...], along: tuple[Any, ...]
 ) -> Array:
-    return eqx.filter_jvp(function, at, along)[1]
+    value, derivative = eqx.filter_jvp(function, at, along)
+    # None where nothing that could be perturbed went in: a function without arrays.
+    return jnp.zeros_like(value) if derivative is None else derivative
 
 
 def limit_pushforward(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypergrad._checks import is_concrete
+from hypergrad._printing import as_sentence, worst
 from hypergrad.chambolle_pock import ROUNDINGS, AdjointPair, ChambollePock
 from hypergrad.lower_level import LowerLevel
 from hypergrad.status import Status
@@ -82,15 +82,11 @@ class AdjointStats(eqx.Module):
     status: Int[Array, "*batch"]
     products: Int[Array, "*batch"] | None
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.residual):
-            return "AdjointStats(<traced>)"
-        steps = "steps unknown" if self.steps is None else f"{int(jnp.max(self.steps))} steps"
-        worst = float(jnp.max(self.residual))
-        residual = "unknown" if math.isnan(worst) else f"{worst:.1e}"
         return (
-            f"AdjointStats({Status.summary(self.status)}; worst of {self.residual.size}: "
-            f"{steps}, residual {residual})"
+            f"AdjointStats({Status.summary(self.status)}; worst of {np.size(self.residual)}: "
+            f"steps {worst(self.steps, '.0f')}, residual {worst(self.residual)})"
         )
 
     @classmethod

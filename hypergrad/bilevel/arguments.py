@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_finite, check_flag, describe
+from hypergrad._checks import as_inexact, check_again, check_finite, check_flag, describe
 from hypergrad.chambolle_pock import ChambollePock, State
+from hypergrad.functions._base import positive_leaves
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
 
@@ -39,12 +41,13 @@ Data = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 def check_problem(problem: Any) -> None:
-    """Refuse what is no lower level."""
+    """Refuse what is no lower level, or is one no longer since its parameters were updated."""
     if not isinstance(problem, LowerLevel):
         raise ValueError(
             f"problem must be a hypergrad.LowerLevel; got {describe(problem)}: pass "
             "hg.LowerLevel(K=K, F=F, G=G)"
         )
+    check_again("problem", problem)
 
 
 def usual_solver(solver: Any) -> ChambollePock:
@@ -56,6 +59,7 @@ def usual_solver(solver: Any) -> ChambollePock:
             f"solver must be a hypergrad.ChambollePock; got {describe(solver)}: pass for example "
             "hg.ChambollePock(iterations=100)"
         )
+    check_again("solver", solver)
     return solver
 
 
@@ -133,7 +137,18 @@ def prepare(
     dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
     if init is not None:
         _check_init(init, problem, x_tilde)
-    return problem.astype(dtype), *cast_floats((x_tilde, solver, init), dtype)
+    problem = problem.astype(dtype)
+    x_tilde, *others = cast_floats((x_tilde, solver, init), dtype)
+    return problem, _nan_where_invalid(problem, x_tilde), *others
+
+
+def _nan_where_invalid(problem: LowerLevel, x_tilde: Array) -> Array:
+    """`x_tilde`, or NaN if a traced parameter is out of range, so that no status is good then."""
+    traced = [leaf for leaf in positive_leaves(problem) if isinstance(leaf, Tracer)]
+    if not traced:
+        return x_tilde
+    valid = jnp.all(jnp.stack([jnp.all(leaf >= 0) for leaf in traced]))
+    return jnp.where(valid, x_tilde, jnp.nan)
 
 
 def prepare_solve(

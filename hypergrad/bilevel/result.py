@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hypergrad._checks import is_concrete
+from hypergrad._printing import as_sentence, extent, worst
 from hypergrad.adjoint import AdjointStats
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
 from hypergrad.error_bound import ErrorBound
@@ -31,12 +30,13 @@ class Chosen(eqx.Module):
     rounds: int = eqx.field(static=True)
     status: Status = eqx.field(static=True)
 
+    @as_sentence
     def __repr__(self) -> str:
         reached = "target reached" if self.status.is_good else "target not reached"
         return (
-            f"Chosen({reached}, {self.status.label}; at most {int(jnp.max(self.iterations))} "
-            f"iterations and {int(jnp.max(self.steps))} adjoint steps in {self.rounds} rounds; "
-            f"tolerance={float(self.tolerance):.1e}, rtol={float(self.rtol):.1e})"
+            f"Chosen({reached}, {self.status.label}; at most {worst(self.iterations, '.0f')} "
+            f"iterations and {worst(self.steps, '.0f')} adjoint steps in {self.rounds} rounds; "
+            f"tolerance={worst(self.tolerance)}, rtol={worst(self.rtol)})"
         )
 
 
@@ -71,11 +71,10 @@ class Hypergradient(eqx.Module):
         forward = self.solution.state
         return State(forward.r, forward.r_bar, forward.y, self.adjoint_pair)
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.value):
-            return "Hypergradient(<traced>)"
         lines = [
-            f"value={float(self.value):.6g}",
+            f"value={extent(self.value, '.6g')}",
             f"  forward={self.solution.stats}",
             f"  adjoint={self.adjoint}",
         ]

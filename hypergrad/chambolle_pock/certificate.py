@@ -7,9 +7,10 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypergrad._checks import is_concrete
+from hypergrad._printing import as_sentence, worst
 from hypergrad._samples import safe_norm
 from hypergrad.chambolle_pock.iteration import ProxArguments, StepSizes
 from hypergrad.chambolle_pock.residuals import (
@@ -52,14 +53,12 @@ class SolverStats(eqx.Module):
     products: Int[Array, "*batch"]
     rank: Int[Array, "*batch"] | None = None
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.residual):
-            return "SolverStats(<traced>)"
         return (
-            f"SolverStats({Status.summary(self.status)}; worst of {self.residual.size}: "
-            f"{int(jnp.max(self.iterations))} iterations, "
-            f"residual {float(jnp.max(self.residual)):.1e}, gap {float(jnp.max(self.gap)):.1e}, "
-            f"margin {float(jnp.min(self.margin)):.1e})"
+            f"SolverStats({Status.summary(self.status)}; worst of {np.size(self.residual)}: "
+            f"{worst(self.iterations, '.0f')} iterations, residual {worst(self.residual)}, "
+            f"gap {worst(self.gap)}, margin {worst(self.margin, of=np.min)})"
         )
 
 

@@ -58,12 +58,8 @@ class Solution(eqx.Module):
     trace: Trace | None = None
 
 
-def _positive_or_none(name: str, value: Any) -> Array | None:
-    if value is None:
-        return None
-    value = as_inexact(value, name)
-    check_number(name, value)
-    return value
+def _number_or_none(name: str, value: Any) -> Array | None:
+    return None if value is None else as_inexact(value, name)
 
 
 class ChambollePock(eqx.Module):
@@ -121,20 +117,25 @@ class ChambollePock(eqx.Module):
     ):
         check_count("iterations", iterations)
         self.iterations = iterations
-        self.tau = _positive_or_none("tau", tau)
-        self.sigma = _positive_or_none("sigma", sigma)
+        self.tau = _number_or_none("tau", tau)
+        self.sigma = _number_or_none("sigma", sigma)
         self.theta = as_inexact(theta, "theta")
         self.step_ratio = as_inexact(step_ratio, "step_ratio")
-        self.primal_scale = _positive_or_none("primal_scale", primal_scale)
-        self.tolerance = _positive_or_none("tolerance", tolerance)
+        self.primal_scale = _number_or_none("primal_scale", primal_scale)
+        self.tolerance = _number_or_none("tolerance", tolerance)
         if acceleration is not None and not isinstance(acceleration, AbstractAcceleration):
             raise ValueError(
                 f"acceleration must be one of this package; got {describe(acceleration)}: pass "
                 "hg.RestartedHalpern() or None"
             )
         self.acceleration = acceleration
+
+    def __check_init__(self) -> None:
         check_fraction("theta", self.theta, "1 is the usual", zero_allowed=True, one_allowed=True)
-        check_number("step_ratio", self.step_ratio)
+        for name in ("tau", "sigma", "step_ratio", "primal_scale", "tolerance"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
 
     # ---- step sizes
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, is_concrete
+from hypergrad._checks import check_count
+from hypergrad._printing import as_sentence, worst
 from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, restore_batch
 from hypergrad.chambolle_pock import (
     ChambollePock,
@@ -49,13 +50,12 @@ class Contraction(eqx.Module):
     residual: Float[Array, "*batch"]
     stats: SolverStats
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.factor):
-            return "Contraction(<traced>)"
-        factor = np.asarray(self.factor)
         return (
-            f"Contraction(factor {np.median(factor):.6g} (median), {np.max(factor):.6g} "
-            f"(greatest of {factor.size}), residual {float(jnp.max(self.residual)):.1e};\n"
+            f"Contraction(factor {worst(self.factor, '.6g', of=np.median)} (median), "
+            f"{worst(self.factor, '.6g')} (greatest of {np.size(self.factor)}), "
+            f"residual {worst(self.residual)};\n"
             f"  forward={self.stats})"
         )
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from hypergrad._checks import check_count, is_concrete
+from hypergrad._checks import check_count
+from hypergrad._printing import as_sentence, worst
 from hypergrad._samples import magnitude
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.bilevel.arguments import (
@@ -76,8 +77,8 @@ class SampleErrors(eqx.Module):
         The errors are sorted upwards and the cosines downwards, so that the worst is last in both.
         """
 
-        def upwards(values: Array) -> list[float] | list[None]:
-            kept = np.asarray(values)[np.asarray(self.certified)]
+        def upwards(values: Array | np.ndarray) -> list[float] | list[None]:
+            kept = np.asarray(values)[np.asarray(self.certified, bool)]
             kept = np.sort(kept[~np.isnan(kept)])
             if not kept.size:
                 return [None] * len(levels)
@@ -94,12 +95,12 @@ class SampleErrors(eqx.Module):
         rows = zip(names, *self.quantiles().values(), strict=True)
         return markdown_table([dict(zip(columns, row, strict=True)) for row in rows], columns)
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.cosine):
-            return "SampleErrors(<traced>)"
-        share = 100 * float(np.mean(np.asarray(self.certified)))
+        share = worst(self.certified, ".3g", of=lambda certified: 100 * np.mean(certified))
         return (
-            f"SampleErrors of {self.cosine.size} samples, {share:.3g} % certified\n{self.table()}"
+            f"SampleErrors of {np.size(self.certified)} samples, {share} % certified\n"
+            f"{self.table()}"
         )
 
 

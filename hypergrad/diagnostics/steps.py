@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, check_fraction, is_concrete
+from hypergrad._checks import check_count, check_fraction
+from hypergrad._printing import as_sentence, worst
 from hypergrad.adjoint import (
     AdjointProblem,
     Cotangent,
@@ -53,13 +55,16 @@ class StepsNeeded(eqx.Module):
     measured: Float[Array, "*batch"]
     contraction: Contraction
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.measured):
-            return "StepsNeeded(<traced>)"
-        predicted, measured = np.asarray(self.predicted), np.asarray(self.measured)
+        def of(measure: Callable[..., Any]) -> str:
+            measured, predicted = (
+                worst(steps, "g", of=measure) for steps in (self.measured, self.predicted)
+            )
+            return f"{measured} (predicted {predicted})"
+
         return (
-            f"StepsNeeded(median {np.median(measured):g} (predicted {np.median(predicted):g}), "
-            f"most {np.max(measured):g} (predicted {np.max(predicted):g}) of {measured.size};\n"
+            f"StepsNeeded(median {of(np.median)}, most {of(np.max)} of {np.size(self.measured)};\n"
             f"  forward={self.contraction.stats})"
         )
 

@@ -7,9 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import is_concrete
+from hypergrad._printing import as_sentence, extent
 from hypergrad._samples import safe_norm
 from hypergrad.adjoint import (
     Cotangent,
@@ -70,14 +71,14 @@ class AdjointTrajectory(eqx.Module):
         """`||delta_D[l]||`."""
         return safe_norm(self.delta_D)
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.delta_P):
-            return "AdjointTrajectory(<traced>)"
-        first, last = (float(jnp.max(self.contribution[l])) for l in (0, -1))
+        # After a vmap the layers are no longer the first axis, so no layer is named.
+        samples = np.size(self.stats.residual)
         return (
-            f"AdjointTrajectory({self.delta_P.shape[0]} layers; contributions to the gradient "
-            f"from {first:.1e} (first layer) to {last:.1e} (last), the largest of "
-            f"{self.contribution[0].size};\n  forward={self.stats})"
+            f"AdjointTrajectory({np.size(self.contribution) // max(samples, 1)} layers of "
+            f"{samples} samples; contributions to the gradient {extent(self.contribution, '.1e')};"
+            f"\n  forward={self.stats})"
         )
 
 
@@ -187,7 +188,7 @@ def _adjoint_trajectory(
         "norm_KT_delta_D": apply_transpose(problem.K, delta_D),
         "norm_KJI_delta_P": on_J(apply(problem.K, on_I(delta_P))),
         "norm_KJI_delta_D": on_I(apply_transpose(problem.K, on_J(delta_D))),
-        "distance": on_I(delta_P) - entered[:, None, None] * limit_P,
+        "distance": on_I(delta_P) - entered[:, None, None] * limit_P[None],
     }
     by_layer = {"delta_P": delta_P, "delta_D": delta_D, "contribution": contribution} | {
         name: safe_norm(array) for name, array in norms.items()
@@ -204,7 +205,7 @@ def _iterates(recorded: Recorded) -> tuple[Array, Array]:
     )  # fmt: skip
     r = jnp.concatenate([start.r[None], problem.G.prox(history.z_P[:-1], sizes.tau)])
     r_bar = r[1:] + sizes.theta * (r[1:] - r[:-1])
-    x_bar = recorded.x_tilde + jnp.concatenate([start.r_bar[None], r_bar])
+    x_bar = recorded.x_tilde[None] + jnp.concatenate([start.r_bar[None], r_bar])
     return x_bar, problem.F.prox_conjugate(history.z_D, sizes.sigma)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections import Counter
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypergrad._checks import is_concrete
+from hypergrad._printing import as_sentence, extent, shares, worst
 from hypergrad.lower_level import LowerLevel
 
 __all__ = ["ErrorBound", "Regime"]
@@ -37,9 +36,7 @@ class Regime(enum.IntEnum):
     @classmethod
     def summary(cls, regime: Int[Array, "..."] | np.ndarray) -> str:
         """The share of each regime in words, the most frequent first."""
-        codes = np.asarray(regime).ravel().tolist()
-        shares = Counter(codes).most_common()
-        return ", ".join(f"{cls(code).label} {100 * n / len(codes):.3g} %" for code, n in shares)
+        return shares(regime, cls)
 
 
 class ErrorBound(eqx.Module):
@@ -56,14 +53,13 @@ class ErrorBound(eqx.Module):
     certified: Int[Array, "*batch"]
     on_certified: Float[Array, ""]
 
+    @as_sentence
     def __repr__(self) -> str:
-        if not is_concrete(self.total):
-            return "ErrorBound(<traced>)"
-        summary, codes = Regime.summary(self.certified), np.asarray(self.certified)
+        summary, codes = shares(self.certified, Regime), np.asarray(self.certified)
         missing = int(np.sum(codes == Regime.NEITHER))
         if not missing:
-            return f"ErrorBound({float(self.total):.2g}; certified: {summary})"
-        rest = "" if missing == codes.size else f"; without them {float(self.on_certified):.2g}"
+            return f"ErrorBound({extent(self.total, '.2g')}; certified: {summary})"
+        rest = "" if missing == codes.size else f"; without them {worst(self.on_certified, '.2g')}"
         return (
             f"ErrorBound(no bound holds: {missing} of {codes.size} samples are not certified{rest};"
             f" certified: {summary})"

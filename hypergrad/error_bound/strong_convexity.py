@@ -103,12 +103,12 @@ class StrongConvexity(AbstractRegime):
         )
 
 
-def _row_norms(problem: LowerLevel) -> Float[Array, " m"]:
+def _row_norms(problem: LowerLevel) -> Float[Array, "1 m"]:
     """`|| K_i ||`, or of an operator that is no matrix `|| K ||` for each."""
     matrix = matrix_of(problem.K)
     if matrix is None:
-        return jnp.broadcast_to(operator_norm(problem.K), problem.m)
-    return row_norm(matrix)
+        return jnp.broadcast_to(operator_norm(problem.K), (1, problem.m))
+    return row_norm(matrix)[None]
 
 
 def _slope(f: AbstractFunction, v: Array) -> Array:

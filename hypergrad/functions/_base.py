@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
-__all__ = ["AbstractFunction", "check_is_function", "prox", "prox_conjugate"]
+from hypergrad._checks import check_positive
+
+__all__ = ["AbstractFunction", "check_is_function", "positive_leaves", "prox", "prox_conjugate"]
 
 Scalar = Float[Array, ""] | float
 Vector = Float[Array, "*batch size"]
@@ -25,7 +29,8 @@ class AbstractFunction(eqx.Module):
     (unknown: NaN), `piece` (not piecewise affine: None, so no error bound) and `check_size` (any
     size). Array fields are what one can learn.
 
-    Class variables: `positive` names the fields that are positive (they are learned in the log),
+    Class variables: `positive` names the fields that are positive (they are learned in the log, and
+    refused below 0; a subclass that cannot take 0 refuses it in its `__check_init__`),
     `homogeneous` says that `f(c v) = c f(v)` for `c > 0`, `indicator` that `f` is 0 or infinite,
     `separable` that `f` is a sum over coordinates, so that the Jacobian of its prox is diagonal
     (said of one that is not, it gives wrong Newton steps; not said, only slow ones), `smooth` that
@@ -50,6 +55,10 @@ class AbstractFunction(eqx.Module):
     indicator: ClassVar[bool] = False
     separable: ClassVar[bool] = False
     smooth: ClassVar[bool] = False
+
+    def __check_init__(self) -> None:
+        for name in self.positive:
+            check_positive(self, name, zero_allowed=True)
 
     @abc.abstractmethod
     def __call__(self, v: Vector) -> Values:
@@ -119,6 +128,19 @@ def check_is_function(name: str, f: Any) -> None:
             f"{type(f).__name__}.positive must name fields of it; got {', '.join(sorted(unknown))}"
             ", which are none: correct the spelling"
         )
+
+
+def positive_leaves(tree: Any) -> Iterator[Any]:
+    """The leaves that the functions in a pytree declare positive."""
+
+    def is_inner(node: Any) -> bool:
+        return isinstance(node, AbstractFunction) and node is not tree
+
+    if isinstance(tree, AbstractFunction):
+        for name in tree.positive:
+            yield from jax.tree.leaves(getattr(tree, name))
+    for node in filter(is_inner, jax.tree.leaves(tree, is_leaf=is_inner)):
+        yield from positive_leaves(node)
 
 
 # As functions of the function, too: what is differentiated in its parameters.

@@ -93,6 +93,15 @@ def indicator_of(violation: Array, size: Array) -> Values:
     return jnp.where(jnp.all(violation <= slack, axis=-1), 0.0, jnp.inf).astype(violation.dtype)
 
 
+def spread(parameter: Array, v: Vector) -> Array:
+    """A parameter with the leading axes of v, which JAX can be told not to add by itself.
+
+    (`jax.numpy_rank_promotion("raise")`; a number stays one.)
+    """
+    shape = jnp.shape(parameter)
+    return jnp.reshape(parameter, (1,) * (v.ndim - 1) + shape) if shape else parameter
+
+
 def median(value: Array) -> Array:
     """One number for a parameter of one entry a coordinate."""
     return value if value.ndim == 0 else jnp.median(value)

@@ -20,6 +20,7 @@ from hypergrad.functions._blocks import (
     relative_distance,
     shrink_to_ball,
     side,
+    spread,
 )
 
 __all__ = ["Box", "BoxQuadratic", "L2Ball", "NonNegative"]
@@ -41,23 +42,26 @@ class Box(AbstractFunction):
         check_positive(self, "radius")
 
     def __call__(self, v: Vector) -> Values:
-        return indicator_of(jnp.abs(v) - self.radius, self.radius)
+        radius = spread(self.radius, v)
+        return indicator_of(jnp.abs(v) - radius, radius)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        return clip(z, self.radius)
+        return clip(z, spread(self.radius, z))
 
     def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        radius = spread(self.radius, z)
         # 0 inside, where z - step (z / step) would be rounding.
-        return z - clip(z, step * self.radius)
+        return z - clip(z, step * radius)
 
     def conjugate(self, y: Vector) -> Values:
-        return jnp.sum(self.radius * jnp.abs(y), axis=-1)
+        return jnp.sum(spread(self.radius, y) * jnp.abs(y), axis=-1)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
-        return relative_distance(jnp.abs(z) - self.radius, self.radius)
+        radius = spread(self.radius, z)
+        return relative_distance(jnp.abs(z) - radius, radius)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
-        return side(z, self.radius)
+        return side(z, spread(self.radius, z))
 
     def check_size(self, size: int) -> None:
         check_length(self, "radius", size)
@@ -84,21 +88,26 @@ class BoxQuadratic(AbstractFunction):
         check_positive(self, "weight")
 
     def __call__(self, v: Vector) -> Values:
-        cell = indicator_of(jnp.abs(v) - self.radius, self.radius)
-        return cell + jnp.sum(self.weight / 2 * v**2, axis=-1)
+        radius, weight = spread(self.radius, v), spread(self.weight, v)
+        cell = indicator_of(jnp.abs(v) - radius, radius)
+        return cell + jnp.sum(weight / 2 * v**2, axis=-1)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        return clip(z / (1 + step * self.weight), self.radius)
+        radius, weight = spread(self.radius, z), spread(self.weight, z)
+        return clip(z / (1 + step * weight), radius)
 
     def conjugate(self, y: Vector) -> Values:
-        maximiser = clip(y / self.weight, self.radius)
-        return jnp.sum(y * maximiser - self.weight / 2 * maximiser**2, axis=-1)
+        radius, weight = spread(self.radius, y), spread(self.weight, y)
+        maximiser = clip(y / weight, radius)
+        return jnp.sum(y * maximiser - weight / 2 * maximiser**2, axis=-1)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
-        return relative_distance(jnp.abs(z) / (1 + step * self.weight) - self.radius, self.radius)
+        radius, weight = spread(self.radius, z), spread(self.weight, z)
+        return relative_distance(jnp.abs(z) / (1 + step * weight) - radius, radius)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
-        return side(z, (1 + step * self.weight) * self.radius)
+        radius, weight = spread(self.radius, z), spread(self.weight, z)
+        return side(z, (1 + step * weight) * radius)
 
     def check_size(self, size: int) -> None:
         check_length(self, "radius", size)

@@ -21,6 +21,7 @@ from hypergrad.functions._blocks import (
     relative_distance,
     shrink_groups_to_ball,
     side,
+    spread,
 )
 
 __all__ = ["L1", "ElasticNet", "GroupL1", "Huber"]
@@ -40,27 +41,25 @@ class L1(AbstractFunction):
     homogeneous: ClassVar[bool] = True
     separable: ClassVar[bool] = True
 
-    def __check_init__(self) -> None:
-        check_positive(self, "weight", zero_allowed=True)
-
     def __call__(self, v: Vector) -> Values:
-        return jnp.sum(self.weight * jnp.abs(v), axis=-1)
+        return jnp.sum(spread(self.weight, v) * jnp.abs(v), axis=-1)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        return z - clip(z, step * self.weight)
+        return z - clip(z, step * spread(self.weight, z))
 
     def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
-        return clip(z, self.weight)
+        return clip(z, spread(self.weight, z))
 
     def conjugate(self, y: Vector) -> Values:
-        return indicator_of(jnp.abs(y) - self.weight, self.weight)
+        weight = spread(self.weight, y)
+        return indicator_of(jnp.abs(y) - weight, weight)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
-        kink = step * self.weight
+        kink = step * spread(self.weight, z)
         return relative_distance(jnp.abs(z) - kink, kink)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
-        return side(z, step * self.weight)
+        return side(z, step * spread(self.weight, z))
 
     def check_size(self, size: int) -> None:
         check_length(self, "weight", size)
@@ -87,7 +86,6 @@ class GroupL1(AbstractFunction):
     homogeneous: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_positive(self, "weight", zero_allowed=True)
         check_one_number(self, "weight")
         check_counts("GroupL1.shape", self.shape)
         if self.axis not in range(-len(self.shape), len(self.shape)):
@@ -160,28 +158,34 @@ class Huber(AbstractFunction):
         check_positive(self, "smoothing")
 
     def __call__(self, v: Vector) -> Values:
+        weight, smoothing = spread(self.weight, v), spread(self.smoothing, v)
         size = jnp.abs(v)
         # The square of v and not of its size, which has no second derivative at 0.
-        near, far = v**2 / (2 * self.smoothing), size - self.smoothing / 2
-        return jnp.sum(self.weight * jnp.where(size <= self.smoothing, near, far), axis=-1)
+        near, far = v**2 / (2 * smoothing), size - smoothing / 2
+        return jnp.sum(weight * jnp.where(size <= smoothing, near, far), axis=-1)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        bound = step * self.weight
-        return z - clip(z * bound / (bound + self.smoothing), bound)
+        weight, smoothing = spread(self.weight, z), spread(self.smoothing, z)
+        bound = step * weight
+        return z - clip(z * bound / (bound + smoothing), bound)
 
     def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
-        return clip(z * self.weight / (self.weight + step * self.smoothing), self.weight)
+        weight, smoothing = spread(self.weight, z), spread(self.smoothing, z)
+        return clip(z * weight / (weight + step * smoothing), weight)
 
     def conjugate(self, y: Vector) -> Values:
-        quadratic = jnp.sum(self.smoothing / (2 * self.weight) * y**2, axis=-1)
-        return quadratic + indicator_of(jnp.abs(y) - self.weight, self.weight)
+        weight, smoothing = spread(self.weight, y), spread(self.smoothing, y)
+        quadratic = jnp.sum(smoothing / (2 * weight) * y**2, axis=-1)
+        return quadratic + indicator_of(jnp.abs(y) - weight, weight)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
-        bound = step * self.weight
-        return relative_distance(jnp.abs(z) - (bound + self.smoothing), bound)
+        weight, smoothing = spread(self.weight, z), spread(self.smoothing, z)
+        bound = step * weight
+        return relative_distance(jnp.abs(z) - (bound + smoothing), bound)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
-        return side(z, step * self.weight + self.smoothing)
+        weight, smoothing = spread(self.weight, z), spread(self.smoothing, z)
+        return side(z, step * weight + smoothing)
 
     def check_size(self, size: int) -> None:
         check_length(self, "weight", size)
@@ -205,25 +209,27 @@ class ElasticNet(AbstractFunction):
     separable: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_positive(self, "weight", zero_allowed=True)
         check_positive(self, "ridge")
 
     def __call__(self, v: Vector) -> Values:
-        return jnp.sum(self.weight * jnp.abs(v) + self.ridge / 2 * v**2, axis=-1)
+        weight, ridge = spread(self.weight, v), spread(self.ridge, v)
+        return jnp.sum(weight * jnp.abs(v) + ridge / 2 * v**2, axis=-1)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        return (z - clip(z, step * self.weight)) / (1 + step * self.ridge)
+        weight, ridge = spread(self.weight, z), spread(self.ridge, z)
+        return (z - clip(z, step * weight)) / (1 + step * ridge)
 
     def conjugate(self, y: Vector) -> Values:
-        excess = y - clip(y, self.weight)
-        return jnp.sum(excess**2 / (2 * self.ridge), axis=-1)
+        weight, ridge = spread(self.weight, y), spread(self.ridge, y)
+        excess = y - clip(y, weight)
+        return jnp.sum(excess**2 / (2 * ridge), axis=-1)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
-        kink = step * self.weight
+        kink = step * spread(self.weight, z)
         return relative_distance(jnp.abs(z) - kink, kink)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
-        return side(z, step * self.weight)
+        return side(z, step * spread(self.weight, z))
 
     def check_size(self, size: int) -> None:
         check_length(self, "weight", size)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, Int
 
 from hypergrad._checks import check_finite, check_positive, inexact
 from hypergrad.functions._base import AbstractFunction, Scalar, Values, Vector
-from hypergrad.functions._blocks import check_length, indicator_of
+from hypergrad.functions._blocks import check_length, indicator_of, spread
 
 __all__ = ["Quadratic", "Zero"]
 
@@ -33,16 +33,20 @@ class Quadratic(AbstractFunction):
         check_finite("Quadratic.center", self.center)
 
     def __call__(self, v: Vector) -> Values:
-        return jnp.sum(self.weight / 2 * (v - self.center) ** 2, axis=-1)
+        weight, center = spread(self.weight, v), spread(self.center, v)
+        return jnp.sum(weight / 2 * (v - center) ** 2, axis=-1)
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        return (z + step * self.weight * self.center) / (1 + step * self.weight)
+        weight, center = spread(self.weight, z), spread(self.center, z)
+        return (z + step * weight * center) / (1 + step * weight)
 
     def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
-        return (z - step * self.center) * self.weight / (self.weight + step)
+        weight, center = spread(self.weight, z), spread(self.center, z)
+        return (z - step * center) * weight / (weight + step)
 
     def conjugate(self, y: Vector) -> Values:
-        return jnp.sum(y**2 / (2 * self.weight) + y * self.center, axis=-1)
+        weight, center = spread(self.weight, y), spread(self.center, y)
+        return jnp.sum(y**2 / (2 * weight) + y * center, axis=-1)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)

@@ -245,7 +245,7 @@ class ActiveSystem(AbstractActiveSystem):
 
     def _eliminated_rank(self) -> Int[Array, " batch"]:
         free_P, free_D = (D.values > 0 for D in (self.D_P, self.D_D))
-        active = jnp.where(free_D[..., None] & free_P[:, None, :], self.matrix, 0.0)
+        active = jnp.where(free_D[..., None] & free_P[:, None, :], _batched(self.matrix), 0.0)
         gram = jnp.einsum("bmi,bmj->bij", active, active)
         floor = 64 * max(self.matrix.shape[-2:]) * jnp.finfo(gram.dtype).eps
         largest = jnp.max(jnp.diagonal(gram, axis1=-2, axis2=-1), axis=-1)
@@ -266,6 +266,11 @@ class ActiveSystem(AbstractActiveSystem):
         return jax.lax.fori_loop(0, gram.shape[-1], eliminate, (gram, rank))[1]
 
 
+def _batched(matrix: Array) -> Array:
+    """A matrix a sample, or the one of all samples with a batch axis to be broadcast along."""
+    return matrix if matrix.ndim == 3 else matrix[None]
+
+
 def _factorise(
     matrix: Array, s: Array, D_P: Jacobian, D_D: Jacobian, shrink: float
 ) -> ActiveSystem:
@@ -278,7 +283,7 @@ def _factorise(
     shrink_D = jnp.maximum(shrink**2 / curvature, 1e-3 * shrink)
     d_P, d_D = (1 - shrink) * D_P.values, (1 - shrink_D) * D_D.values
     W, h = d_D / (1 - d_D), jnp.sqrt(d_P)
-    normal = jnp.matmul(jnp.swapaxes(matrix, -1, -2), W[..., None] * matrix)
+    normal = jnp.matmul(jnp.swapaxes(matrix, -1, -2), W[..., None] * _batched(matrix))
     normal = s**2 * h[:, :, None] * normal * h[:, None, :]
     normal = normal + jax.vmap(jnp.diag)(1 - d_P)
     factor = jnp.linalg.cholesky(normal)

@@ -160,7 +160,7 @@ def _damped_newton(normal_map: NormalMap, path: Path) -> tuple[ProxArguments, Ar
     tried = jax.lax.map(residual_at, lengths)
     now = pair_norm(f)
     reference = jnp.maximum(jnp.max(recent, axis=-1), now)
-    enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * reference
+    enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * reference[None]
     chosen = jnp.where(jnp.any(enough, 0), jnp.argmax(enough, 0), jnp.argmin(tried, 0))
     length = jnp.where(jnp.isfinite(jnp.min(tried, 0)), lengths[chosen], 0.0)
     return normal_map.moved(z, length, direction), length, now

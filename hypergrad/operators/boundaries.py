@@ -11,6 +11,10 @@ from jaxtyping import Array, Float
 
 __all__ = ["AbstractBoundary", "Margins", "Periodic", "Symmetric", "ZeroOutside"]
 
+# With zeros outside, the norm falls short of that on the torus by up to `sin^2(pi / (s + 1))`,
+# where the image is s margins wide (two taps, one at each end of the filter). Here 2 %.
+_MARGINS_ACROSS = 20
+
 # Rows above and below, columns left and right.
 Margins = tuple[tuple[int, int], tuple[int, int]]
 Images = Float[Array, "*batch height width"]
@@ -33,9 +37,10 @@ class AbstractBoundary(eqx.Module):
 
     @abc.abstractmethod
     def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
-        """The size of a periodic image, of which a filtering here is a part; None: there is none.
+        """The size of a periodic image of which a filtering here is a part, with nearly its norm.
 
-        The norm of a filtering is then at most that of the periodic one, which its spectrum tells.
+        The spectrum gives the norm there, which is an upper bound. None where there is no such
+        image, or where the norm on it is more than 2 % larger.
         """
 
 
@@ -67,6 +72,8 @@ class ZeroOutside(AbstractBoundary):
         return _pad(images, margins, mode="constant")
 
     def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
+        if any(n < _MARGINS_ACROSS * max(m) for n, m in zip(image_shape, margins, strict=True)):
+            return None
         (height, width), ((top, bottom), (left, right)) = image_shape, margins
         return height + top + bottom, width + left + right
 

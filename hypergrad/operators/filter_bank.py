@@ -97,7 +97,7 @@ class FilterBank(AbstractOperator):
         return jax.ShapeDtypeStruct((len(self.filters) * height * width,), self.filters.dtype)
 
     def norm_bound(self) -> Float[Array, ""] | None:
-        """The norm on a torus of which this is a part, by the spectrum; None where there is none.
+        """The norm on a torus of which this is a part, by the spectrum; None without a near one.
 
             ||K||^2 <= max_omega sum_f |F filters_f|^2 = max_omega F(sum_f autocorrelation of f)
 
@@ -107,15 +107,18 @@ class FilterBank(AbstractOperator):
         if torus is None:
             return None
         _, h, w = self.filters.shape
-        frame = jnp.pad(self.filters, ((0, 0), (h - 1, h - 1), (w - 1, w - 1)))
-        autocorrelation = correlate(self.filters, frame, self.convolution)
+        largest = jnp.max(jnp.abs(self.filters))
+        unit = jnp.where(largest > 0, largest, 1.0)  # squares must neither overflow nor vanish
+        filters = self.filters / unit
+        frame = jnp.pad(filters, ((0, 0), (h - 1, h - 1), (w - 1, w - 1)))
+        autocorrelation = correlate(filters, frame, self.convolution)
         kernel = jnp.einsum("ffpq->pq", autocorrelation)
         # As an image on the torus; where it is longer than the torus it overlaps itself.
         rows, columns = jnp.arange(2 * h - 1) % torus[0], jnp.arange(2 * w - 1) % torus[1]
         image = jnp.zeros(torus, kernel.dtype).at[rows[:, None], columns].add(kernel)
         power = jnp.max(jnp.abs(jnp.fft.rfft2(image)))
         rounding = 100 * jnp.finfo(kernel.dtype).eps
-        return jnp.sqrt(power) * (1 + rounding)
+        return unit * jnp.sqrt(power) * (1 + rounding)
 
 
 def _check_filters(filters: Array, image_shape: Any) -> None:

@@ -30,13 +30,14 @@ def operator_norm(K: Operator) -> Float[Array, ""]:
     """`||K||_2`, estimated from above: to rounding for a matrix, else to one or two per cent.
 
     A matrix: the square root of the largest eigenvalue of the smaller of `K K^T` and `K^T K`, plus
-    a margin for the rounding of forming it. An `AbstractOperator` that knows a `norm_bound` (a
-    filter bank that is part of a periodic one does, by its spectrum): that. Any other operator: 32
+    a margin for the rounding of forming it. An `AbstractOperator` that knows a `norm_bound` (by
+    its spectrum a filter bank with a `Periodic()` boundary, or with `ZeroOutside()` on an image of
+    at least 20 margins each way): that. Any other operator: 32
     steps of the Lanczos method on `K^T K` from a fixed random start, plus its residual, plus a
     margin of 1 %.
 
-    **Cost**: `O(min(m, n)^2 max(m, n))` for a matrix, a transform for a filter bank with a
-    `Periodic()` or `ZeroOutside()` boundary, 64 products with K and `33 n` numbers otherwise.
+    **Cost**: `O(min(m, n)^2 max(m, n))` for a matrix, a transform for a `norm_bound` by the
+    spectrum, 65 products with K and `33 n` numbers otherwise.
 
     **Caveat**: the residual bounds the distance to some eigenvalue, not to the largest one: for a
     matrix-free operator this lies above the norm in practice, but that is not proved.
@@ -67,11 +68,15 @@ def _lanczos_norm(K: Operator) -> Array:
     n, dtype = operator_shape(K)[1], operator_dtype(K)
     steps = min(_LANCZOS_STEPS, n)
     start = jax.random.normal(jax.random.key(0), (n,), dtype)
+    start = start / jnp.linalg.norm(start)
+    # K in units of one of its own products, since the square of a tiny or huge norm is no number.
+    product = jnp.max(jnp.abs(apply(K, start)))
+    unit = jnp.where(product > 0, product, 1.0)
 
     def body(i: Array, carry: Any):
         basis, alpha, beta = carry
         v = basis[i]
-        w = apply_transpose(K, apply(K, v))
+        w = apply_transpose(K, apply(K, v) / unit) / unit
         alpha = alpha.at[i].set(w @ v)
         for _ in range(2):  # "twice is enough" against the loss of orthogonality
             w = w - (basis @ w) @ basis
@@ -82,10 +87,10 @@ def _lanczos_norm(K: Operator) -> Array:
         basis = basis.at[i + 1].set(jnp.where(exhausted, 0.0, w / jnp.where(exhausted, 1.0, size)))
         return basis, alpha, beta.at[i].set(size)
 
-    basis = jnp.zeros((steps + 1, n), dtype).at[0].set(start / jnp.linalg.norm(start))
+    basis = jnp.zeros((steps + 1, n), dtype).at[0].set(start)
     zeros = jnp.zeros(steps, dtype)
     _, alpha, beta = jax.lax.fori_loop(0, steps, body, (basis, zeros, zeros))
     tridiagonal = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
     values, vectors = jnp.linalg.eigh(tridiagonal)
     error = beta[-1] * jnp.abs(vectors[-1, -1])
-    return jnp.sqrt(jnp.maximum(values[-1] + error, 0.0)) * (1 + LANCZOS_MARGIN)
+    return unit * jnp.sqrt(jnp.maximum(values[-1] + error, 0.0)) * (1 + LANCZOS_MARGIN)

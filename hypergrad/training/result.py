@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hypergrad._printing import worst
 from hypergrad.lower_level import LowerLevel
 
 __all__ = ["History"]
@@ -32,8 +33,10 @@ class History:
         return np.array([record[name] for record in self.records], dtype=float)
 
     def __repr__(self) -> str:
-        last = self.records[-1]
+        last: dict[str, Any] = self.records[-1] if self.records else {}
+        epochs, seconds = worst(last.get("epoch"), ".0f"), worst(last.get("seconds"), ".1f")
         return (
-            f"History({last['epoch']} epochs in {last['seconds']:.1f} s, "
-            f"train_loss={last['train_loss']:.6g}, validation_loss={last['validation_loss']})"
+            f"History({epochs} epochs in {seconds} s, "
+            f"train_loss={worst(last.get('train_loss'), '.6g')}, "
+            f"validation_loss={last.get('validation_loss')})"
         )
