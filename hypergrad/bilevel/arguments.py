@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._checks import as_inexact, check_finite, check_flag, describe
+from hypergrad._compiled import shape_of
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
@@ -106,7 +107,7 @@ def check_loss(loss: Any, x_true: Array) -> None:
             f"loss must be a function loss(x, x_true); got {describe(loss)}: leave it out for half "
             "the mean squared error"
         )
-    value = jax.eval_shape(loss, x_true, x_true)
+    value = shape_of(loss, x_true, x_true)
     if not isinstance(value, jax.ShapeDtypeStruct):
         raise ValueError(
             f"loss must return one number; got {describe(value)}: return its mean alone"

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from hypergrad._checks import check_count, is_concrete
+from hypergrad._compiled import compiled
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.bilevel.arguments import (
     Data,
@@ -155,7 +156,7 @@ def per_sample_errors(
     return _per_sample_errors(problem, x_tilde, x_true, ways, loss, piece)
 
 
-@eqx.filter_jit
+@compiled
 def _per_sample_errors(
     problem: LowerLevel,
     x_tilde: Array,

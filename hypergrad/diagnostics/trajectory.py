@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad._checks import is_concrete
+from hypergrad._compiled import compiled
 from hypergrad.adjoint import (
     Cotangent,
     LimitSystem,
@@ -140,7 +141,7 @@ def adjoint_trajectory(
     return _adjoint_trajectory(problem, x_tilde, x_true, solver, strategy, loss, init)
 
 
-@eqx.filter_jit
+@compiled
 def _adjoint_trajectory(
     problem: LowerLevel,
     x_tilde: Array,
