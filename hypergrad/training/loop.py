@@ -136,7 +136,8 @@ def train(
     if safeguard is not None:
         settings = {"solver": solver, "strategy": strategy}
         memory = nothing_left(len(x_tilde), problem, *example, **settings)
-    start = RunState(problem, updates.init(variables.free(problem)), memory)
+    with jax.numpy_dtype_promotion("standard"):  # see make_update
+        start = RunState(problem, updates.init(variables.free(problem)), memory)
     lowered = learner.lower(start, some)
 
     @functools.cache
