@@ -77,7 +77,8 @@ class Program(Generic[_Arguments, _Result]):
 
     def __init__(self, function: Callable[_Arguments, _Result]):
         def program(arguments: Any, keywords: Any) -> _Result:
-            return function(*given_back(arguments), **given_back(keywords))
+            call: Callable[..., _Result] = function
+            return call(*given_back(arguments), **given_back(keywords))
 
         # Its name is that of the program, in what JAX logs and in profiles.
         program.__name__, program.__qualname__ = function.__name__, function.__qualname__

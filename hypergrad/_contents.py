@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["contents_in_memory", "contents_on_disk", "is_plain"]
@@ -117,6 +118,10 @@ class AbstractContents(abc.ABC):
                 return "module", value.__name__
             case type():
                 return self._of_class(value)
+            case _:
+                return self._of_object(value)
+
+    def _of_object(self, value: Any) -> Hashable:
         if (inside := getattr(value, "__wrapped__", None)) is not None:  # jitted, or cached
             return "wrapped", self.of(type(value)), self.of(inside)
         attributes = _attributes(value)
@@ -179,7 +184,7 @@ class _OnDisk(AbstractContents):
         return repr(int(value) if is_whole else value)
 
     def array(self, array: jax.Array) -> Hashable:
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
         return _of_numbers(np.asarray(array))
 
@@ -208,7 +213,7 @@ class _Same:
 def _of_numbers(array: np.ndarray | np.generic) -> Hashable:
     about = type(array).__name__, str(array.dtype), array.shape
     bytes_of_it = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return about, hashlib.sha256(bytes_of_it).hexdigest()
+    return about, hashlib.sha256(bytes_of_it.data).hexdigest()
 
 
 def _attributes(value: Any) -> dict[str, Any] | None:

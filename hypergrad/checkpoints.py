@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,11 +55,10 @@ class Checkpoints:
         damaged: dict[Path, Exception] = {}
         found = None
         for path in self._files():
+            content = path.read_bytes()  # where the disk refuses, the file is not damaged
             try:
-                found = path, *_read(path)
+                found = path, *_parsed(content)
                 break
-            except OSError:
-                raise
             except Exception as error:  # whatever a damaged archive makes its reader raise
                 damaged[path] = error
         what = "the one before it is used"
@@ -77,28 +77,25 @@ class Checkpoints:
         like: Any,
     ) -> tuple[Any, _Records]:
         """What was read, in the places of the arrays of `like`."""
-        if other := _differences(run, self.run):
-            raise ValueError(
-                f"checkpoint {path} must come from the same run; got one of {other}: name another "
-                "folder, or remove this one"
-            )
         # What else an operator or a function holds is the run's own, which is the same one.
         arrays, rest = eqx.partition(like, _is_array)
         template = jax.tree.leaves(arrays)
-        if [_kind(leaf) for leaf in leaves] != [_kind(to_stored(leaf)) for leaf in template]:
+        other = _differences(run, self.run)
+        if not other and list(map(_kind, leaves)) != [_kind(to_stored(t)) for t in template]:
+            other = f"other arrays ({len(leaves)} where there are {len(template)} here)"
+        if other:
             raise ValueError(
-                f"checkpoint {path} must hold the arrays of this run, {len(template)} of them; got "
-                f"{len(leaves)}, or some of another shape or dtype: name another folder, or remove "
-                "this one"
+                f"checkpoint {path} must come from the same run; got one of {other}: name another "
+                "folder, or remove this one"
             )
         restored = map(from_stored, leaves, template)
         arrays = jax.tree.unflatten(jax.tree.structure(arrays), restored)
         return eqx.combine(arrays, rest), records
 
 
-def _read(path: Path) -> tuple[list[np.ndarray], dict[str, str], _Records]:
+def _parsed(content: bytes) -> tuple[list[np.ndarray], dict[str, str], _Records]:
     """The arrays, whose run they are of, and the records."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         about = json.loads(str(stored["about"]))
         if "fingerprint" in about:  # before there were names for what makes a run
             return [], {}, about["records"]
@@ -127,7 +124,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _kind(array: np.ndarray) -> tuple[Any, ...]:
@@ -143,6 +140,6 @@ def to_stored(leaf: Any) -> np.ndarray:
 def from_stored(stored: np.ndarray, template: Any) -> jax.Array:
     """What `to_stored` was given, an array like the template."""
     if _is_key(template):
-        return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(template))
+        return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(template))
     is_own = np.dtype(template.dtype).isbuiltin == 1
     return jnp.asarray(stored if is_own else stored.view(template.dtype))
