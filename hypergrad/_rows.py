@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,6 +64,13 @@ class Rows:
         """All rows in their order, so many at a time."""
         for start in range(0, len(self), ROWS_A_PIECE):
             yield self[start : start + ROWS_A_PIECE]
+
+    def digest(self) -> str:
+        """A hash of all rows, read piece by piece."""
+        digest = hashlib.sha256(f"{self.shape} {self.dtype}".encode())
+        for piece in self.pieces():
+            digest.update(piece.tobytes())
+        return digest.hexdigest()
 
     def check_finite(self, name: str) -> None:
         """Refuse NaN and infinity, wherever they are."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypergrad._rows import Rows
 from hypergrad.records import write_npz
 
-__all__ = ["Checkpoints", "fingerprint_of"]
+__all__ = ["Checkpoints", "from_stored", "to_stored"]
 
 _CHECKPOINTS_KEPT = 2
+_Records = list[dict[str, Any]]
 
 
 class Checkpoints:
-    """Numbered files in a folder, the last two kept: the arrays, the records, a fingerprint."""
+    """Numbered files in a folder, the last two kept: the arrays, the records, and whose they are.
 
-    def __init__(self, folder: str | Path, fingerprint: str):
-        self.folder, self.fingerprint = Path(folder), fingerprint
+    `run` says what makes the run what it is, by name: short words, or digests of what is long.
+    """
 
-    def save(self, epoch: int, state: Any, records: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: str | Path, run: Mapping[str, str]):
+        self.folder, self.run = Path(folder), dict(run)
+
+    def save(self, epoch: int, state: Any, records: _Records) -> None:
+        """Write a checkpoint, whole or not at all, and remove those before the last two."""
         leaves = jax.tree.leaves(eqx.filter(state, _is_array))
-        arrays = {f"leaf{i:04d}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-        about = json.dumps({"fingerprint": self.fingerprint, "records": records})
+        arrays = {f"leaf{i:04d}": to_stored(leaf) for i, leaf in enumerate(leaves)}
+        about = json.dumps({"run": self.run, "records": records})
         path = self.folder / f"checkpoint-{epoch:06d}.npz"
         write_npz(path, {**arrays, "about": np.array(about)})
         # Later ones than this are damaged, or it would have gone on from there: they do not count.
@@ -43,71 +46,100 @@ class Checkpoints:
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.npz"), reverse=True)
 
-    def load(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
-        """The newest checkpoint that can be read, or None; a damaged one is passed over."""
-        # What else an operator or a function holds is the run's own: its fingerprint says which.
+    def load(self, like: Any) -> tuple[Any, _Records] | None:
+        """The newest checkpoint that can be read, or None; reports the damaged ones.
+
+        **Errors**: a `ValueError` for a checkpoint that can be read and does not belong to the run;
+        an `OSError` where the disk refuses, which is no damage of the file.
+        """
+        damaged: dict[Path, Exception] = {}
+        found = None
+        for path in self._files():
+            content = path.read_bytes()  # where the disk refuses, the file is not damaged
+            try:
+                found = path, *_parsed(content)
+                break
+            except Exception as error:  # whatever a damaged archive makes its reader raise
+                damaged[path] = error
+        what = "the one before it is used"
+        if found is None:
+            what = f"no other in {self.folder} can be read, so training starts from its beginning"
+        for path, error in damaged.items():
+            print(f"checkpoint {path} is damaged ({error}): {what}")
+        return None if found is None else self._checked(*found, like)
+
+    def _checked(
+        self,
+        path: Path,
+        leaves: list[np.ndarray],
+        run: dict[str, str],
+        records: _Records,
+        like: Any,
+    ) -> tuple[Any, _Records]:
+        """What was read, in the places of the arrays of `like`."""
+        # What else an operator or a function holds is the run's own, which is the same one.
         arrays, rest = eqx.partition(like, _is_array)
         template = jax.tree.leaves(arrays)
-        for path in self._files():
-            try:
-                leaves, fingerprint, records = self._read(path, len(template))
-                if fingerprint == self.fingerprint:
-                    leaves = [_fitting(a, t) for a, t in zip(leaves, template, strict=True)]
-            except Exception as error:  # whatever a damaged archive makes its reader raise
-                print(f"checkpoint {path} is damaged ({error}): the one before it is used, if any")
-                continue
-            if fingerprint != self.fingerprint:
-                raise ValueError(
-                    f"checkpoint {path} must come from the same run; got one of other data or "
-                    "settings: name another folder, or remove this one"
-                )
-            return eqx.combine(
-                jax.tree.unflatten(jax.tree.structure(arrays), leaves), rest
-            ), records
-        return None
+        other = _differences(run, self.run)
+        if not other and list(map(_kind, leaves)) != [_kind(to_stored(t)) for t in template]:
+            other = f"other arrays ({len(leaves)} where there are {len(template)} here)"
+        if other:
+            raise ValueError(
+                f"checkpoint {path} must come from the same run; got one of {other}: name another "
+                "folder, or remove this one"
+            )
+        restored = map(from_stored, leaves, template)
+        arrays = jax.tree.unflatten(jax.tree.structure(arrays), restored)
+        return eqx.combine(arrays, rest), records
 
-    @staticmethod
-    def _read(path: Path, count: int) -> tuple[list[np.ndarray], str, list[dict[str, Any]]]:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            about = json.loads(str(stored["about"]))
-            # A checkpoint of another run may hold another number of leaves: that is not damage.
-            ours = len(stored.files) == count + 1
-            leaves = [stored[f"leaf{i:04d}"] for i in range(count)] if ours else []
-            return leaves, about["fingerprint"] if ours else "another", about["records"]
+
+def _parsed(content: bytes) -> tuple[list[np.ndarray], dict[str, str], _Records]:
+    """The arrays, whose run they are of, and the records."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        about = json.loads(str(stored["about"]))
+        if "fingerprint" in about:  # before there were names for what makes a run
+            return [], {}, about["records"]
+        leaves = [stored[f"leaf{i:04d}"] for i in range(len(stored.files) - 1)]
+        return leaves, dict(about["run"]), about["records"]
+
+
+def _differences(stored: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    """The names of what differs, with both values where they are words; empty if nothing does."""
+
+    def difference(name: str) -> str:
+        pair = [run.get(name, "none") for run in (stored, ours)]
+        is_short = all(len(value) < 64 for value in pair)
+        return f"another {name}" + (f" ({pair[0]}, not {pair[1]})" if is_short else "")
+
+    if not stored:
+        return "an earlier version of hypergrad"
+    return ", ".join(difference(name) for name in ours if stored.get(name) != ours[name])
+
+
+# ---- arrays as NumPy's files hold them
 
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (np.ndarray, jax.Array))
 
 
-def _fitting(leaf: np.ndarray, template: Any) -> jax.Array:
-    """A stored array in the place of one of the run's."""
-    found, wanted = ((a.dtype, a.shape) for a in (leaf, template))
-    if found != wanted:
-        raise ValueError(f"an array is {found} instead of {wanted}")
-    return jnp.asarray(leaf)
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def fingerprint_of(*parts: Any) -> str:
-    """A hash of what makes a run what it is; arrays by their bytes, samples piece by piece."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for leaf in jax.tree.leaves(part):
-            for content in _contents(leaf):
-                digest.update(content)
-        digest.update(_without_addresses(str(jax.tree.structure(part))).encode())
-    return digest.hexdigest()
+def _kind(array: np.ndarray) -> tuple[Any, ...]:
+    return array.dtype, array.shape
 
 
-def _contents(leaf: Any) -> Iterator[bytes]:
-    if isinstance(leaf, Rows):
-        yield from (piece.tobytes() for piece in leaf.pieces())
-    elif _is_array(leaf):
-        yield np.asarray(leaf).tobytes()
-    else:
-        yield _without_addresses(repr(leaf)).encode()
+def to_stored(leaf: Any) -> np.ndarray:
+    """An array of NumPy's own dtypes: the data of a random key, the bits of a bfloat16."""
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
-def _without_addresses(text: str) -> str:
-    """Where a function lies in memory is another place in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+def from_stored(stored: np.ndarray, template: Any) -> jax.Array:
+    """What `to_stored` was given, an array like the template."""
+    if _is_key(template):
+        return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(template))
+    is_own = np.dtype(template.dtype).isbuiltin == 1
+    return jnp.asarray(stored if is_own else stored.view(template.dtype))

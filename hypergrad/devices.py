@@ -28,6 +28,7 @@ from jaxtyping import Array
 
 from hypergrad._checks import check_count, describe
 from hypergrad.bilevel import Loss
+from hypergrad.checkpoints import from_stored, to_stored
 from hypergrad.lower_level import LowerLevel
 from hypergrad.visits import Visit, Visited
 
@@ -296,11 +297,12 @@ def _broadcast(state: Any, about: Any) -> tuple[Any, Any]:
     from jax.experimental import multihost_utils
 
     arrays, rest = eqx.partition(state, eqx.is_array)
+    stored = jax.tree.map(to_stored, arrays)  # not every dtype can be sent
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    sent = (arrays, np.resize(text, length))
-    arrays, text = multihost_utils.broadcast_one_to_all(sent)
-    arrays = jax.tree.map(jnp.asarray, arrays)
+    sent = (stored, np.resize(text, length))
+    stored, text = jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(sent))
+    arrays = jax.tree.map(from_stored, stored, arrays)
     return eqx.combine(arrays, rest), json.loads(np.asarray(text).tobytes())
 
 

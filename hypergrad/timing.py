@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
+
+from hypergrad._compiled import as_arguments, compiled
 
 __all__ = ["Compiled", "compile_ahead", "interleaved_medians", "matrix_products_alone"]
 
@@ -33,20 +34,19 @@ class Compiled:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it on arguments of the same shapes."""
-        return self.executable(*arguments)
+        return self.executable(*as_arguments((arguments, {})))
 
     def call(self) -> Any:
         """Run it on the arguments that it was compiled for."""
-        return self.executable(*self.arguments)
+        return self(*self.arguments)
 
 
 def compile_ahead(function: Callable[..., Any], *arguments: Any) -> Compiled:
     """Compile a function for its arguments without running it."""
     started = time.perf_counter()
-    jitted: Any = eqx.filter_jit(function)
-    compiled = jitted.lower(*arguments).compile()
+    program = compiled(function).lower(*arguments).compile()
     seconds = time.perf_counter() - started
-    executable = compiled.compiled
+    executable = program.compiled
     memory = executable.memory_analysis()
     peak = None
     if memory is not None:
@@ -56,7 +56,7 @@ def compile_ahead(function: Callable[..., Any], *arguments: Any) -> Compiled:
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes
         )
-    return Compiled(compiled, arguments, executable.as_text(), seconds, peak)
+    return Compiled(program, arguments, executable.as_text(), seconds, peak)
 
 
 def interleaved_medians(

@@ -58,6 +58,12 @@ class Variables:
                     f"{np.min(leaf):g}"
                 )
 
+    @property
+    def names(self) -> str:
+        """The learned leaves as they are written after the problem: `.K, .F.weight`."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.mask)
+        return ", ".join(jax.tree_util.keystr(path) for path, learned in leaves if learned)
+
     def _flagged(self, problem: LowerLevel) -> Iterator[tuple[bool, Array]]:
         leaves = jax.tree.leaves(eqx.filter(problem, self.mask))
         return zip(jax.tree.leaves(self.in_log), leaves, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import importlib
 import importlib.metadata
 import io
 import json
@@ -310,8 +311,10 @@ def test_its_records(whole) -> None:
     }  # fmt: skip
     assert len(rows) + len(training_records) == len(records)
     for label in LABELS:
-        start, *_, last = (r for r in training_records if r["strategy"] == label)
-        assert rows[label]["held_out_at_L"] == pytest.approx(last["validation_loss"], rel=1e-12)
+        start, *_, last = found = [r for r in training_records if r["strategy"] == label]
+        best = min(found, key=lambda r: r["validation_loss"])
+        assert rows[label]["held_out_at_L"] == pytest.approx(best["validation_loss"], rel=1e-12)
+        assert rows[label]["best_epoch"] == best["epoch"]
         assert rows[label]["seconds"] == last["seconds"]
         # Before the first step, the row of the untrained operator.
         name = "untrained" if label == LABELS[0] else f"untrained, {label}"
@@ -321,7 +324,10 @@ def test_its_records(whole) -> None:
 def test_its_other_files_say_what_the_records_say(whole) -> None:
     config = json.loads((whole / "config.json").read_bytes())
     given = {"seed": 3, "iterations": 10, "strategies": ["truncation:k=1", "ergodic"]}
-    assert config == dataclasses.asdict(ImageStudy()) | TINY | given
+    digests = {f"contents of {name}" for name in ("data", "K", "F", "G", "loss")}
+    settings = {name: value for name, value in config.items() if name not in digests}
+    assert settings == dataclasses.asdict(ImageStudy()) | TINY | given
+    assert digests < config.keys()
     assert json.loads((whole / "environment.json").read_bytes())["packages"]["jax"]
     photograph = json.loads((whole / "photograph.json").read_bytes())
     assert set(photograph) == {"observed", "untrained", *LABELS}
@@ -344,7 +350,10 @@ def test_its_operators(whole) -> None:
     assert K.shape == (15 + 24, 16)  # a DCT without its constant, and all differences
     assert np.all(np.isfinite(K))
     with np.load(whole / "operator_ergodic_uniform.npz", allow_pickle=False) as stored:
-        assert not np.array_equal(K, stored["K"])
+        # Where the untrained one was best, that is the one for both.
+        evaluated = [r for r in read_jsonl(whole / "records.jsonl") if "best_epoch" in r]
+        untrained = not any(r["best_epoch"] for r in evaluated)
+        assert np.array_equal(K, stored["K"]) == untrained
 
 
 # --------------------------------------------------- the same, without comparison and pictures
@@ -433,7 +442,7 @@ def test_another_seed_does_not_go_on_in_that_folder(light, rows, again) -> None:
     assert "Traceback" not in ran.err
     last = ran.err.splitlines()[-1]
     assert last.startswith(f"hypergrad: {again} must be a new folder or one of the same run")
-    assert "(seed)" in last
+    assert "(seed, contents of data)" in last
     assert _records(again, timed=True) == records
 
 
@@ -441,6 +450,32 @@ def test_what_is_refused_changes_nothing(light, rows, again) -> None:
     config = (again / "config.json").read_bytes()
     assert _train(rows, again, "--seed", 1).status == 1
     assert (again / "config.json").read_bytes() == config
+
+
+@pytest.mark.parametrize("changed", ["data", "loss"])
+def test_a_folder_whose_data_or_parts_have_changed_is_left_as_it_is(
+    changed, light, rows, tmp_path, monkeypatch
+) -> None:
+    """Before stage 2: with the same words, since it is what they name that is another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    data, out, module = tmp_path / "rows.npy", tmp_path / "out", tmp_path / f"own_{changed}.py"
+    loss = "def loss(x, t):\n    return {} * ((x - t) ** 2).mean()\n"
+    shutil.copy(rows, data)
+    module.write_text(loss.format(1.0))
+    words = ("--loss", f"own_{changed}:loss", "--epochs", 1)
+    assert _train(data, out, *words).status == 0
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    if changed == "data":
+        np.save(data, 0.5 * np.load(data))
+    else:
+        module.write_text(loss.format(20.0))
+        monkeypatch.delitem(sys.modules, "own_loss")
+        importlib.invalidate_caches()
+    ran = _train(data, out, *words)
+    assert ran.status == 1
+    assert f"(contents of {changed})" in ran.err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
 
 
 def test_another_rate_does_not_go_on_in_that_folder(light, rows, again) -> None:

@@ -104,7 +104,7 @@ def test_a_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, capsys) 
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_ones_before(tmp_path, monkeypatch) -> None:
-    kept, start = Checkpoints(tmp_path, "this run"), {"K": jnp.zeros(3)}
+    kept, start = Checkpoints(tmp_path, {"seed": "0"}), {"K": jnp.zeros(3)}
     kept.save(1, start, [{"epoch": 1}])
     before = picture_of(tmp_path)
     with monkeypatch.context() as patch:
@@ -130,7 +130,7 @@ def test_a_full_disk_behind_standard_output_is_told(capsys) -> None:
 
 def test_damaged_checkpoints_do_not_push_out_the_new_ones(tmp_path) -> None:
     """Both that are kept are damaged: it starts anew, and what it saves then is there."""
-    kept, start = Checkpoints(tmp_path, "this run"), {"K": jnp.zeros(3)}
+    kept, start = Checkpoints(tmp_path, {"seed": "0"}), {"K": jnp.zeros(3)}
     for epoch in (8, 9):
         (tmp_path / f"checkpoint-{epoch:06d}.npz").write_bytes(b"damaged")
     assert kept.load(start) is None
@@ -144,7 +144,7 @@ def test_damaged_checkpoints_do_not_push_out_the_new_ones(tmp_path) -> None:
 def test_what_a_kill_left_half_written_is_taken_away(tmp_path) -> None:
     (tmp_path / ".checkpoint-000001.npz.abcdefgh.part").write_bytes(b"half")
     (tmp_path / ".mine").touch()
-    Checkpoints(tmp_path, "this run").save(1, {"K": jnp.zeros(3)}, [])
+    Checkpoints(tmp_path, {"seed": "0"}).save(1, {"K": jnp.zeros(3)}, [])
     assert sorted(os.listdir(tmp_path)) == [".mine", "checkpoint-000001.npz"]
 
 

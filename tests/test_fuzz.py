@@ -135,7 +135,7 @@ def _outcome(call: Callable, *args: Any, **kwargs: Any) -> Any:
 def test_checkpoints(every: int, tmp_path, capsys) -> None:
     """A damaged one is passed over; one that only looks damaged may be read; none is changed."""
     start = {"K": jnp.zeros((3, 4)), "steps": jnp.zeros((), jnp.int32)}
-    kept = Checkpoints(tmp_path / "whole", "this run")
+    kept = Checkpoints(tmp_path / "whole", {"seed": "0"})
     for epoch in (1, 2):
         kept.save(epoch, {"K": start["K"] + epoch, "steps": start["steps"]}, [{"epoch": epoch}])
     newest = "checkpoint-000002.npz"
@@ -145,7 +145,7 @@ def test_checkpoints(every: int, tmp_path, capsys) -> None:
         shutil.copytree(tmp_path / "whole", run)
         spoil(run / newest)
         before = picture_of(run)
-        found = _outcome(Checkpoints(run, "this run").load, start)
+        found = _outcome(Checkpoints(run, {"seed": "0"}).load, start)
         if isinstance(found, Exception):
             assert "must come from the same run" in str(found), name
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -27,6 +28,7 @@ from hypergrad.chambolle_pock import AdjointPair
 from hypergrad.checkpoints import Checkpoints
 from hypergrad.progress import progress_bar
 from hypergrad.training import loop, pairs, pieces
+from hypergrad.training.result import best_epoch
 
 M, N, SAMPLES, RATE = 6, 5, 8, 0.1
 SOLVER = hg.ChambollePock(10)
@@ -931,9 +933,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     "epochs": {"epochs": EPOCHS + 1},
     "batch_size": {"batch_size": 4},
 }
-# What the fingerprint does not see: old records come back as those of another run, or a step fails.
+# Settings that are functions, or stand in them.
 UNSEEN: dict[str, dict[str, Any]] = {
-    "learning rate": {"optimizer": optax.adam(1.0)},
+    "learning rate": {"optimizer": optax.adam(optax.cosine_decay_schedule(0.1 + 1e-9, 8))},
+    "schedule, in its last steps": {
+        "optimizer": optax.adam(optax.cosine_decay_schedule(0.1, 8, alpha=1e-6))
+    },
     "optimizer": {"optimizer": optax.sgd(0.1)},
     "loss": {"loss": lambda x, x_true: jnp.mean(jnp.abs(x - x_true))},
     "projection": {"project": lambda p: eqx.tree_at(lambda q: q.K, p, jnp.round(p.K, 3))},
@@ -967,3 +972,184 @@ def test_a_checkpoint_of_other_weights_is_refused(tmp_path) -> None:
     rising = np.arange(1.0, 11.0) / 55
     _run(tmp_path, **_ERGODIC)
     _refused(tmp_path, _ERGODIC | {"strategy": hg.ErgodicUnrolling(rising)})
+
+
+def test_the_error_names_what_differs(finished) -> None:
+    with pytest.raises(ValueError, match=r"another number of epochs \(4, not 5\), another seed"):
+        _run(finished, epochs=EPOCHS + 1, seed=4)
+    with pytest.raises(ValueError, match=r"got one of another optimizer: name another folder"):
+        _run(finished, optimizer=optax.adam(1.0))
+    with pytest.raises(ValueError, match=r"what is learned \(\.K, \.F\.weight, not \.K\)"):
+        _run(finished, trainable=lambda p: p.K)
+
+
+def test_an_optimizer_that_was_used_is_the_same_one(tmp_path) -> None:
+    """The schedule keeps its numbers as floats once it has been called."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, 8))
+    first = _run(tmp_path, optimizer=optimizer)
+    assert _run(tmp_path, optimizer=optimizer).records == first.records
+    fresh = optax.adam(optax.cosine_decay_schedule(0.1, 8))
+    assert _run(tmp_path, optimizer=fresh).records == first.records
+
+
+def test_a_rate_in_the_state_of_the_optimizer_counts(tmp_path) -> None:
+    adam = optax.inject_hyperparams(optax.adam)
+    _run(tmp_path, optimizer=adam(0.1))
+    _refused(tmp_path, {"optimizer": adam(0.2)})
+    _assert_same_run(_run(tmp_path, optimizer=adam(0.1)), _run(optimizer=adam(0.1)))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path) -> None:
+    about = np.array('{"fingerprint": "0123", "records": []}')
+    np.savez(tmp_path / _checkpoint(4), leaf0000=np.zeros(3), about=about)
+    _refused(tmp_path, {})
+
+
+def test_a_checkpoint_is_of_no_version_of_jax(finished, monkeypatch) -> None:
+    """No program is looked at: its text is another one in every version."""
+    monkeypatch.delattr(type(eqx.filter_jit(jnp.sin).lower(x_tilde)), "as_text")
+    assert _run(finished).records[-1]["epoch"] == EPOCHS
+
+
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "raw keys": lambda: optax.chain(optax.add_noise(1.0, 0.5, 0), optax.adam(0.01)),
+    "keys": lambda: optax.chain(optax.add_noise(1.0, 0.5, jax.random.key(3)), optax.sgd(0.01)),
+    "bfloat16": lambda: optax.adam(0.01, mu_dtype=jnp.bfloat16),
+    "injected": lambda: optax.inject_hyperparams(optax.sgd)(optax.cosine_decay_schedule(0.1, 8)),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_every_state_of_an_optimizer_is_kept(make, tmp_path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        _within_epoch_3(patch)
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path, optimizer=make())
+    history = _run(tmp_path, optimizer=make())
+    _assert_same_run(history, _run(optimizer=make()))
+    assert history.records == _run(tmp_path, optimizer=make()).records
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_other_arrays_is_no_damage(finished, tmp_path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    with np.load(folder / _checkpoint(4)) as stored:
+        arrays = dict(stored)
+    np.savez(folder / _checkpoint(4), **arrays | {"leaf0000": np.zeros(7, np.float32)})
+    with pytest.raises(ValueError, match="same run; got one of other arrays"):
+        _run(folder)
+
+
+def test_a_disk_that_refuses_is_no_damage(finished, monkeypatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="input/output error"):
+        _run(finished)
+
+
+def test_starting_anew_is_told(finished, tmp_path, capsys) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    for epoch in (3, 4):
+        _truncate(folder / _checkpoint(epoch))
+    _run(folder)
+    assert f"no other in {folder} can be read, so training starts" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------ the best epoch
+
+
+def test_the_best_problem_is_that_of_the_smallest_validation_loss(tmp_path, monkeypatch) -> None:
+    """Against losses computed anew; a rate that is too large makes the last epoch a bad one."""
+    seen: list[hg.LowerLevel] = []
+
+    def measure(problem: hg.LowerLevel) -> dict[str, float]:
+        seen.append(problem)
+        return {}
+
+    settings: dict[str, Any] = {"optimizer": optax.sgd(3.0), "measure": measure}
+    history = _run(**settings)
+    held_out = random_data(3, N, seed=7)
+    losses = [hg.evaluate(p, *held_out, solver=SOLVER, strategy=hg.Truncation(1)) for p in seen]
+    best = int(np.argmin(losses))
+    assert history.best.epoch == best < EPOCHS
+    assert_close(history.best.problem, seen[best], 0.0)
+    assert_close(history.problem, seen[-1], 0.0)
+    assert f"best in epoch {best}" in repr(history)
+
+    with monkeypatch.context() as patch:
+        _within_epoch_3(patch)
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path, **settings)
+    for _ in range(2):  # resumed, and finished
+        resumed = _run(tmp_path, **settings)
+        assert resumed.best.epoch == best
+        assert_close(resumed.best.problem, history.best.problem, 0.0)
+
+
+def test_without_validation_the_last_problem_is_the_best() -> None:
+    history = _run(validation=None)
+    assert history.best.epoch == EPOCHS
+    assert_close(history.best.problem, history.problem, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([1.0, 2.0], 0), ([2.0, 1.0, 1.0], 1), ([np.nan, 3.0], 1), ([2.0, np.nan], 0), ([None], 0),
+     ([None, None], 1), ([np.nan, np.nan], 1), ([np.inf, 1.0], 1)],
+)  # fmt: skip
+def test_the_best_epoch(losses, best) -> None:
+    records = [{"epoch": i, "validation_loss": loss} for i, loss in enumerate(losses)]
+    assert best_epoch(records) == best
+
+
+# ------------------------------------------------------------------------ columns and measures
+
+
+def test_a_column_that_is_not_there(undisturbed) -> None:
+    with pytest.raises(ValueError, match=r"one of epoch, seconds, train_loss.*got 'xx'"):
+        undisturbed.column("xx")
+    without = _run(validation=None, epochs=1, measure=lambda p: {"word": "text"})
+    with pytest.raises(ValueError, match="give train validation data"):
+        without.column("validation_loss")
+    with pytest.raises(ValueError, match=r"column 'word' must hold numbers; got 'text'"):
+        without.column("word")
+    residual = undisturbed.column("residual")
+    assert np.isnan(residual[0])
+    assert np.all(residual[1:] > 0)
+
+
+NUMBERS = {
+    "jax": (lambda p: jnp.linalg.norm(p.K), float),
+    "jax, whole": (lambda p: jnp.sum(p.K > 0), int),
+    "jax, bfloat16": (lambda p: jnp.bfloat16(0.5), float),
+    "numpy": (lambda p: np.float32(0.1), float),
+    "numpy, 0-d": (lambda p: np.array(0.1), float),
+    "numpy, truth": (lambda p: np.bool_(True), bool),
+    "plain": (lambda p: 1, int),
+}
+
+
+@pytest.mark.parametrize(("number", "kind"), NUMBERS.values(), ids=NUMBERS)
+def test_every_kind_of_number_can_be_measured_and_kept(number, kind, tmp_path) -> None:
+    settings = {"measure": lambda p: {"x": number(p)}, "epochs": 1}
+    first, second = _run(tmp_path, **settings), _run(tmp_path, **settings)
+    assert first.records == second.records
+    assert [type(record["x"]) for record in second.records] == [kind, kind]
+    assert second.records[0]["x"] == number(_problem())
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        (3.0, "must return numbers by name; got 3.0"),
+        ({"x": jnp.ones(2)}, r"one number for each name; got .* of shape \(2,\) for 'x'"),
+        ({"x": [1.0]}, "one number for each name; got list for 'x'"),
+        ({"x": jnp.asarray(1j)}, "one number for each name"),
+        ({"seconds": 1.0}, "names of its own; got seconds"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(measured, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        _run(measure=lambda p: measured)

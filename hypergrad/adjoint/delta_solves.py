@@ -161,7 +161,6 @@ class Tolerance(AbstractAdjointSolve):
     'limit:tolerance=1e-08'
     """
 
-    # A number is compiled in; an array may change from call to call.
     rtol: float | Float[Array, ""] = 1e-6
     most: int = eqx.field(static=True, default=10_000)
 

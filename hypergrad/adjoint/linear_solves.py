@@ -41,9 +41,10 @@ def _bicgstab(tolerance: float = _LINEAX_TOLERANCE) -> lx.BiCGStab:
 def solver_label(solver: lx.AbstractLinearSolver[Any]) -> str:
     """The word that names it, with its tolerance where that is another than the usual one."""
     word = type(solver).__name__.lower()
-    if not isinstance(solver, (lx.GMRES, lx.BiCGStab)) or solver.rtol == _LINEAX_TOLERANCE:
+    if not isinstance(solver, (lx.GMRES, lx.BiCGStab)):
         return word
-    return f"{word}={spelt(solver.rtol)}"
+    tolerance = spelt(solver.rtol)
+    return word if tolerance == spelt(_LINEAX_TOLERANCE) else f"{word}={tolerance}"
 
 
 # Those of lineax that a word can name.

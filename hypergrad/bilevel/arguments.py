@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from hypergrad._checks import as_inexact, check_again, check_finite, check_flag, describe
+from hypergrad._compiled import shape_of
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.functions._base import positive_leaves
 from hypergrad.lower_level import LowerLevel, cast_floats
@@ -110,7 +111,7 @@ def check_loss(loss: Any, x_true: Array) -> None:
             f"loss must be a function loss(x, x_true); got {describe(loss)}: leave it out for half "
             "the mean squared error"
         )
-    value = jax.eval_shape(loss, x_true, x_true)
+    value = shape_of(loss, x_true, x_true)
     if not isinstance(value, jax.ShapeDtypeStruct):
         raise ValueError(
             f"loss must return one number; got {describe(value)}: return its mean alone"

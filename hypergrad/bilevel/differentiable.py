@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from hypergrad._checks import check_flag
+from hypergrad._compiled import compiled
 from hypergrad.adjoint import Cotangent, SolvedPair, Tangents
 from hypergrad.bilevel.arguments import (
     Data,
@@ -73,7 +74,7 @@ def solve(
     return solution
 
 
-@eqx.filter_jit
+@compiled
 def _solve_jit(
     arguments: Any, strategy: AbstractStrategy, init: State | None, trace: bool
 ) -> Solution:

@@ -41,10 +41,12 @@ def hypergradient(
         value = loss(x_hat, x_true),    grad = d value / d problem
 
     **Arguments**: as for `solve`; `x_true (..., n)`; `loss(x, x_true)`, a scalar for the whole
-    batch (a new function object is compiled anew: define it once, outside a loop); `parameters`,
-    the parts of the problem that the gradient is wanted in, as in `lambda p: (p.K, p.F.weight)`:
-    `grad` (and a bound on its error) is None in all others, and so are `grad_x_tilde` and
-    `grad_solver`; `init`, the `state` of an earlier hypergradient, where both solves then start.
+    batch (the numbers of an equinox module are arguments of the compiled program, those of another
+    object or a function, its attributes, closure, defaults and globals, are compiled in: where they
+    change, the program is compiled anew, see `Loss`); `parameters`, the parts of the problem that
+    the gradient is wanted in, as in `lambda p: (p.K, p.F.weight)`: `grad` (and a bound on its
+    error) is None in all others, and so are `grad_x_tilde` and `grad_solver`; `init`, the `state`
+    of an earlier hypergradient, where both solves then start.
     `error_bound=True` also gives a bound on `|| grad - true ||`, the distance from the gradient at
     the true argmin, for any strategy: an `ErrorBound`. `target_error`, relative to `||grad||`: both
     solves are gone on with, each round from where the last one ended, until the bound is below it;

@@ -11,6 +11,12 @@ from jaxtyping import Array, Bool, Float
 
 __all__ = ["Loss", "OnSamples", "half_mean_squared_error", "of_rows"]
 
+# A scalar for a whole batch, from x and x_true. Its value is never one of earlier numbers: the
+# arrays and floats of a pytree (an equinox module, `jax.tree_util.Partial`) are arguments of the
+# compiled program; numbers of other objects, functions and `functools.partial` are compiled in, and
+# compared at each call. A lambda in a loop that closes over a number that changes is therefore a
+# new program each time, and a module with that number is not. Not seen are numbers behind an
+# attribute of a Python module, and those of a function that is jitted by itself (JAX's rule).
 Loss = Callable[[Array, Array], Array]
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from hypergrad._compiled import compiled
 from hypergrad.adjoint import Cotangent, Gradients
 from hypergrad.bilevel.arguments import flatten_batch, restore_batch
 from hypergrad.bilevel.losses import Loss, half_mean_squared_error, of_rows
@@ -23,7 +24,7 @@ __all__ = ["compute_hypergradient"]
 _Given = TypeVar("_Given")
 
 
-@eqx.filter_jit
+@compiled
 def compute_hypergradient(
     problem: LowerLevel,
     x_tilde: Array,

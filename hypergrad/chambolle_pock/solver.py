@@ -17,6 +17,7 @@ from hypergrad._checks import (
     describe,
     is_concrete,
 )
+from hypergrad._compiled import compiled
 from hypergrad._samples import where
 from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, residual_of
@@ -291,7 +292,7 @@ class ChambollePock(eqx.Module):
         return jax.lax.scan(body, (start, look(start)), done)[1]
 
 
-@eqx.filter_jit
+@compiled
 def _compiled_norm(K: Operator) -> Array:
     return operator_norm(K)
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._checks import check_count
+from hypergrad._compiled import compiled
 from hypergrad._printing import as_sentence, worst
 from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, restore_batch
 from hypergrad.chambolle_pock import (
@@ -111,7 +112,7 @@ def contraction_factor(
     return _contraction_factor(problem, x_tilde, solver, init, dimension)
 
 
-@eqx.filter_jit
+@compiled
 def _contraction_factor(
     problem: LowerLevel,
     x_tilde: Array,

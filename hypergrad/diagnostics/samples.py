@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from hypergrad._checks import check_count
+from hypergrad._compiled import compiled
 from hypergrad._printing import as_sentence, worst
 from hypergrad._samples import magnitude
 from hypergrad.adjoint import AdjointStats, Cotangent
@@ -157,7 +158,7 @@ def per_sample_errors(
     return _per_sample_errors(problem, x_tilde, x_true, ways, loss, piece)
 
 
-@eqx.filter_jit
+@compiled
 def _per_sample_errors(
     problem: LowerLevel,
     x_tilde: Array,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._checks import check_count, check_fraction
+from hypergrad._compiled import compiled
 from hypergrad._printing import as_sentence, worst
 from hypergrad.adjoint import (
     AdjointProblem,
@@ -122,7 +123,7 @@ def steps_needed(
     return _steps_needed(problem, x_tilde, x_true, solver, target, loss, init, most, dimension)
 
 
-@eqx.filter_jit
+@compiled
 def _steps_needed(
     problem: LowerLevel,
     x_tilde: Array,

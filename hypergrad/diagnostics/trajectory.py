@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from hypergrad._compiled import compiled
 from hypergrad._printing import as_sentence, extent
 from hypergrad._samples import safe_norm
 from hypergrad.adjoint import (
@@ -142,7 +143,7 @@ def adjoint_trajectory(
     return _adjoint_trajectory(problem, x_tilde, x_true, solver, strategy, loss, init)
 
 
-@eqx.filter_jit
+@compiled
 def _adjoint_trajectory(
     problem: LowerLevel,
     x_tilde: Array,

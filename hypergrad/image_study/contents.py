@@ -39,7 +39,8 @@ CONTENTS = {
     ),
     "loss_over_seconds.png, .pdf": ("the same over the time of learning", "likewise"),
     "operator_<strategy>.npz": (
-        "what was learned: K, its functions with their weights, the solver, the strategy",
+        "what was learned, in its best epoch: K, its functions with their weights, the solver, the "
+        "strategy",
         "`hypergrad.load_operator(path)`, or `hypergrad restore FILE --operator path`",
     ),
     "operator_<name>.png, .pdf": (

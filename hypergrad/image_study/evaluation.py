@@ -55,8 +55,9 @@ def evaluate_all(
             label = f"untrained, {strategy.label}"
             rows.append(_evaluate(config, samples, label, untrained, solver, strategy))
     for label, history in histories.items():
-        row = _evaluate(config, samples, label, history.problem, solver, strategies[label])
-        rows.append(row | {"seconds": history.records[-1]["seconds"]})
+        problem, epoch = history.best
+        row = _evaluate(config, samples, label, problem, solver, strategies[label])
+        rows.append(row | {"best_epoch": epoch, "seconds": history.records[-1]["seconds"]})
     return rows
 
 

@@ -78,7 +78,7 @@ def train_all(
         histories[label] = history
         # Written after each strategy: an interruption loses none that is finished.
         write_jsonl(out / "records.jsonl", training_records(histories))
-        saved = _saved(config, samples, history.problem, solver, strategy)
+        saved = _saved(config, samples, history.best.problem, solver, strategy)
         saved.save(out / f"operator_{file_name(label)}.npz")
     return histories
 

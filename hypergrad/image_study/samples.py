@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
 from hypergrad import data
+from hypergrad._contents import contents_on_disk
 from hypergrad.image_study.settings import ImageStudy
+from hypergrad.own_parts import parse_function, parse_loss, parse_operator
 
-__all__ = ["StudyData", "load", "piece_size"]
+__all__ = ["StudyData", "contents_of", "load", "piece_size"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,19 @@ def load(config: ImageStudy) -> StudyData:
         draw(data.PHOTOGRAPHS_TRAIN, config.samples, seed=2 * config.seed),
         draw(data.PHOTOGRAPHS_HELD_OUT, config.held_out_samples, seed=2 * config.seed + 1),
     )
+
+
+def contents_of(config: ImageStudy, samples: StudyData) -> dict[str, str]:
+    """Digests of the data, and of the parts that are the user's: a name may hold others by now."""
+    parts: dict[str, Any] = {
+        "K": None if config.K is None else parse_operator(config.K, samples.shape),
+        "F": parse_function(config.F),
+        "G": parse_function(config.G),
+        "loss": None if config.loss is None else parse_loss(config.loss),
+    }
+    pairs = samples.train, samples.held_out
+    parts["data"] = [array for pair in pairs for array in (pair.x_tilde, pair.x_true)]
+    return {f"contents of {name}": contents_on_disk(part) for name, part in parts.items()}
 
 
 def _subset(samples: data.Samples, count: int, rng: np.random.Generator) -> data.Samples:

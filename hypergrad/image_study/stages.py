@@ -19,7 +19,7 @@ from hypergrad.image_study.contents import CONTENTS_FILE, write_contents
 from hypergrad.image_study.evaluation import evaluate_all, make_restorer
 from hypergrad.image_study.learning import compare_on_a_batch, train_all, training_records
 from hypergrad.image_study.pictures import draw
-from hypergrad.image_study.samples import StudyData, load, piece_size
+from hypergrad.image_study.samples import StudyData, contents_of, load, piece_size
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.image_study.tables import (
     about_the_table,
@@ -49,7 +49,8 @@ def run_image_study(
     console.print("[bold]1/5[/] data")
     samples = load(config)
     analysis_operators = checked_operators(config, samples.shape)
-    claim_folder(out, dataclasses.asdict(config))
+    # With what stands behind the settings: a run that has changed is refused before it writes.
+    claim_folder(out, dataclasses.asdict(config) | contents_of(config, samples))
     with in_use(out):
         _run_stages(config, samples, analysis_operators, strategies, out, console, devices)
 
@@ -91,7 +92,7 @@ def _run_stages(
     rows = evaluate_all(config, samples, problems, histories, solver, strategies)
     training = list(training_records(histories))
     write_jsonl(out / "records.jsonl", [*training, *rows])
-    learned = {label: history.problem for label, history in histories.items()}
+    learned = {label: history.best.problem for label, history in histories.items()}
     piece = piece_size(config, samples)
     restorers = {"untrained": make_restorer(piece, problems["untrained"], solver, Truncation(1))}
     for label, problem in learned.items():

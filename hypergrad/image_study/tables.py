@@ -32,6 +32,7 @@ TABLE = {
     "psnr_at_L": "held-out PSNR at L (dB)",
     "psnr_converged": "held-out PSNR, converged (dB)",
     "share_converged": "share converged",
+    "best_epoch": "epoch kept",
     "seconds": "training time (s)",
 }
 
@@ -51,7 +52,8 @@ def report(
         f"Loss: half the squared error a patch. L = {config.iterations}; converged: relative "
         f"residual below {CONVERGED_TOLERANCE:g}, at most {config.converged_iterations} "
         f"iterations. {len(samples.train)} training and {len(samples.held_out)} held-out samples, "
-        f"{config.epochs} epochs, seed {config.seed}.{own} {_about_training_loss(config)}\n\n"
+        f"{config.epochs} epochs, seed {config.seed}.{own} "
+        f"{_ABOUT_THE_EPOCH} {_about_training_loss(config)}\n\n"
         f"{markdown_table(rows, TABLE)}\n" + (f"\n{gained}\n" if gained else "")
     )
 
@@ -97,6 +99,7 @@ def learning_table(rows: list[dict[str, Any]], width: int = WIDTH) -> str:
             "held_out_converged": "held-out\nloss\nconv.",
             "psnr_at_L": "PSNR\nat L\n(dB)",
             "psnr_converged": "PSNR\nconv.\n(dB)",
+            "best_epoch": "epoch\nkept",
             "seconds": "train\ntime\n(s)",
         },
         width,
@@ -115,8 +118,16 @@ def about_the_table(config: ImageStudy) -> str:
         "Loss: half the squared norm of the error, a mean over samples; at L: after "
         f"{config.iterations} iterations, as it was learned; conv.: solved to a residual of "
         f"{CONVERGED_TOLERANCE:g}, {config.converged_iterations} iterations at most. PSNR: of the "
-        f"held-out samples, peak 1. Time: of learning alone. {_about_training_loss(config)}{other}"
+        f"held-out samples, peak 1. {_ABOUT_THE_EPOCH} Time: of learning alone, all epochs. "
+        f"{_about_training_loss(config)}{other}"
     )
+
+
+# Said beside each table.
+_ABOUT_THE_EPOCH = (
+    "Of each strategy the operator of the epoch with the smallest loss on held-out data is kept, "
+    "saved and evaluated (0: the untrained one was best): its held-out loss is slightly too good."
+)
 
 
 def _about_training_loss(config: ImageStudy) -> str:

@@ -38,6 +38,10 @@ class AbstractStrategy(eqx.Module):
     can hold: word -> (field, constructor)). `follows_solver` says that its iterates are those
     of the solver; where it is False, `solve` refuses to trace them.
     `differentiates_every_iteration` says that none may be replaced by an acceleration.
+
+    Fields that are floats are arguments of the compiled program, so that another number is not
+    another program; mark a field as static (`equinox.field(static=True)`) where Python code
+    branches on it. Whole numbers are compiled in.
     """
 
     name: ClassVar[str]

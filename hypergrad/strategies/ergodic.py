@@ -62,14 +62,14 @@ class Tail(AbstractWeights):
     [0.  0.  0.5 0.5]
     """
 
-    fraction: float = eqx.field(static=True, default=0.5)
+    fraction: float | Float[Array, ""] = 0.5
 
     def __check_init__(self) -> None:
         check_fraction("Tail.fraction", self.fraction, "try 0.5", one_allowed=True)
 
     def __call__(self, L: int) -> Float[Array, " L"]:
-        length = max(1, round(self.fraction * L))
-        return jnp.where(jnp.arange(L) >= L - length, 1 / length, 0.0)
+        length = jnp.maximum(1.0, jnp.round(self.fraction * L))
+        return jnp.where(jnp.arange(float(L)) >= L - length, 1 / length, 0.0)
 
     @property
     def label(self) -> str:
@@ -98,13 +98,13 @@ class Geometric(AbstractWeights):
     [0.33333333 0.66666667]
     """
 
-    rate: float = eqx.field(static=True, default=0.9)
+    rate: float | Float[Array, ""] = 0.9
 
     def __check_init__(self) -> None:
         check_fraction("Geometric.rate", self.rate, "use Uniform() for 1")
 
     def __call__(self, L: int) -> Float[Array, " L"]:
-        powers = jnp.asarray(self.rate ** np.arange(L - 1, -1, -1.0))
+        powers = self.rate ** jnp.arange(L - 1, -1, -1.0)
         return powers / jnp.sum(powers)
 
     @property

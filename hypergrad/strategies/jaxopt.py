@@ -44,7 +44,7 @@ class AbstractJaxoptSolve(eqx.Module):
 class AbstractJaxoptKrylov(AbstractJaxoptSolve):
     """`jaxopt.linear_solve.solve_<name>`, to a tolerance `rtol` in at most `most` steps."""
 
-    rtol: eqx.AbstractVar[float | None]
+    rtol: eqx.AbstractVar[float | Float[Array, ""] | None]
     most: eqx.AbstractVar[int | None]
 
     def __check_init__(self) -> None:
@@ -84,7 +84,7 @@ class JaxoptNormalCG(AbstractJaxoptKrylov):
     True
     """
 
-    rtol: float | None = eqx.field(static=True, default=None)
+    rtol: float | Float[Array, ""] | None = None
     most: int | None = eqx.field(static=True, default=None)
 
     @property
@@ -103,7 +103,7 @@ class JaxoptGMRES(AbstractJaxoptKrylov):
     'jaxopt:gmres=1e-08'
     """
 
-    rtol: float | None = eqx.field(static=True, default=None)
+    rtol: float | Float[Array, ""] | None = None
     restart: int = eqx.field(static=True, default=20)
     most: int | None = eqx.field(static=True, default=None)
 
@@ -128,7 +128,7 @@ class JaxoptBiCGStab(AbstractJaxoptKrylov):
     'jaxopt:bicgstab'
     """
 
-    rtol: float | None = eqx.field(static=True, default=None)
+    rtol: float | Float[Array, ""] | None = None
     most: int | None = eqx.field(static=True, default=None)
 
     @property
@@ -190,7 +190,7 @@ class JaxoptImplicit(AbstractImplicitPeer):
     """
 
     linear_solver: Callable[[Callable[[Array], Array], Array], Array] = eqx.field(
-        static=True, converter=_as_jaxopt_solve, default=JaxoptNormalCG()
+        converter=_as_jaxopt_solve, default=JaxoptNormalCG()
     )
     name: ClassVar[str] = "jaxopt"
     formula: ClassVar[str] = "<w, dT/dp> at the fixed point s = T(s), (I - T'^T) w = c by jaxopt"

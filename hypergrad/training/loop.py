@@ -16,19 +16,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hypergrad._checks import check_count, describe
+from hypergrad._contents import contents_on_disk
 from hypergrad._rows import Rows
 from hypergrad.bilevel import Loss, half_mean_squared_error
 from hypergrad.bilevel.arguments import check_compatible, check_loss, check_problem, usual_solver
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.checkpoints import Checkpoints, fingerprint_of
-from hypergrad.devices import AbstractPlacement, OneDevice, placement
+from hypergrad.checkpoints import Checkpoints
+from hypergrad.devices import AbstractPlacement, placement
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import of_a_function
 from hypergrad.progress import progress_bar
 from hypergrad.strategies._base import AbstractStrategy
 from hypergrad.training.pairs import Pair, batches, of_one_dtype
 from hypergrad.training.pieces import evaluate
-from hypergrad.training.result import History
+from hypergrad.training.result import Best, History, best_epoch
 from hypergrad.training.updates import Learner, RunState
 from hypergrad.variables import K_is_a_gauge, Variables, rescale_K
 from hypergrad.visits import WarmStart, make_visit, nothing_left
@@ -73,20 +74,22 @@ def train(
     function declares positive are learned in the log; `project`, applied to the problem after each
     update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, a
     matrix or a filter bank is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
-    called again with the same arguments, it goes on from there; `warm_start`, True or a
-    `WarmStart`: visits to a training sample go on from its last one (losses of epoch 0 and of the
-    validation data are those of cold solves); `loss`, a mean over samples; `measure`, called with
-    the problem before the first epoch and after each: its numbers are added to the record, its time
-    is not; `progress`, False or a shared `rich` bar; `devices`, over which each batch is shared out
-    in equal parts: how many of every process, or a `jax.sharding.Mesh`. Several processes
-    (`jax.distributed`) all call this, with the same arguments; the first of them alone writes
-    checkpoints and shows progress.
+    called again with the same arguments, it goes on from there; with others it is refused, and the
+    error names them; `warm_start`, True or a `WarmStart`: visits to a training sample go on from
+    its last one (losses of epoch 0 and of the validation data are those of cold solves); `loss`, a
+    mean over samples (its numbers are those at the call, see `hypergradient`); `measure`, called
+    with the problem before the first epoch and after each: its numbers are added to the record, its
+    time is not; `progress`, False or a shared `rich` bar; `devices`, over which each batch is
+    shared out in equal parts: how many of every process, or a `jax.sharding.Mesh`. Several
+    processes (`jax.distributed`) all call this, with the same arguments; the first of them alone
+    writes checkpoints and shows progress.
 
-    **Returns**: a `History`.
+    **Returns**: a `History`: the last problem, and the best one by the loss on validation data.
 
     **Errors**: a `ValueError` for data that do not fit, for a checkpoint of another run, and for a
-    batch that the devices cannot share out. An interruption (`KeyboardInterrupt`) leaves the last
-    epoch's checkpoint.
+    batch that the devices cannot share out. A checkpoint that is damaged is reported, and the one
+    before it used; where none can be read, that is reported and training starts anew. An
+    interruption (`KeyboardInterrupt`) leaves the last epoch's checkpoint.
 
     **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch, besides the data
     where they are arrays (they are not copied) and the states of all samples with a `warm_start`.
@@ -133,23 +136,25 @@ def train(
     if safeguard is not None:
         settings = {"solver": solver, "strategy": strategy, "parameters": trainable}
         memory = nothing_left(len(x_tilde), problem, *example, **settings)
-    start = RunState(problem, updates.init(variables.free(problem)), memory)
+    with jax.numpy_dtype_promotion("standard"):  # see make_update
+        start = RunState(problem, updates.init(variables.free(problem)), memory)
     lowered = learner.lower(start, some)
 
     @functools.cache
-    def fingerprint() -> str:
-        # The program holds the optimiser, the loss, what is learned and how it is projected. That
-        # for one device: a run may go on with another number of them.
-        alone = dataclasses.replace(learner, place=OneDevice())
-        program = (lowered if devices is None else alone.lower(start, some)).as_text()
-        settings = (strategy, epochs, batch_size, seed, safeguard, checkpoint_dir is None, program)
-        return fingerprint_of(problem, x_tilde, x_true, held_out, solver, settings)
+    def run() -> dict[str, str]:
+        return {
+            **_data_in_words(pair, held_out),
+            **_settings_in_words(learner, start, solver, strategy, loss, safeguard),
+            "number of epochs": str(epochs),
+            "batch size": str(batch_size),
+            "seed": str(seed),
+        }
 
-    place.check_alike(fingerprint)
+    place.check_alike(lambda: contents_on_disk((run(), checkpoint_dir is None)))
     judge = _Judge(pair, held_out, solver, strategy, loss, batch_size, measure)
     records = [judge.first_record(problem)]
-    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, fingerprint())
-    state, records = _resumed(checkpoints, place, start, records)
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, run())
+    state, best, records = _resumed(checkpoints, place, start, records)
     state, done = learner.spread(state), records[-1]["epoch"]
     with _bar(progress if place.writes else False) as bar:
         show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
@@ -159,10 +164,12 @@ def train(
             rows = batches(len(x_tilde), batch_size, seed, epoch)
             state, measured = _one_epoch(learner, compiled, state, rows, show)
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            records.append(judge.record(place.here(state.problem), epoch, seconds, measured))
+            now = place.here(state.problem)
+            records.append(judge.record(now, epoch, seconds, measured))
+            best = now if best_epoch(records) == epoch else best
             if checkpoints is not None and place.writes:
-                checkpoints.save(epoch, state, records)
-    return History(place.here(state.problem), records)
+                checkpoints.save(epoch, (state, best), records)
+    return History(place.here(state.problem), records, Best(best, best_epoch(records)))
 
 
 # ------------------------------------------------------------------------------- what is given
@@ -222,6 +229,46 @@ def _checked_place(
     return place
 
 
+# ------------------------------------------------------------------------ which run this is
+
+# What makes a run what it is, by name: data and arrays by their bytes, settings by their fields,
+# functions by what they close over and, where they are not of an installed package, by their code.
+# No program is hashed, so that another version of JAX goes on with the same run, and neither is
+# what a function returns: a rate that differs in its last digit, or a schedule that differs in its
+# last epoch, is another run. In return a run is refused where its functions were rewritten to
+# compute the same, and user functions after a change of Python's version, whose bytecode is
+# another one.
+
+
+def _data_in_words(pair: tuple[Rows, Rows], held_out: tuple[Rows, Rows] | None) -> dict[str, str]:
+    def words(pair: tuple[Rows, Rows] | None) -> str:
+        return "none" if pair is None else contents_on_disk([rows.digest() for rows in pair])
+
+    return {"set of training data": words(pair), "set of validation data": words(held_out)}
+
+
+def _settings_in_words(
+    learner: Learner,
+    start: RunState,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss,
+    safeguard: WarmStart | None,
+) -> dict[str, str]:
+    parts = {
+        "problem": start.problem,
+        "solver": solver,
+        "strategy": strategy,
+        # Its state too: some rates stand there (`optax.inject_hyperparams`).
+        "optimizer": (learner.optimizer, start.optimizer_state),
+        "projection": learner.project,
+        "loss": loss,
+        "warm start": safeguard,
+    }
+    digests = {name: contents_on_disk(part) for name, part in parts.items()}
+    return {**digests, "choice of what is learned": learner.variables.names}
+
+
 # ----------------------------------------------------------------------------------- the stages
 
 
@@ -230,13 +277,14 @@ def _resumed(
     place: AbstractPlacement,
     start: RunState,
     records: list[dict[str, Any]],
-) -> tuple[RunState, list[dict[str, Any]]]:
-    """How far an earlier run came, or the start."""
+) -> tuple[RunState, LowerLevel, list[dict[str, Any]]]:
+    """How far an earlier run came, its best problem and its records; or the start."""
     if checkpoints is None:
-        return start, records
-    state, records = place.from_first(lambda: checkpoints.load(start), (start, records))
+        return start, start.problem, records
+    both = start, start.problem
+    (state, best), records = place.from_first(lambda: checkpoints.load(both), (both, records))
     memory = jax.tree.map(np.array, state.memory)  # to be written into
-    return state._replace(memory=memory), records
+    return state._replace(memory=memory), best, records
 
 
 def _one_epoch(
@@ -275,6 +323,24 @@ def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progres
 # -------------------------------------------------------------------------- what is written down
 
 
+_COLUMNS = frozenset(
+    ("epoch", "seconds", "train_loss", "validation_loss", "residual", "converged", "counted")
+)
+
+
+def _plain_number(name: Any, value: Any) -> Any:
+    """A number of Python from one of NumPy or JAX; text and None stay what they are."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    array = np.asarray(value) if hasattr(value, "dtype") else None
+    if array is None or array.ndim > 0 or not isinstance(array.item(), (bool, int, float)):
+        raise ValueError(
+            f"measure must return one number for each name; got {describe(value)} for {name!r}: "
+            "return one name for each number"
+        )
+    return array.item()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Judge:
     """What is found out about a problem before the first epoch and after each."""
@@ -299,6 +365,21 @@ class _Judge:
             piece=self.piece,
         )
 
+    def _measured(self, problem: LowerLevel) -> dict[str, Any]:
+        """The user's numbers, as numbers of Python, which a file keeps."""
+        measured = self.measure(problem)
+        if not isinstance(measured, Mapping):
+            raise ValueError(
+                f"measure must return numbers by name; got {describe(measured)}: return a "
+                'dictionary, as in {"norm": 1.0}'
+            )
+        if taken := _COLUMNS.intersection(measured):
+            raise ValueError(
+                f"measure must return names of its own; got {', '.join(sorted(taken))}, which "
+                "train records itself: choose others"
+            )
+        return {str(name): _plain_number(name, value) for name, value in measured.items()}
+
     def first_record(self, problem: LowerLevel) -> dict[str, Any]:
         """Of the untrained problem: no update, and so nothing of its solves."""
         return {
@@ -309,7 +390,7 @@ class _Judge:
             "residual": None,
             "converged": None,
             "counted": None,
-            **self.measure(problem),
+            **self._measured(problem),
         }
 
     def record(
@@ -328,5 +409,5 @@ class _Judge:
             "residual": float(np.max(column("residual"))),
             "converged": float(np.mean(column("converged"))),
             "counted": float(np.mean(column("counted"))),
-            **self.measure(problem),
+            **self._measured(problem),
         }

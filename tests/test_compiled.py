@@ -1,0 +1,432 @@
+"""Nothing stale, nothing compiled twice without need: objects with numbers in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from helpers import random_data
+
+import hypergrad as hg
+from hypergrad._contents import contents_in_memory, contents_on_disk
+from hypergrad.benchmark._compilations import count_compilations
+from hypergrad.diagnostics import contraction_factor
+
+N = 5
+x_tilde, x_true = random_data(3, N)
+PROBLEM = hg.LowerLevel(K=hg.operators.differences(N), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+FACTOR = 100.0
+
+
+def _hypergradient(
+    loss: Any = hg.bilevel.half_mean_squared_error,
+    strategy: hg.AbstractStrategy | None = None,
+    problem: hg.LowerLevel = PROBLEM,
+) -> hg.Hypergradient:
+    strategy = hg.Truncation(1) if strategy is None else strategy
+    solver = hg.ChambollePock(10)
+    return hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy, loss=loss)
+
+
+def _value(loss: Any) -> float:
+    return float(_hypergradient(loss).value)
+
+
+def _weighted(c: Any, x: Any, x_true: Any) -> Any:
+    return jnp.mean(c * (x - x_true) ** 2)
+
+
+# ------------------------------------------------------------- losses whose numbers change
+
+
+class _Plain:
+    c: Any = 1.0
+
+    def __call__(self, x: Any, x_true: Any) -> Any:
+        return _weighted(self.c, x, x_true)
+
+    def method(self, x: Any, x_true: Any) -> Any:
+        return _weighted(self.c, x, x_true)
+
+
+class _Slots:
+    __slots__ = ("c",)
+
+    def __init__(self) -> None:
+        self.c = 1.0
+
+    def __call__(self, x: Any, x_true: Any) -> Any:
+        return _weighted(self.c, x, x_true)
+
+
+@dataclasses.dataclass
+class _Compared:
+    """Not hashable, since it compares by its fields."""
+
+    c: float = 1.0
+
+    def __call__(self, x: Any, x_true: Any) -> Any:
+        return _weighted(self.c, x, x_true)
+
+
+class _Property:
+    inner = 1.0
+
+    @property
+    def c(self) -> float:
+        return self.inner
+
+    def __call__(self, x: Any, x_true: Any) -> Any:
+        return _weighted(self.c, x, x_true)
+
+
+class _Holding(eqx.Module):
+    part: Any
+
+    def __call__(self, x: Any, x_true: Any) -> Any:
+        return self.part(x, x_true)
+
+
+class _Settings:
+    c = 1.0
+
+
+GLOBAL, GLOBALS = 1.0, {"c": 1.0}
+
+
+def _plain() -> tuple[Any, Callable[[], None]]:
+    loss = _Plain()
+    return loss, lambda: setattr(loss, "c", FACTOR)
+
+
+def _class_attribute() -> tuple[Any, Callable[[], None]]:
+    class Local(_Plain):
+        c = 1.0
+
+    return Local(), lambda: setattr(Local, "c", FACTOR)
+
+
+def _slots() -> tuple[Any, Callable[[], None]]:
+    loss = _Slots()
+    return loss, lambda: setattr(loss, "c", FACTOR)
+
+
+def _compared() -> tuple[Any, Callable[[], None]]:
+    loss = _Compared()
+    return loss, lambda: setattr(loss, "c", FACTOR)
+
+
+def _property() -> tuple[Any, Callable[[], None]]:
+    loss = _Property()
+    return loss, lambda: setattr(loss, "inner", FACTOR)
+
+
+def _numpy_in_place() -> tuple[Any, Callable[[], None]]:
+    loss = _Plain()
+    loss.c = np.ones(N)
+    return loss, lambda: loss.c.__imul__(FACTOR)
+
+
+def _jax_array() -> tuple[Any, Callable[[], None]]:
+    loss = _Plain()
+    loss.c = jnp.ones(N)
+    return loss, lambda: setattr(loss, "c", FACTOR * loss.c)
+
+
+def _bound_method() -> tuple[Any, Callable[[], None]]:
+    loss = _Plain()
+    return loss.method, lambda: setattr(loss, "c", FACTOR)
+
+
+def _nested() -> tuple[Any, Callable[[], None]]:
+    inner = _Plain()
+    parts = {"inner": [inner]}
+    return lambda *xs: parts["inner"][0](*xs), lambda: setattr(inner, "c", FACTOR)
+
+
+def _in_a_module() -> tuple[Any, Callable[[], None]]:
+    inner = _Plain()
+    return _Holding(inner), lambda: setattr(inner, "c", FACTOR)
+
+
+def _closure_over_a_list() -> tuple[Any, Callable[[], None]]:
+    c = [1.0]
+    return lambda *xs: _weighted(c[0], *xs), lambda: c.__setitem__(0, FACTOR)
+
+
+def _closure_over_an_array() -> tuple[Any, Callable[[], None]]:
+    c = np.ones(N)
+    return lambda *xs: _weighted(c, *xs), lambda: c.__imul__(FACTOR)
+
+
+def _closure_over_a_name() -> tuple[Any, Callable[[], None]]:
+    c = 1.0
+
+    def change() -> None:
+        nonlocal c
+        c = FACTOR
+
+    return lambda *xs: _weighted(c, *xs), change
+
+
+def _function_in_a_closure() -> tuple[Any, Callable[[], None]]:
+    c = [1.0]
+
+    def inner(*xs: Any) -> Any:
+        return _weighted(c[0], *xs)
+
+    return lambda *xs: inner(*xs), lambda: c.__setitem__(0, FACTOR)
+
+
+def _default() -> tuple[Any, Callable[[], None]]:
+    c = [1.0]
+
+    def loss(x: Any, x_true: Any, c: list[float] = c) -> Any:
+        return _weighted(c[0], x, x_true)
+
+    return loss, lambda: c.__setitem__(0, FACTOR)
+
+
+def _function_attribute() -> tuple[Any, Callable[[], None]]:
+    def loss(x: Any, x_true: Any) -> Any:
+        return _weighted(loss.c, x, x_true)  # pyright: ignore[reportFunctionMemberAccess]
+
+    loss.c = 1.0  # pyright: ignore[reportFunctionMemberAccess]
+    return loss, lambda: setattr(loss, "c", FACTOR)
+
+
+def _global() -> tuple[Any, Callable[[], None]]:
+    return (lambda *xs: _weighted(GLOBAL, *xs)), lambda: globals().__setitem__("GLOBAL", FACTOR)
+
+
+def _global_dictionary() -> tuple[Any, Callable[[], None]]:
+    return (lambda *xs: _weighted(GLOBALS["c"], *xs)), lambda: GLOBALS.__setitem__("c", FACTOR)
+
+
+def _global_class() -> tuple[Any, Callable[[], None]]:
+    return (lambda *xs: _weighted(_Settings.c, *xs)), lambda: setattr(_Settings, "c", FACTOR)
+
+
+def _partial() -> tuple[Any, Callable[[], None]]:
+    c = np.ones(N)
+    return functools.partial(_weighted, c), lambda: c.__imul__(FACTOR)
+
+
+def _partial_with_another_keyword() -> tuple[Any, Callable[[], None]]:
+    loss = functools.partial(lambda x, x_true, c: _weighted(c, x, x_true), c=1.0)
+    return loss, lambda: loss.keywords.__setitem__("c", FACTOR)
+
+
+CHANGES = [
+    _plain,
+    _class_attribute,
+    _slots,
+    _compared,
+    _property,
+    _numpy_in_place,
+    _jax_array,
+    _bound_method,
+    _nested,
+    _in_a_module,
+    _closure_over_a_list,
+    _closure_over_an_array,
+    _closure_over_a_name,
+    _function_in_a_closure,
+    _default,
+    _function_attribute,
+    _global,
+    _global_dictionary,
+    _global_class,
+    _partial,
+    _partial_with_another_keyword,
+]
+
+
+@pytest.mark.parametrize("make", CHANGES, ids=lambda make: make.__name__[1:])
+def test_a_loss_that_has_changed_has_its_new_value(make, monkeypatch) -> None:
+    monkeypatch.setitem(globals(), "GLOBAL", 1.0)
+    monkeypatch.setitem(GLOBALS, "c", 1.0)
+    monkeypatch.setattr(_Settings, "c", 1.0)
+    loss, change = make()
+    before = _value(loss)
+    assert count_compilations(lambda: _hypergradient(loss)) == 0
+    change()
+    assert _value(loss) == pytest.approx(FACTOR * before)
+
+
+def test_a_loss_that_returns_another_shape_is_refused_then_too() -> None:
+    loss = _Plain()
+    _value(loss)
+    loss.c = jnp.ones((2, 1, 1, 1))
+    assert np.isfinite(_value(loss))
+    loss.__class__ = type("Rows", (_Plain,), {"__call__": lambda self, x, t: jnp.sum(x - t, -1)})
+    with pytest.raises(ValueError, match="one float for the whole batch"):
+        _value(loss)
+
+
+SETTINGS: dict[str, Any] = {"solver": hg.ChambollePock(10)}
+ELSEWHERE: dict[str, Callable[[Any], float]] = {
+    "the deltas": lambda loss: float(
+        hg.adjoint_trajectory(
+            PROBLEM, x_tilde, x_true, loss=loss, strategy=hg.Truncation(2), **SETTINGS
+        ).norm_P.max()
+    ),
+    "training": lambda loss: hg.train(
+        PROBLEM, (x_tilde, x_true), loss=loss, strategy=hg.Truncation(2), epochs=1,
+        progress=False, **SETTINGS,
+    ).records[-1]["train_loss"],
+    "a comparison": lambda loss: hg.compare(
+        PROBLEM, x_tilde, x_true, loss=loss, strategies=[hg.Truncation(2)], repeats=1, **SETTINGS
+    ).records[0]["gradient_norm"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("look", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_it_has_its_new_value_everywhere(look) -> None:
+    """What is looked at scales with the loss."""
+    loss = _Compared()
+    before = look(loss)
+    loss.c = FACTOR
+    assert look(loss) == pytest.approx(FACTOR * before)
+
+
+# ------------------------------------------------------------------- programs that are kept
+
+
+class _Module(eqx.Module):
+    c: Any
+
+    def __call__(self, x: Any, x_true: Any) -> Any:
+        return _weighted(self.c, x, x_true)
+
+
+class _Scaled(hg.Truncation):
+    """A strategy with a float of its own; the field is no array."""
+
+    rate: float = 1.0
+    name = "scaled"
+
+    def pullback(self, residuals: Any, cotangent: Any) -> Any:
+        return super().pullback(residuals, jax.tree.map(lambda g: self.rate * g, cotangent))
+
+
+KEPT: dict[str, Callable[[float], dict[str, Any]]] = {
+    "a module": lambda c: {"loss": _Module(c)},
+    "a module with an array": lambda c: {"loss": _Module(jnp.asarray(c))},
+    "a module with a number of NumPy": lambda c: {"loss": _Module(np.float64(c))},
+    "jax.tree_util.Partial": lambda c: {"loss": jax.tree_util.Partial(_weighted, c)},
+    "Tolerance": lambda c: {"strategy": hg.LimitFormula(hg.Tolerance(1e-3 * c))},
+    "Geometric": lambda c: {"strategy": hg.ErgodicUnrolling(hg.Geometric(0.5 * c))},
+    "Tail": lambda c: {"strategy": hg.ErgodicUnrolling(hg.Tail(0.5 * c))},
+    "lineax": lambda c: {"strategy": hg.LimitFormula(lx.GMRES(rtol=1e-8 * c, atol=1e-8 * c))},
+    "optimistix": lambda c: {"strategy": hg.OptimistixImplicit(lx.GMRES(1e-8 * c, 1e-8 * c))},
+    "jaxopt, normal CG": lambda c: {"strategy": hg.JaxoptImplicit(hg.JaxoptNormalCG(1e-8 * c))},
+    "jaxopt, GMRES": lambda c: {"strategy": hg.JaxoptImplicit(hg.JaxoptGMRES(1e-8 * c))},
+    "jaxopt, BiCGStab": lambda c: {"strategy": hg.JaxoptImplicit(hg.JaxoptBiCGStab(1e-8 * c))},
+    "a strategy of the user's": lambda c: {"strategy": _Scaled(1, c)},
+}
+
+
+@pytest.mark.parametrize("make", KEPT.values(), ids=KEPT)
+def test_another_number_is_not_another_program(make) -> None:
+    jax.block_until_ready(_hypergradient(**make(1.0)))
+    assert count_compilations(lambda: _hypergradient(**make(1.5))) == 0
+
+
+def test_the_other_number_counts() -> None:
+    grad = _hypergradient().grad.K
+    for rate in (2.0, 3.0):
+        found = _hypergradient(strategy=_Scaled(1, rate)).grad.K
+        assert np.asarray(found) == pytest.approx(rate * np.asarray(grad))
+    rough, fine = (
+        _hypergradient(strategy=hg.LimitFormula(hg.Tolerance(rtol))).adjoint.steps
+        for rtol in (0.5, 1e-9)
+    )
+    assert np.all(np.asarray(rough) < np.asarray(fine))
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.35, 0.5, 1.0])
+def test_weights_of_a_tail_are_those_of_a_plain_loop(fraction) -> None:
+    length = max(1, round(fraction * 10))
+    expected = [0.0] * (10 - length) + [1 / length] * length
+    given = jax.jit(lambda fraction: eqx.tree_at(lambda t: t.fraction, hg.Tail(), fraction)(10))
+    assert np.asarray(hg.Tail(fraction)(10)) == pytest.approx(expected)
+    assert np.asarray(given(fraction)) == pytest.approx(expected)
+
+
+def test_equal_functions_share_a_program() -> None:
+    """A lambda in a loop is the same program, as long as what it closes over is the same."""
+
+    def make(c: float) -> Callable[..., Any]:
+        return lambda x, x_true: _weighted(c, x, x_true)
+
+    first = _value(make(1.0))
+    assert count_compilations(lambda: _hypergradient(make(1.0))) == 0
+    assert _value(make(FACTOR)) == pytest.approx(FACTOR * first)
+    other = lambda x, x_true: _weighted(1.0, x, x_true) + 1.0  # noqa: E731
+    assert _value(other) == pytest.approx(first + 1.0)
+
+
+def test_a_loss_may_hold_traced_numbers() -> None:
+    def value(c: Any) -> Any:
+        loss = _Plain()
+        loss.c = c
+        return _hypergradient(loss).value
+
+    assert float(jax.jit(value)(FACTOR)) == pytest.approx(FACTOR * float(value(1.0)))
+    assert float(jax.jit(value)(1.0)) == pytest.approx(float(value(1.0)))
+
+
+def test_a_function_with_a_python_object_in_it_is_never_stale() -> None:
+    class Shrunk(hg.AbstractFunction):
+        settings: Any
+
+        def __call__(self, v: Any) -> Any:
+            return self.settings.c * jnp.sum(jnp.abs(v), axis=-1)
+
+        def prox(self, z: Any, step: Any) -> Any:
+            kink = step * self.settings.c
+            return jnp.sign(z) * jnp.maximum(jnp.abs(z) - kink, 0.0)
+
+    settings = types.SimpleNamespace(c=0.1)
+    problem = hg.LowerLevel(K=PROBLEM.K, F=Shrunk(settings), G=PROBLEM.G)
+    for weight in (0.1, 0.3):
+        settings.c = weight
+        fresh = Shrunk(types.SimpleNamespace(c=weight))
+        expected = hg.LowerLevel(K=PROBLEM.K, F=fresh, G=PROBLEM.G)
+        found = _hypergradient(problem=problem).solution.x
+        exact = _hypergradient(problem=expected).solution.x
+        assert np.asarray(found) == pytest.approx(np.asarray(exact))
+        factors = (contraction_factor(p, x_tilde).stats.residual for p in (problem, expected))
+        assert np.asarray(next(factors)) == pytest.approx(np.asarray(next(factors)))
+
+
+# ----------------------------------------------------------------------------- contents
+
+
+def test_contents_end_where_values_hold_themselves() -> None:
+    loop: list[Any] = [1.0]
+    loop.append(loop)
+
+    def again(x: float) -> Any:
+        return again(x) if loop else x
+
+    assert contents_in_memory(again) == contents_in_memory(again)
+    assert contents_on_disk(again) == contents_on_disk(again)
+
+
+@pytest.mark.parametrize("contents", [contents_in_memory, contents_on_disk])
+def test_contents_tell_values_apart(contents) -> None:
+    values = [1, 1.5, True, "1", (1,), [1], {1: 1}, {1}, None, 0.0, -1, np.ones(1), np.ones(2)]
+    values += [np.ones(1, np.float32), np.array([1, "a"], object), int, slice(1)]
+    values += [lambda x: x + 1, lambda x: x - 1, lambda x: x + 2, lambda y: y.a, np.dtype("f4")]
+    assert len({contents(value) for value in values}) == len(values)
