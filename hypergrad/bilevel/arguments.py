@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from hypergrad._arrays import refuse_masked
 from hypergrad._checks import as_inexact, check_finite, check_flag, describe
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel, cast_floats
@@ -213,6 +214,8 @@ def _check_init(init: Any, problem: LowerLevel, x_tilde: Array) -> None:
     expected, names = (primal, primal, dual), "r, r_bar, y"
     if init.adjoint is not None:
         expected, names = (*expected, primal, dual), f"{names}, Delta_P, Delta_D"
+    for leaf in jax.tree.leaves(init):
+        refuse_masked(leaf, "init")
     got = tuple(leaf.shape for leaf in jax.tree.leaves(init))
     if got != expected:
         raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hypergrad._arrays import unmasked
 from hypergrad.data._checks import at_least_one, require
 from hypergrad.data._files import AUDIO, files_below, finite, name_in, part_of, read_with
 from hypergrad.data.samples import Floats, Samples, Split, stacked
@@ -34,7 +35,7 @@ def quantise(x: ArrayLike, bits: int) -> Floats:
     array([-0.75,  0.25,  0.25,  0.75])
     """
     at_least_one(bits=bits)
-    step, x = 2.0 ** (1 - bits), np.asarray(x, float)
+    step, x = 2.0 ** (1 - bits), unmasked(x, "x").astype(float)
     inside = bool(np.all(np.abs(x) <= 1))
     require(inside, "x must lie in [-1, 1]", "values outside, or NaN", "divide by the peak")
     # The cell of x = 1 would lie above 1; it belongs to the last one instead.
