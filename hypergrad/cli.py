@@ -166,6 +166,7 @@ def _study(
             seed=options.seed,
             dtype=options.dtype,
             data=options.data,
+            skip_unreadable=options.skip_unreadable,
             **dataclasses.asdict(parts),
             **given,
         )

@@ -47,6 +47,8 @@ class RunOptions:
     """Precision of everything."""
     data: Annotated[str | None, _default("photographs from scikit-image")] = None
     """Own data: a .npy of shape (samples, n), a folder of images or a folder of audio."""
+    skip_unreadable: bool = False
+    """Leave out files of a folder that cannot be used, and say which; an error otherwise."""
     patch: Annotated[int | None, _default("8")] = None
     """Pixels along each side of a patch of a picture."""
     frame: int = 160

@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Generator
 from pathlib import Path
 
-__all__ = ["DATA", "INTERRUPTED", "USAGE", "explained", "one_line", "parsing", "system_error"]
+__all__ = ["DATA", "INTERRUPTED", "USAGE", "explained", "one_line", "parsing", "reason_of"]
 
 USAGE, DATA, INTERRUPTED = 2, 1, 130
 
@@ -97,18 +97,24 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return one_line(_MEMORY.format(str(error)[:100] or "Python has none left"))
     if isinstance(error, OSError):
-        return one_line(system_error(error))
+        return one_line(_system_error(error))
     if isinstance(error, ImportError) or (isinstance(error, ValueError) and _is_said(error)):
         return one_line(str(error))
     return None
 
 
-def system_error(error: OSError) -> str:
-    """Say what the system refused, without its number.
+def reason_of(error: BaseException) -> str:
+    """Say of which kind an error is, and its message, within an error of one's own.
 
-    >>> system_error(IsADirectoryError(21, "Is a directory", "photos"))
-    'photos is a folder, pass a file'
+    >>> reason_of(IsADirectoryError(21, "Is a directory", "photos"))
+    'IsADirectoryError: photos is a folder, pass a file'
     """
+    message = _system_error(error) if isinstance(error, OSError) else str(error)
+    return f"{type(error).__name__}: {message}"
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, without its number."""
     if error.errno is None:  # of a library
         return str(error)
     words = _REFUSED.get(error.errno, f"{error.strerror}: {{}}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -37,7 +38,8 @@ def piece_size(config: ImageStudy, samples: StudyData) -> int:
     return min(config.batch_size, looked_at)
 
 
-def load(config: ImageStudy) -> StudyData:
+def load(config: ImageStudy, say: Callable[[str], object]) -> StudyData:
+    """The samples of a run; `say` is told which files are skipped, where the settings allow it."""
     if config.data is not None:
         own = data.load_own(
             config.data,
@@ -48,6 +50,7 @@ def load(config: ImageStudy) -> StudyData:
             rate=config.rate,
             seed=config.seed,
             most={"train": config.samples, "test": config.held_out_samples},
+            skip=(lambda why: say(f"skipped: {why}")) if config.skip_unreadable else None,
         )
         rng = np.random.default_rng(config.seed)
         return StudyData(

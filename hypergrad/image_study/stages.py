@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def run_image_study(
         strategy.check(ChambollePock(config.iterations))
 
     console.print("[bold]1/5[/] data")
-    samples = load(config)
+    samples = load(config, functools.partial(console.print, markup=False))
     analysis_operators = checked_operators(config, samples.shape)
     claim_folder(out, dataclasses.asdict(config))
     with in_use(out):
