@@ -146,7 +146,7 @@ def _study(
     from hypergrad.chambolle_pock import ChambollePock
     from hypergrad.devices import data_parallel
     from hypergrad.image_study import ImageStudy, run_image_study
-    from hypergrad.own_parts import parse_function, parse_loss
+    from hypergrad.own_parts import check_operator_text, parse_function, parse_loss
     from hypergrad.strategies import parse_strategy
 
     _look_for_modules_here()
@@ -174,6 +174,8 @@ def _study(
             parse_strategy(text).check(ChambollePock(config.iterations))
         parse_function(parts.F).example()
         parse_function(parts.G).built()
+        if parts.K is not None:
+            check_operator_text(parts.K)
         if parts.loss is not None:
             parse_loss(parts.loss)
         mesh = data_parallel(on.devices) if several else None

@@ -23,7 +23,7 @@ USAGE, DATA, INTERRUPTED = 2, 1, 130
 # What the system refuses, in words that name the file and say what to do.
 _FULL = "no space left for {}: make room, or name a folder on another disk"
 _CLOSED = (
-    "no permission for {}: ask for it, or name a file that can be read and a folder that can be "
+    "no permission for {}: ask for it, or name a file that can be read, or a folder that can be "
     "written to"
 )
 _REFUSED = {
