@@ -29,7 +29,7 @@ _CLOSED = (
 _REFUSED = {
     errno.ENOENT: "there is no file {}",
     errno.EISDIR: "{} is a folder, pass a file",
-    errno.ENOTDIR: "{} is no folder, nor below one: pass a folder",
+    errno.ENOTDIR: "{} is a file, pass a folder",
     errno.EEXIST: "{} exists already: name another one",
     errno.ENAMETOOLONG: "the name {} is too long: choose a shorter one",
     errno.ELOOP: "{} is a link that leads back to itself: pass what it should lead to",
@@ -117,8 +117,11 @@ def _system_error(error: OSError) -> str:
     """What the system refused, without its number."""
     if error.errno is None:  # of a library
         return str(error)
-    words = _REFUSED.get(error.errno, f"{error.strerror}: {{}}")
-    return words.format("what was asked for" if error.filename is None else error.filename)
+    name = "what was asked for" if error.filename is None else str(error.filename)
+    if error.errno == errno.ENOTDIR:
+        above = (str(folder) for folder in Path(name).parents if folder.is_file())
+        name = next(above, name)
+    return _REFUSED.get(error.errno, f"{error.strerror}: {{}}").format(name)
 
 
 def _is_said(error: ValueError) -> bool:

@@ -14,7 +14,7 @@ from hypergrad._checks import check_count, check_finite
 from hypergrad.saved_operator import SavedOperator
 from hypergrad.training import solve_in_pieces
 
-__all__ = ["restore"]
+__all__ = ["check_observed", "restore"]
 
 Floats = NDArray[np.floating]
 
@@ -54,7 +54,7 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
     (5, 7, 3)
     """
     x_tilde = unmasked(x_tilde, "x_tilde")
-    _check(operator, x_tilde)
+    check_observed(operator, x_tilde)
     if _is_of_rows(operator):
         return _solved(operator, x_tilde)
     stride = operator.stride if stride is None else stride
@@ -75,7 +75,8 @@ def _is_of_rows(operator: SavedOperator) -> bool:
     return len(operator.shape) == 1 and operator.rate is None
 
 
-def _check(operator: SavedOperator, x_tilde: Any) -> None:
+def check_observed(operator: SavedOperator, x_tilde: Any) -> None:
+    """Refuse an array that the operator was not learned for, or that is not finite."""
     tile, shape = operator.shape, x_tilde.shape
     if _is_of_rows(operator):
         rule, fits = f"rows (samples, {tile[0]})", len(shape) == 2 and shape[1] == tile[0]

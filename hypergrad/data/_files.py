@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hypergrad._arrays import native
 from hypergrad.data._checks import one_of, require
-from hypergrad.data.samples import Floats, Split
+from hypergrad.data.samples import Split
+
+T = TypeVar("T")
 
 # Called with the words that say which file is left out, and why.
-Skip = Callable[[str], None]
+Skip = Callable[[str], object]
 
 AUDIO, IMAGES = (".wav", ".flac"), (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _LEAVE_OUT = "leave such files out by --skip-unreadable (skip= in Python)"
@@ -81,8 +83,8 @@ def part_of(files: list[Path], split: Split, split_seed: int, choose: float = 0.
 
 
 def read_each(
-    files: Sequence[Path], folder: str | Path, read: Callable[[Path], Floats], skip: Skip | None
-) -> dict[str, Floats]:
+    files: Sequence[Path], folder: str | Path, read: Callable[[Path], T], skip: Skip | None
+) -> dict[str, T]:
     """What is read of each file, by its name in the folder, but for those that are skipped.
 
     **Errors**: the `ValueError` of `read`, which names the file, where there is no `skip`; and one
@@ -97,7 +99,7 @@ def read_each(
                 raise ValueError(f"{error}, or {_LEAVE_OUT}") from None
             skip(str(error))
     got = f"none of {len(files)} in {folder}"
-    require(bool(found), "a file of each split must be usable", got, "repair them, or add others")
+    require(bool(found), "a file must be usable", got, "repair them, or add others")
     return found
 
 
