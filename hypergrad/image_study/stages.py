@@ -96,14 +96,14 @@ def _run_stages(
     restorers = {"untrained": make_restorer(piece, problems["untrained"], solver, Truncation(1))}
     for label, problem in learned.items():
         restorers[label] = make_restorer(piece, problem, solver, strategies[label])
-    write_text(out / "table.md", report(config, samples, comparison, rows))
+    write_text(out / "table.md", report(config, samples, comparison, rows, training))
     drawn = {"untrained": problems["untrained"], **learned}
     draw(config, samples, drawn, restorers, training, rows, out)
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
     console.print(learning_table(rows))
     _say(console, about_the_table(config))
-    if gained := nothing_gained(config, samples, rows):
+    if gained := nothing_gained(config, samples, rows, training):
         _say(console, f"\n{gained}")
     seconds = time.perf_counter() - started
     console.print(
