@@ -157,7 +157,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Restore:
-    """Apply a learned operator to a file of the kind that it learned on, or to a folder of them."""
+    """Apply a learned operator to a file, or to each file of a folder."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """What was observed: PNG, JPEG, TIFF; WAV, FLAC; a .npy of shape (samples, n); or a folder."""

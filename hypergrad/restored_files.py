@@ -61,7 +61,8 @@ def restore_file(
       channel, of any size; transparency is kept, an orientation in the file applied, 16 bits grey
       stay 16 bits, floats in TIFF stay floats. Written as `name-restored.png` (`.tif` for floats).
     * **Sounds** (WAV, FLAC; an operator of speech): channel by channel, at the rate learned on and
-      in the units of the quantiser, [-1, 1]. Written as `name-restored.wav`, or FLAC.
+      in the units of the quantiser, [-1, 1]. Written as `name-restored.wav`, or FLAC, with the bits
+      that were read; what had none (floats, mu-law, Vorbis) as floats, in FLAC with 24 bits.
     * **Rows** (`.npy` of shape `(samples, n)`). Written as `name-restored.npy`.
 
     **Arguments**: `operator`, from `load_operator`; `truth`, a file of the same kind and size to

@@ -122,6 +122,13 @@ def test_a_state_that_is_masked() -> None:
         hg.solve(PROBLEM, PLAIN, strategy=WAY, init=masked)
 
 
+def test_a_state_of_foreign_bytes() -> None:
+    state = hg.solve(PROBLEM, PLAIN, strategy=WAY).state
+    foreign = jax.tree.map(lambda a: np.asarray(a).astype(">f8"), state)
+    found, expected = (hg.solve(PROBLEM, PLAIN, strategy=WAY, init=s).x for s in (foreign, state))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_file_that_masks_what_is_read_of_it() -> None:
     missing = Variable(np.ma.masked_greater(PLAIN, 0.9))
     with pytest.raises(ValueError, match=r"x_tilde of data must have no masked entries"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._arrays import refuse_masked
+from hypergrad._arrays import native, refuse_masked
 from hypergrad._checks import as_inexact, check_finite, check_flag, describe
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.lower_level import LowerLevel, cast_floats
@@ -134,6 +134,7 @@ def prepare(
     dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
     if init is not None:
         _check_init(init, problem, x_tilde)
+        init = jax.tree.map(native, init)
     return problem.astype(dtype), *cast_floats((x_tilde, solver, init), dtype)
 
 
