@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hypergrad import data
 from hypergrad._arrays import native
-from hypergrad.data._files import Skip, files_below, is_tiff, read_each, tiff_array
+from hypergrad.data._files import Skip, files_below, read_each, read_picture
 from hypergrad.door import reason_of
 from hypergrad.records import write_bytes
 from hypergrad.restoration import check_observed, restore
@@ -269,25 +269,14 @@ def _opened(path: Path, what: str, reader: Callable[[Path], Any]) -> Any:
 
 
 def _read_picture(path: Path) -> _Observed:
-    return _opened(path, "a picture (PNG, JPEG or TIFF)", _open_picture)
+    read = functools.partial(read_picture, from_pillow=_of_picture, from_array=_of_numbers)
+    return _opened(path, "a picture (PNG, JPEG or TIFF)", read)
 
 
-def _open_picture(path: Path) -> _Observed:
-    import PIL.Image
+def _of_picture(stored: Any) -> _Observed:
     import PIL.ImageOps
 
-    try:
-        with PIL.Image.open(path) as stored:
-            if getattr(stored, "n_frames", 1) > 1:
-                raise ValueError("more than one page")
-            return _of_picture(PIL.ImageOps.exif_transpose(stored))
-    except PIL.UnidentifiedImageError:
-        if not is_tiff(path):
-            raise
-    return _of_numbers(tiff_array(path))
-
-
-def _of_picture(picture: Any) -> _Observed:
+    picture = PIL.ImageOps.exif_transpose(stored)
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _of_numbers(native(np.asarray(picture)))
     transparent = picture.has_transparency_data

@@ -755,7 +755,7 @@ def test_links_are_followed_and_nothing_is_found_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("dtype", ["u1", "u2", "f2", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "f2", "f4", "f8"])
 def test_a_tiff_is_the_same_in_both_byte_orders(tmp_path: Path, order: str, dtype: str) -> None:
     values = np.random.default_rng(0).uniform(size=(9, 10))
     peak = 1 if dtype[0] == "f" else np.iinfo(dtype).max

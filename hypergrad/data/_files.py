@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,12 +124,29 @@ def read_with(file: Path, reader: Callable[[Path], Any]) -> Any:
         raise ValueError(f"file must be readable; got {file} ({reason}): repair it") from None
 
 
-def is_tiff(file: Path) -> bool:
-    return file.suffix.lower() in (".tif", ".tiff")
+def read_picture(file: Path, from_pillow: Callable[[Any], T], from_array: Callable[[Any], T]) -> T:
+    """What is made of a picture of one page, as Pillow reads it, or of the array of another TIFF.
+
+    Pillow knows no TIFF of 16 or 64 bit floats, say, and takes all whole numbers for signed ones.
+    """
+    import PIL.Image  # skimage.io would take CMYK for RGBA, and leave a broken file open
+
+    is_tiff = file.suffix.lower() in (".tif", ".tiff")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of metadata that nobody asks for
+            with PIL.Image.open(file) as picture:
+                if getattr(picture, "n_frames", 1) > 1:
+                    raise ValueError("more than one page")
+                if not (is_tiff and picture.mode == "I"):
+                    return from_pillow(picture)
+    except PIL.UnidentifiedImageError:
+        if not is_tiff:
+            raise
+    return from_array(_tiff_array(file))
 
 
-def tiff_array(file: Path) -> NDArray[Any]:
-    """The values of a TIFF of one page that Pillow does not know: floats of 16 or 64 bits, say."""
+def _tiff_array(file: Path) -> NDArray[Any]:
     import tifffile
 
     with tifffile.TiffFile(file) as stored:

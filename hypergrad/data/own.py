@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,10 @@ from hypergrad.data._files import (
     Skip,
     files_below,
     finite,
-    is_tiff,
     part_of,
     read_each,
+    read_picture,
     read_with,
-    tiff_array,
 )
 from hypergrad.data.photographs import grey_of, windows_of
 from hypergrad.data.samples import Floats, Samples, Split, noisy, stacked
@@ -100,20 +100,10 @@ def _npy_rows(file: Path, split: Split, most: int | None, rng: np.random.Generat
 
 
 def _patches_of(file: Path, size: int) -> Floats:
-    image = grey_of(read_with(file, _read_picture), file)
+    def values_of(picture: Any) -> NDArray[Any]:
+        is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
+        return native(np.asarray(picture if is_grey else picture.convert("RGBA")))
+
+    read = functools.partial(read_picture, from_pillow=values_of, from_array=np.asarray)
+    image = grey_of(read_with(file, read), file)
     return windows_of(image, size, file)[::size, ::size].reshape(-1, size * size)
-
-
-def _read_picture(file: Path) -> NDArray[Any]:
-    import PIL.Image  # skimage.io would take CMYK for RGBA, and leave a broken file open
-
-    try:
-        with PIL.Image.open(file) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
-                raise ValueError("more than one page")
-            is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
-            return native(np.asarray(picture if is_grey else picture.convert("RGBA")))
-    except PIL.UnidentifiedImageError:
-        if not is_tiff(file):
-            raise
-    return tiff_array(file)
