@@ -90,8 +90,7 @@ def arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
             return {name: stored[name] for name in stored.files}
     except Exception as error:  # whatever a damaged archive makes its reader raise
         raise ValueError(
-            f"{paths[0]} must be an archive of arrays; got {reason_of(error)}: store "
-            "it again"
+            f"{paths[0]} must be an archive of arrays; got {reason_of(error)}: store it again"
         ) from None
 
 
