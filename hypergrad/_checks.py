@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from hypergrad._arrays import native, refuse_masked
+
 
 def describe(value: Any) -> str:
     """What was got: a plain value as it is, of anything else its type and shape."""
@@ -53,21 +55,37 @@ def as_inexact(
 ) -> Any:
     """Turn a number or an array into an inexact JAX array, since integers cannot be learned.
 
-    What is not real numbers is refused. (An array of truth values is data, a binary picture; True
-    alone is no number.) `rule` and `advice` are those of the error.
+    What is not real numbers is refused, and so are masked entries. (An array of truth values is
+    data, a binary picture; True alone is no number.) `rule` and `advice` are those of the error.
     """
     no_number = value is None or isinstance(value, (str, bytes, bool, np.bool_))
+    refuse_masked(value, name)
     try:
-        array = None if no_number else jnp.asarray(value)
+        array = None if no_number else jnp.asarray(_plain(value))
     except (TypeError, ValueError):
         array = None
     if array is None:
-        raise ValueError(f"{name} must be {rule}; got {describe(value)}: {advice}")
+        raise ValueError(f"{name} must be {rule}; got {_described(value)}: {advice}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
             f"{name} must be real; got {array.dtype}: split it into its real and its imaginary part"
         )
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def _plain(value: Any) -> Any:
+    """As JAX takes it, a list entry by entry; a masked array hides nothing here."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return native(np.asarray(value) if isinstance(value, np.ma.MaskedArray) else value)
+
+
+def _described(value: Any) -> str:
+    """What was got where an array of numbers was wanted: its dtype, where that is the reason."""
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind not in "biufc":
+        return f"{type(value).__name__} of dtype {dtype}"
+    return describe(value)
 
 
 def cast_leaves(tree: Any, dtype: Any) -> Any:

@@ -7,6 +7,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hypergrad.door import reason_of
+
 
 def imported(module: str, name: str) -> Any:
     """`name` of `module`, wherever it stands.
@@ -23,7 +25,7 @@ def imported(module: str, name: str) -> Any:
         advice = "is its folder on PYTHONPATH?" if itself else "install it"
         raise ImportError(f"{error}: {advice}") from None
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything
-        raise ImportError(f"{type(error).__name__}: {error}{_place(error)}") from None
+        raise ImportError(f"{reason_of(error)}{_place(error)}") from None
 
 
 def _place(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from hypergrad._arrays import refuse_masked
 from hypergrad._checks import as_inexact, check_finite
 
 __all__ = ["ROWS_A_PIECE", "Rows", "rows_of"]
@@ -44,6 +45,7 @@ class Rows:
 
     source: Indexable
     dtype: np.dtype
+    name: str = "samples"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,11 +56,13 @@ class Rows:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         with np.errstate(over="ignore"):  # what does not fit is infinite, and refused as such
-            return np.asarray(self.source[rows], self.dtype)
+            found = self.source[rows]
+            refuse_masked(found, self.name)  # a file may mask entries as it is read (netCDF)
+            return np.asarray(found, self.dtype)
 
     def astype(self, dtype: Any) -> Rows:
         """The same samples, cast to another dtype as they are read."""
-        return Rows(self.source, np.dtype(dtype))
+        return Rows(self.source, np.dtype(dtype), self.name)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """All rows in their order, so many at a time."""
@@ -80,12 +84,13 @@ class Rows:
 
 def rows_of(value: Any, name: str) -> Rows:
     """What was handed over as rows in JAX's dtype for it; nothing that can be indexed is loaded."""
+    refuse_masked(value, name)
     if isinstance(value, Indexable) and not isinstance(value, jax.Array):
         try:
             source, kind = value, np.dtype(value.dtype)
         except TypeError:  # an array of another library, with dtypes of its own
             pass
         else:
-            return Rows(source, np.dtype(as_inexact(np.empty(0, kind), name).dtype))
+            return Rows(source, np.dtype(as_inexact(np.empty(0, kind), name).dtype), name)
     array = np.asarray(as_inexact(value, name))
-    return Rows(array, array.dtype)
+    return Rows(array, array.dtype, name)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from hypergrad import operators
+from hypergrad._arrays import unmasked
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.lower_level import LowerLevel
 from hypergrad.operators import Operator
@@ -83,7 +84,8 @@ def mean_loss(x: ArrayLike, x_true: ArrayLike) -> float:
     >>> mean_loss(np.ones((3, 4)), np.zeros((3, 4)))
     2.0
     """
-    return 0.5 * float(np.mean(np.sum((np.asarray(x) - np.asarray(x_true)) ** 2, axis=-1)))
+    error = unmasked(x, "x") - unmasked(x_true, "x_true")
+    return 0.5 * float(np.mean(np.sum(error**2, axis=-1)))
 
 
 # ---------------------------------------------------------------------------------- shrinkage
@@ -91,8 +93,8 @@ def mean_loss(x: ArrayLike, x_true: ArrayLike) -> float:
 
 def shrink(x_tilde: ArrayLike, x: ArrayLike, a: float) -> Rows:
     """`x_tilde + a (x - x_tilde)`: a part of the step from what was observed to a solution."""
-    x_tilde = np.asarray(x_tilde)
-    return x_tilde + a * (np.asarray(x) - x_tilde)
+    x_tilde = unmasked(x_tilde, "x_tilde")
+    return x_tilde + a * (unmasked(x, "x") - x_tilde)
 
 
 def best_shrinkage(x_tilde: ArrayLike, x: ArrayLike, x_true: ArrayLike) -> float:
@@ -103,7 +105,8 @@ def best_shrinkage(x_tilde: ArrayLike, x: ArrayLike, x_true: ArrayLike) -> float
     >>> best_shrinkage(np.zeros((1, 2)), np.array([[2.0, 2.0]]), np.array([[1.0, 1.0]]))
     0.5
     """
-    r, needed = np.asarray(x) - np.asarray(x_tilde), np.asarray(x_true) - np.asarray(x_tilde)
+    x_tilde = unmasked(x_tilde, "x_tilde")
+    r, needed = unmasked(x, "x") - x_tilde, unmasked(x_true, "x_true") - x_tilde
     energy = float(np.sum(r**2))
     return float(np.sum(r * needed)) / energy if energy > 0 else 0.0
 
@@ -121,7 +124,8 @@ def reciprocal_row_weights(K: Operator, x_true: ArrayLike) -> Float[Array, " m"]
     >>> reciprocal_row_weights(K, np.array([[1.0, 4.0]])).tolist()
     [2.0, 0.5]
     """
-    size = np.mean(np.abs(np.asarray(operators.apply(K, jnp.asarray(x_true)))), axis=0)
+    v = operators.apply(K, jnp.asarray(unmasked(x_true, "x_true")))
+    size = np.mean(np.abs(np.asarray(v)), axis=0)
     seen = size > 1e-12 * np.max(size, initial=0.0)
     if not np.any(seen):
         raise ValueError("K must see something of x_true; got Kx = 0 for all samples")
@@ -230,7 +234,7 @@ class Affine(NamedTuple):
     b: Float[np.ndarray, " n"]
 
     def __call__(self, x_tilde: ArrayLike) -> Rows:
-        return np.asarray(x_tilde) @ self.A.T + self.b
+        return unmasked(x_tilde, "x_tilde") @ self.A.T + self.b
 
 
 def best_affine(x_tilde: ArrayLike, x_true: ArrayLike) -> Affine:
@@ -244,7 +248,8 @@ def best_affine(x_tilde: ArrayLike, x_true: ArrayLike) -> Affine:
     >>> print(best_affine(2 * x_true + 1, x_true)(np.array([[5.0]])).round(12))
     [[2.]]
     """
-    x_tilde, x_true = np.asarray(x_tilde, float), np.asarray(x_true, float)
+    pairs = (("x_tilde", x_tilde), ("x_true", x_true))
+    x_tilde, x_true = (unmasked(a, name).astype(float) for name, a in pairs)
     from_mean, to_mean = x_tilde.mean(axis=0), x_true.mean(axis=0)
     A = np.linalg.lstsq(x_tilde - from_mean, x_true - to_mean, rcond=None)[0].T
     return Affine(A, to_mean - A @ from_mean)

@@ -17,6 +17,7 @@ import tempfile
 import textwrap
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -34,6 +35,9 @@ from hypergrad.commands import (
     Train,
 )
 from hypergrad.door import DATA, INTERRUPTED, USAGE, explained, one_line, parsing
+
+if TYPE_CHECKING:  # imported once the settings of JAX are made
+    from hypergrad.restored_files import Restored
 
 __all__ = ["main"]
 
@@ -82,6 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
         text, status = ended.args
         console.print(f"\nhypergrad: {text}", markup=False)
         return status
+    except KeyboardInterrupt:
+        console.print("\nhypergrad: interrupted; what is written is whole", markup=False)
+        return INTERRUPTED
     except Exception as error:
         if (line := explained(error)) is None:
             raise
@@ -146,7 +153,7 @@ def _study(
     from hypergrad.chambolle_pock import ChambollePock
     from hypergrad.devices import data_parallel
     from hypergrad.image_study import ImageStudy, run_image_study
-    from hypergrad.own_parts import parse_function, parse_loss
+    from hypergrad.own_parts import check_operator_text, parse_function, parse_loss
     from hypergrad.strategies import parse_strategy
 
     _look_for_modules_here()
@@ -166,6 +173,7 @@ def _study(
             seed=options.seed,
             dtype=options.dtype,
             data=options.data,
+            skip_unreadable=options.skip_unreadable,
             **dataclasses.asdict(parts),
             **given,
         )
@@ -173,6 +181,8 @@ def _study(
             parse_strategy(text).check(ChambollePock(config.iterations))
         parse_function(parts.F).example()
         parse_function(parts.G).built()
+        if parts.K is not None:
+            check_operator_text(parts.K)
         if parts.loss is not None:
             parse_loss(parts.loss)
         mesh = data_parallel(on.devices) if several else None
@@ -204,7 +214,7 @@ def _restore(options: Restore) -> None:
     jax.config.update("jax_enable_x64", True)  # an operator of float32 stays one
     _keep_programs()
     from hypergrad.own_parts import import_part
-    from hypergrad.restored_files import restore_file
+    from hypergrad.restored_files import restore_file, restore_folder
     from hypergrad.saved_operator import load_operator
 
     _look_for_modules_here()
@@ -212,24 +222,40 @@ def _restore(options: Restore) -> None:
         own = [import_part(text) for text in options.own]
     except ValueError as error:
         raise _UsageError(error) from None
-    restored = restore_file(
-        load_operator(options.operator, own=own),
-        options.file,
-        out=options.out,
-        truth=options.truth,
-        stride=options.stride,
-    )
+    operator = load_operator(options.operator, own=own)
+    given = {"out": options.out, "truth": options.truth, "stride": options.stride}
     console = Console(highlight=False, soft_wrap=True)
+    if not options.file.is_dir():
+        restored = restore_file(operator, options.file, **given)
+        console.print("\n".join(_in_words(restored)), markup=False)
+        return
+    skipped: list[str] = []
+
+    def skip(why: str) -> None:
+        skipped.append(why)
+        console.print(f"skipped: {why}", markup=False)
+
+    done = 0
+    skip_or_not = skip if options.skip_unreadable else None
+    for restored in restore_folder(operator, options.file, skip=skip_or_not, **given):
+        console.print("; ".join(reversed(_in_words(restored))), markup=False)
+        done += 1
+    console.print(f"restored: {done}, skipped: {len(skipped)}")
+
+
+def _in_words(restored: Restored) -> list[str]:
+    """What there is to say of a file, and last where it is."""
+    words = []
     if restored.restored is not None:
-        console.print(
+        words.append(
             f"PSNR {restored.observed:.2f} dB observed, {restored.restored:.2f} dB restored"
         )
     if restored.clipped > 0:
-        console.print(
+        words.append(
             f"{100 * restored.clipped:.2g} % of the values lay outside what the file can hold, and "
             "are at the end of its range now"
         )
-    console.print(f"written to {restored.out}", markup=False)
+    return [*words, f"written to {restored.out}"]
 
 
 def _look_for_modules_here() -> None:

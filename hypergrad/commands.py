@@ -47,6 +47,8 @@ class RunOptions:
     """Precision of everything."""
     data: Annotated[str | None, _default("photographs from scikit-image")] = None
     """Own data: a .npy of shape (samples, n), a folder of images or a folder of audio."""
+    skip_unreadable: bool = False
+    """Leave out files of a folder that cannot be used, and say which; an error otherwise."""
     patch: Annotated[int | None, _default("8")] = None
     """Pixels along each side of a patch of a picture."""
     frame: int = 160
@@ -155,16 +157,18 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Restore:
-    """Apply a learned operator to a file of the kind that it learned on."""
+    """Apply a learned operator to a file, or to each file of a folder."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """What was observed: PNG, JPEG, TIFF; WAV, FLAC; or a .npy of shape (samples, n)."""
+    """What was observed: PNG, JPEG, TIFF; WAV, FLAC; a .npy of shape (samples, n); or a folder."""
     operator: Path
     """The operator_….npz that `train` or `compare` saved."""
-    out: Annotated[Path | None, _default("<name>-restored beside the file")] = None
-    """The file to write; one that exists is never written over."""
+    out: Annotated[Path | None, _default("<name>-restored beside it")] = None
+    """The file or the folder to write; one that exists is never written over."""
     truth: Annotated[Path | None, _default("none")] = None
-    """The true file, where there is one: then the PSNR is told."""
+    """Ground truth; reports the PSNR. Of a folder: one with the same names."""
+    skip_unreadable: bool = False
+    """Leave out files of a folder that cannot be used, and say which; an error otherwise."""
     stride: Annotated[int | None, _default("half a patch")] = None
     """From one patch or frame to the next; 1 averages most and takes longest."""
     own: Annotated[

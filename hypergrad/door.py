@@ -16,21 +16,30 @@ import sysconfig
 from collections.abc import Generator
 from pathlib import Path
 
-__all__ = ["DATA", "INTERRUPTED", "USAGE", "explained", "one_line", "parsing"]
+__all__ = ["DATA", "INTERRUPTED", "USAGE", "explained", "one_line", "parsing", "reason_of"]
 
 USAGE, DATA, INTERRUPTED = 2, 1, 130
 
-# What to do where the system refuses; its own words say what was refused.
-_FULL = "make room, or name a folder on another disk"
-_CLOSED = "name a folder that can be written to, or ask for the right to"
-_ADVICE = {
+# What the system refuses, in words that name the file and say what to do.
+_FULL = "no space left for {}: make room, or name a folder on another disk"
+_CLOSED = (
+    "no permission for {}: ask for it, or name a file that can be read, or a folder that can be "
+    "written to"
+)
+_REFUSED = {
+    errno.ENOENT: "there is no file {}",
+    errno.EISDIR: "{} is a folder, pass a file",
+    errno.ENOTDIR: "{} is a file, pass a folder",
+    errno.EEXIST: "{} exists already: name another one",
+    errno.ENAMETOOLONG: "the name {} is too long: choose a shorter one",
+    errno.ELOOP: "{} is a link that leads back to itself: pass what it should lead to",
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: _FULL,
-    errno.EROFS: _CLOSED,
+    errno.EROFS: "{} is read-only: name a folder that can be written to",
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
-    errno.EIO: "the disk fails: name a folder on another one",
+    errno.EIO: "the disk fails at {}: name a folder on another one",
 }
 _MEMORY = (
     "memory ran out ({}): take a smaller batch, a smaller patch or frame, fewer samples, float32, "
@@ -80,18 +89,39 @@ def explained(error: Exception) -> str | None:
     A `ValueError` tells the rule that was broken where this package or a script raised it. From
     within a library it is a bug, as is every `TypeError`.
 
-    >>> explained(OSError(28, "No space left on device", "K.npz"))
-    "[Errno 28] No space left on device: 'K.npz': make room, or name a folder on another disk"
+    >>> explained(FileNotFoundError(2, "No such file or directory", "noisy.png"))
+    'there is no file noisy.png'
     >>> explained(TypeError("a bug")) is None
     True
     """
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return one_line(_MEMORY.format(str(error)[:100] or "Python has none left"))
     if isinstance(error, OSError):
-        return one_line(": ".join([str(error), *filter(None, [_ADVICE.get(error.errno or 0)])]))
+        return one_line(_system_error(error))
     if isinstance(error, ImportError) or (isinstance(error, ValueError) and _is_said(error)):
         return one_line(str(error))
     return None
+
+
+def reason_of(error: BaseException) -> str:
+    """Say of which kind an error is, and its message, within an error of one's own.
+
+    >>> reason_of(IsADirectoryError(21, "Is a directory", "photos"))
+    'IsADirectoryError: photos is a folder, pass a file'
+    """
+    message = _system_error(error) if isinstance(error, OSError) else str(error)
+    return f"{type(error).__name__}: {message}"
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, without its number."""
+    if error.errno is None:  # of a library
+        return str(error)
+    name = "what was asked for" if error.filename is None else str(error.filename)
+    if error.errno == errno.ENOTDIR:
+        above = (str(folder) for folder in Path(name).parents if folder.is_file())
+        name = next(above, name)
+    return _REFUSED.get(error.errno, f"{error.strerror}: {{}}").format(name)
 
 
 def _is_said(error: ValueError) -> bool:

@@ -25,6 +25,7 @@ from hypergrad.functions import AbstractFunction, check_function
 
 __all__ = [
     "NamedFunction",
+    "check_operator_text",
     "import_part",
     "parse_function",
     "parse_loss",
@@ -44,14 +45,18 @@ class NamedFunction(NamedTuple):
     @property
     def weight_is_free(self) -> bool:
         """Whether it takes a `weight` that was not given: that is chosen on data, then."""
-        return "weight" not in self.options and "weight" in inspect.signature(self.make).parameters
+        return "weight" not in self.options and "weight" in _parameters(self.make)
 
     def built(self, **more: float) -> AbstractFunction:
         """The function itself.
 
         **Errors**: a `ValueError` where the options do not make one.
         """
-        f = _call(self.text, functools.partial(self.make, **self.options, **more))
+        given = {**self.options, **more}
+        weight = _parameters(self.make).get("weight")
+        if weight is not None and weight.default is weight.empty and "weight" not in given:
+            raise ValueError(f"{self.text!r} needs the option 'weight'; write {self.text}:weight=…")
+        f = _call(self.text, functools.partial(self.make, **given))
         if not isinstance(f, AbstractFunction):
             raise ValueError(
                 f"{self.text!r} must give a hypergrad.AbstractFunction; got {describe(f)}: name a "
@@ -93,7 +98,7 @@ def parse_function(text: str) -> NamedFunction:
     """
     named = {name: f for name, f in vars(functions).items() if _is_built_in(f)}
     make, options = _made_by(text, named, "a function must be one of")
-    return NamedFunction(text, make, _parse_options(options, text))
+    return NamedFunction(text, make, _options_for(make, options, text))
 
 
 def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
@@ -108,8 +113,7 @@ def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
     >>> parse_operator("random:rows=5,seed=1", (2, 2)).shape
     (5, 4)
     """
-    make, options = _made_by(text, _OPERATORS, "an operator must be")
-    K = _call(text, functools.partial(make, shape, **_parse_options(options, text)))
+    K = _call(text, functools.partial(_operator_maker(text), shape))
     K = as_inexact(K, f"what {text!r} returns", rule="an (m, n) matrix", advice="return an array")
     n = math.prod(shape)
     if K.ndim != 2 or K.shape[1] != n:
@@ -118,6 +122,23 @@ def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
             f"{K.shape}: one column for each entry of a sample"
         )
     return K
+
+
+def check_operator_text(text: str) -> None:
+    """Check all of `random[:options]` or `module:name[:options]` that the shape has no part in.
+
+    Before there are samples: the name, its options and, of `random`, their values.
+
+    **Errors**: a `ValueError`, as `parse_operator`.
+    """
+    make = _operator_maker(text)
+    if make.func is _random_operator:
+        _call(text, functools.partial(make, (1,)))
+
+
+def _operator_maker(text: str) -> functools.partial[Any]:
+    make, options = _made_by(text, _OPERATORS, "an operator must be")
+    return functools.partial(make, **_options_for(make, options, text, data=1))
 
 
 def _random_operator(
@@ -136,10 +157,10 @@ _OPERATORS: dict[str, Callable[..., Any]] = {"random": _random_operator}
 def parse_loss(text: str) -> Loss:
     """The loss `loss(x, x_true)` that `module:name[:options]` is, one number for a whole batch.
 
-    **Errors**: a `ValueError` for what is no function.
+    **Errors**: a `ValueError` for what is no function, or does not take the options.
     """
     loss, options = _own(text)
-    return functools.partial(loss, **_parse_options(options, text))
+    return functools.partial(loss, **_options_for(loss, options, text, data=2))
 
 
 def import_part(text: str) -> Any:
@@ -185,12 +206,46 @@ def _own(text: str) -> tuple[Callable[..., Any], str]:
     return part, options
 
 
+def _options_for(
+    make: Callable[..., Any], options: str, text: str, *, data: int = 0
+) -> dict[str, Any]:
+    """The options that `make` takes, behind so many arguments that are no options.
+
+    **Errors**: a `ValueError` for an option that `make` does not take, and for one that it needs
+    (but for a weight, which may be chosen on data).
+    """
+    found, taken = _parse_options(options, text), _parameters(make).values()
+    if not taken or any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        return found
+    behind = (p for i, p in enumerate(taken) if i >= data or p.kind is p.KEYWORD_ONLY)
+    named = {p.name: p for p in behind if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    part = text.removesuffix(f":{options}")
+    for name in found:
+        if name not in named:
+            choose = f"choose {', '.join(named)}" if named else "it takes none"
+            raise ValueError(f"Unknown option {name!r} for {part!r}; {choose}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in (*found, "weight"):
+            raise ValueError(f"{part!r} needs the option {name!r}; write {part}:{name}=…")
+    return found
+
+
+def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Its parameters by name; none where it is compiled, and says nothing of them."""
+    try:
+        return inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
 def _parse_options(options: str, text: str) -> dict[str, Any]:
     """`weight=0.1,shape=(2, 8)`, as the arguments of a call."""
     try:
         call = ast.parse(f"_({options})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or not all(w.arg for w in call.keywords):
             raise ValueError("an option without a name")
+        if len({word.arg for word in call.keywords}) < len(call.keywords):
+            raise ValueError("an option that is given twice")
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, TypeError, ValueError) as error:
         raise ValueError(

@@ -50,6 +50,18 @@ def _write(
     place: Callable[[str, Path], None] = _rename,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_beside(path, mode, fill, place)
+    except OSError as error:
+        if error.errno is None:  # of a library
+            raise
+        # The system names the file beside it, or none.
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write_beside(
+    path: Path, mode: str, fill: Callable[[IO[Any]], object], place: Callable[[str, Path], None]
+) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from hypergrad._arrays import unmasked
 from hypergrad._checks import check_count, check_finite
 from hypergrad.saved_operator import SavedOperator
 from hypergrad.training import solve_in_pieces
 
-__all__ = ["restore"]
+__all__ = ["check_observed", "restore"]
 
 Floats = NDArray[np.floating]
 
@@ -38,7 +39,7 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
 
     **Returns**: an array of the same shape, not clipped to any range.
 
-    **Errors**: a `ValueError` where the shape does not fit, or an entry is not finite.
+    **Errors**: a `ValueError` where the shape does not fit, or an entry is masked or not finite.
 
     **Cost**: `h w / stride^2` forward solves a channel; memory for 16384 of them, and the picture.
 
@@ -52,8 +53,8 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
     >>> hg.restore(flat, np.ones((5, 7, 3))).shape
     (5, 7, 3)
     """
-    x_tilde = np.asarray(x_tilde)
-    _check(operator, x_tilde)
+    x_tilde = unmasked(x_tilde, "x_tilde")
+    check_observed(operator, x_tilde)
     if _is_of_rows(operator):
         return _solved(operator, x_tilde)
     stride = operator.stride if stride is None else stride
@@ -74,7 +75,8 @@ def _is_of_rows(operator: SavedOperator) -> bool:
     return len(operator.shape) == 1 and operator.rate is None
 
 
-def _check(operator: SavedOperator, x_tilde: Any) -> None:
+def check_observed(operator: SavedOperator, x_tilde: Any) -> None:
+    """Refuse an array that the operator was not learned for, or that is not finite."""
     tile, shape = operator.shape, x_tilde.shape
     if _is_of_rows(operator):
         rule, fits = f"rows (samples, {tile[0]})", len(shape) == 2 and shape[1] == tile[0]

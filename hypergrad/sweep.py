@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 from rich.progress import Progress
 
-from hypergrad.door import DATA, INTERRUPTED, USAGE, explained, parsing
+from hypergrad.door import DATA, INTERRUPTED, USAGE, explained, parsing, reason_of
 from hypergrad.progress import progress_bar
 from hypergrad.records import (
     claim_folder,
@@ -179,7 +179,7 @@ class _Finished:
                 whole = hashlib.sha256(arrays_path.read_bytes()).hexdigest() == content["arrays"]
             reason = "" if whole else "its checksum is another"
         except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-            content, reason = {}, str(error)
+            content, reason = {}, reason_of(error)
         if reason:
             print(f"{path} is damaged ({reason}): the cell is computed again", file=sys.stderr)
             return None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hypergrad.door import explained, one_line
+from hypergrad.door import explained, one_line, reason_of
 from hypergrad.plotting import save_figure
 from hypergrad.records import read_jsonl
 
@@ -90,8 +90,7 @@ def arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
             return {name: stored[name] for name in stored.files}
     except Exception as error:  # whatever a damaged archive makes its reader raise
         raise ValueError(
-            f"{paths[0]} must be an archive of arrays; got {type(error).__name__}: {error}: store "
-            "it again"
+            f"{paths[0]} must be an archive of arrays; got {reason_of(error)}: store it again"
         ) from None
 
 

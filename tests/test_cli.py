@@ -562,6 +562,22 @@ def test_a_folder_of_pictures(light, tmp_path) -> None:
     assert labels == {"truncation:k=1"}
 
 
+def test_a_corrupt_picture_is_named_or_skipped(light, tmp_path) -> None:
+    (folder := tmp_path / "pictures").mkdir()
+    for i in range(3):
+        grey = np.random.default_rng(i).integers(0, 256, (16, 16), dtype=np.uint8)
+        skimage.io.imsave(folder / f"{i}.png", grey, check_contrast=False)
+    (folder / "bad [bold].png").write_bytes(b"no picture")
+    for command in ("train", "compare"):
+        ran = _train(folder, tmp_path / "out", command=command)
+        _assert_one_line(ran, 1, str(folder / "bad [bold].png"), "--skip-unreadable")
+        assert not (tmp_path / "out").exists()
+    ran = _train(folder, tmp_path / "out", "--skip-unreadable")
+    assert ran.status == 0, ran.err
+    assert f"\nskipped: file must be readable; got {folder / 'bad [bold].png'} (" in ran.out
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["skip_unreadable"] is True
+
+
 def test_the_settings_reach_the_run(tmp_path, monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(image_study, "run_image_study", lambda *given: seen.append(given[:2]))

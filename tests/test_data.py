@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,6 +14,7 @@ import pytest
 import skimage.data
 import skimage.io
 import soundfile
+import tifffile
 
 from hypergrad import data
 
@@ -65,7 +68,7 @@ def test_imports_no_jax_and_no_matplotlib() -> None:
         walked = list(ast.walk(tree))
         names = [alias.name for n in walked if isinstance(n, ast.Import) for alias in n.names]
         names += [n.module or "" for n in walked if isinstance(n, ast.ImportFrom)]
-        names = [name for name in names if not name.startswith("hypergrad.data")]
+        names = [n for n in names if not n.startswith(("hypergrad.data", "hypergrad._arrays"))]
         assert not {name.split(".")[0] for name in names} & {"jax", "matplotlib", "hypergrad"}
         at_the_top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
         assert not any("skimage" in ast.dump(n) or "soundfile" in ast.dump(n) for n in at_the_top)
@@ -624,11 +627,12 @@ def test_own_path_that_cannot_be_used(tmp_path: Path, pictures: Path) -> None:
         data.load_own(tmp_path / "nowhere", seed=0)
     (empty := tmp_path / "empty").mkdir()
     (note := empty / "note.txt").touch()
-    for path in (empty, note):
-        with pytest.raises(
-            ValueError, match=r"one kind.*; got 0 images and 0 audio files in .*name"
-        ):
-            data.load_own(path, seed=0)
+    with pytest.raises(ValueError, match=r"one kind.*; got 0 images and 0 audio files in .*name"):
+        data.load_own(empty, seed=0)
+    with pytest.raises(
+        ValueError, match=r"path must be a \.npy or a folder; got .*note\.txt: name"
+    ):
+        data.load_own(note, seed=0)
     write_clip(pictures / "clip.wav")
     with pytest.raises(ValueError, match="one kind of data; got 5 images and 1 audio files"):
         data.load_own(pictures, seed=0)
@@ -636,6 +640,143 @@ def test_own_path_that_cannot_be_used(tmp_path: Path, pictures: Path) -> None:
     (pictures / "0.png").rename(one / "0.png")
     with pytest.raises(ValueError, match="split 'train' must get a file; got 1 in all: add files"):
         data.load_own(one, seed=0)
+
+
+# --- files that cannot be used, and links ---------------------------------------------------------
+
+
+def _picture(array: np.ndarray) -> Callable[[Path], None]:
+    return lambda file: skimage.io.imsave(file, array, check_contrast=False)
+
+
+def _cut(file: Path) -> None:
+    _picture(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))(file)
+    file.write_bytes(file.read_bytes()[:-2000])
+
+
+def _sound(values: np.ndarray, rate: int = 8000) -> Callable[[Path], None]:
+    return lambda file: soundfile.write(file, values, rate, subtype="FLOAT")
+
+
+# name: the file, how it is made, and what is said of it
+SPOILT = {
+    "no picture": ("x.png", lambda file: file.write_bytes(b"no"), "must be readable; got"),
+    "empty": ("x.jpg", Path.touch, "must be readable; got"),
+    "half a picture": ("x.png", _cut, "must be readable; got"),
+    "too small": ("x.png", _picture(np.zeros((3, 9), np.uint8)), r"\(3, 9\) for"),
+    "floats beyond 1": ("x.tif", _picture(np.full((9, 9), 2.0, np.float32)), "must lie in"),
+    "a broken link": ("x.png", lambda file: file.symlink_to("gone.png"), "a broken link"),
+    "a broken link to a folder": ("x", lambda file: file.symlink_to("gone"), "a broken link"),
+    "a link to itself": ("x.png", lambda file: file.symlink_to(file), "a broken link"),
+    "no sound": ("x.wav", lambda file: file.write_bytes(b"RIFF"), "must be readable; got"),
+    "another rate": ("x.wav", _sound(np.ones(800), 16000), "16000 Hz in"),
+    "NaN": ("x.wav", _sound(np.full(800, np.nan)), "NaN or inf in"),
+}
+
+
+@pytest.mark.parametrize(("name", "make", "words"), SPOILT.values(), ids=SPOILT)
+def test_a_file_that_cannot_be_used_is_named_or_skipped(
+    tmp_path: Path, name: str, make: Callable[[Path], object], words: str
+) -> None:
+    for i in range(9):
+        if name.endswith("wav"):
+            write_clip(tmp_path / f"{i}.wav", seed=i)
+        else:
+            grey = np.random.default_rng(i).integers(0, 256, (9, 9), dtype=np.uint8)
+            _picture(grey)(tmp_path / f"{i}.png")
+    usable = {file.name for file in tmp_path.iterdir()}
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"(?s){words}.*--skip-unreadable") as error:
+        data.load_own(tmp_path, seed=0)
+    assert str(tmp_path / name) in str(error.value)
+    assert "Errno" not in str(error.value)
+    told: list[str] = []
+    own = data.load_own(tmp_path, seed=0, skip=told.append)
+    assert len(told) == 1
+    assert str(tmp_path / name) in told[0]
+    assert {file for samples in own.values() for file in samples.source} == usable
+
+
+def test_a_file_that_the_system_refuses(pictures: Path, monkeypatch) -> None:
+    def refusing(path: Path, *mode: str) -> Any:
+        if path.name == "3.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, *mode)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(ValueError, match=r"3\.png \(Permission denied\).*--skip-unreadable"):
+        data.load_own(pictures, size=5, seed=0)
+    told: list[str] = []
+    data.load_own(pictures, size=5, seed=0, skip=told.append)
+    assert ["3.png (Permission denied)" in why for why in told] == [True]
+
+
+def test_a_folder_that_the_system_refuses(pictures: Path, monkeypatch) -> None:
+    (pictures / "sub").mkdir()
+    iterdir = Path.iterdir
+
+    def refusing(path: Path) -> Any:
+        if path.name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    with pytest.raises(ValueError, match=r"readable; got a closed one, .*sub: .*--skip-unreadable"):
+        data.load_own(pictures, size=5, seed=0)
+
+
+def test_files_of_which_none_can_be_used(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"usable; got none of 1 in .*: repair them"):
+        data.load_own(tmp_path, seed=0, skip=lambda why: None)
+
+
+def test_links_are_followed_and_nothing_is_found_twice(tmp_path: Path) -> None:
+    """A file with two names could be in both splits."""
+    (data_folder := tmp_path / "data").mkdir()
+    (elsewhere := tmp_path / "elsewhere" / "below").mkdir(parents=True)
+    for folder in (data_folder, data_folder / "z", elsewhere):
+        folder.mkdir(exist_ok=True)
+        for name in ("1.png", "2.png"):
+            _picture(np.zeros((9, 9), np.uint8))(folder / name)
+    (data_folder / "linked").symlink_to(elsewhere.parent)
+    (data_folder / "a").symlink_to(data_folder / "z")  # what is found there is in z
+    (data_folder / "z" / "up").symlink_to(data_folder)  # a cycle
+    (elsewhere / "back").symlink_to(data_folder)
+    (data_folder / "0.png").symlink_to(data_folder / "1.png")
+    (data_folder / "3.png").symlink_to(tmp_path / "other.png")
+    (data_folder / ".hidden.png").symlink_to("nowhere")
+    _picture(np.zeros((9, 9), np.uint8))(tmp_path / "other.png")
+    own = data.load_own(data_folder, seed=0)
+    assert sorted(name for samples in own.values() for name in samples.source) == [
+        "1.png", "2.png", "3.png", "linked/below/1.png", "linked/below/2.png", "z/1.png", "z/2.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "f2", "f4", "f8"])
+def test_a_tiff_is_the_same_in_both_byte_orders(tmp_path: Path, order: str, dtype: str) -> None:
+    values = np.random.default_rng(0).uniform(size=(9, 10))
+    peak = 1 if dtype[0] == "f" else np.iinfo(dtype).max
+    stored = (peak * values).astype(dtype)
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, stored, byteorder=order)
+    own = data.load_own(tmp_path, size=9, noise=0.0, seed=0)
+    expected = stored[:, :9].astype(float).ravel() / peak
+    np.testing.assert_allclose(own["train"].x_true[0], expected, rtol=0, atol=1e-15)
+
+
+def test_rows_of_foreign_bytes(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).uniform(size=(10, 3)).astype(">f4")
+    np.save(tmp_path / "own.npy", rows)
+    own = data.load_own(tmp_path / "own.npy", noise=0.0, seed=0)
+    np.testing.assert_array_equal(own["train"].x_true, rows[:8].astype(float))
+
+
+def test_a_folder_that_is_called_like_an_array(pictures: Path) -> None:
+    named = pictures.rename(pictures.parent / "pictures.npy")
+    assert len(data.load_own(named, size=5, seed=0)["train"].source) == 4
 
 
 # --- decibels -------------------------------------------------------------------------------------

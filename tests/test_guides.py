@@ -227,7 +227,9 @@ def test_the_prox_of_the_guide_is_one(folder) -> None:
         ("L1:weight=__import__('os')", "options must be field=value"),
         ("L1:weight=1)or(2", "options must be field=value"),
         ("L1:weight=-1.0", "L1.weight must be non-negative"),
-        ("Huber:weight=1.0", "does not fit what it names"),
+        ("L1:weight=1,weight=2", "an option that is given twice"),
+        ("Huber:weight=1.0", "'Huber' needs the option 'smoothing'; write Huber:smoothing=…"),
+        ("Huber:smooth=1.0", "Unknown option 'smooth' for 'Huber'; choose weight, smoothing"),
         ("no_such_module:Name", "no_such_module:Name must be importable"),
         ("json:nothing", "json:nothing must be importable"),
         ("json:loads", "does not fit what it names"),
@@ -255,6 +257,61 @@ def test_the_words_reach_the_run(folder, monkeypatch) -> None:
     usual = image_study.ImageStudy(strategies=("truncation:k=1",))
     # Patches overlap by half where the photograph at the end is put together.
     assert seen == [dataclasses.replace(usual, **parts, **settings, stride=3)]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("K", "random:row=3", "Unknown option 'row' for 'random'; choose rows, seed"),
+        ("K", "random:shape=3", "Unknown option 'shape' for 'random'; choose rows, seed"),
+        ("K", "random:rows=3.5", "rows must be a whole number of at least 1; got 3.5"),
+        ("K", "random:seed='a'", "seed must be a whole number of at least 0; got 'a'"),
+        ("K", "random:rows=3,rows=4", "an option that is given twice"),
+        ("K", "parts:second_differences:k=2", "'parts:second_differences'; it takes none"),
+        ("K", "frobnicate", "an operator must be random, or module:name"),
+        ("F", "Huber:smooth=1", "Unknown option 'smooth' for 'Huber'; choose weight, smoothing"),
+        ("F", "Huber:smoothing='a'", "Huber.smoothing must be a number"),
+        ("F", "parts:Fair:scales=1", "'scales' for 'parts:Fair'; choose weight, scale"),
+        ("G", "Box", "'Box' needs the option 'radius'; write Box:radius=…"),
+        ("G", "Quadratic", "'Quadratic' needs the option 'weight'; write Quadratic:weight=…"),
+        ("loss", "parts:charbonnier:smooth=1", "for 'parts:charbonnier'; choose smoothing"),
+        ("loss", "parts:charbonnier:x=1", "for 'parts:charbonnier'; choose smoothing"),
+        ("strategy", "truncation:q=1", "an option of 'truncation' must be one of k=…"),
+        ("strategy", "truncation:k=0", "k must be a whole number of at least 1; got 0"),
+    ],
+)
+def test_options_are_checked_before_the_first_stage(
+    option: str, text: str, message: str, folder, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(image_study, "run_image_study", lambda *given: pytest.fail("it began"))
+    out = folder / "out"
+    assert cli.main(["train", "--quick", f"--{option}", text, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("F", "L1:weight=[1.0,2.0]", "L1.weight must be a number or have shape (10,)"),
+        ("G", "Quadratic:weight=[1.0]", "Quadratic.weight must be a number or have shape (6,)"),
+        ("K", "parts:charbonnier", "needs the option 'x_true'"),
+        ("loss", "parts:charbonnier:smoothing='a'", "must be a loss of x and x_true; got "),
+        ("loss", "parts:second_differences", "must be a loss of x and x_true; got "),
+    ],
+)
+def test_values_are_checked_before_anything_is_written(
+    option: str, text: str, message: str, folder, capsys
+) -> None:
+    np.save(folder / "rows.npy", np.ones((20, 6)))
+    out = folder / "out"
+    words = ["train", "--quick", "--data", str(folder / "rows.npy"), "--out", str(out)]
+    assert cli.main([*words, f"--{option}", text]) in (1, 2)
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

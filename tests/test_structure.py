@@ -115,7 +115,7 @@ FLOORS = {name: i for i, names in enumerate(HOUSE.split("\n")) for name in names
 FLOORS[""] = len(FLOORS)
 # Files and figures: no JAX, and only each other, in a house of their own beside the first.
 ANNEXE = """
-    commands  data._checks  door  plotting._checks  progress  records  statistics
+    _arrays  commands  data._checks  door  plotting._checks  progress  records  statistics
     data.samples  terminal
     data._files  data.disparity  data.measures  data.photographs
     data.speech

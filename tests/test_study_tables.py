@@ -34,7 +34,7 @@ def evaluated(**psnr: float) -> list[dict]:
 
 def test_a_run_that_gains_nothing_says_so(samples) -> None:
     rows = evaluated(untrained=27.75, full=27.76, truncation=27.74)
-    said = tables.nothing_gained(CONFIG, samples, rows)
+    said = tables.nothing_gained(CONFIG, samples, rows, [])
     assert "more than 0.1 dB on held-out data" in said
     assert "full came from 27.75 to 27.76 dB (its training loss from 0.03604 to 0.03602)" in said
     assert "(DCT and differences) is good already, or 8 epochs on 5 samples are too few" in said
@@ -42,26 +42,62 @@ def test_a_run_that_gains_nothing_says_so(samples) -> None:
     compared = hg.Comparison([], dict.fromkeys(("residual", "adjoint_residual"), 0.0) | {
         "how": "", "status": "", "adjoint_status": "", "certified": 1.0, "differentiable": 0.03,
     }, {})  # fmt: skip
-    assert said in tables.report(CONFIG, samples, compared, rows)
+    assert said in tables.report(CONFIG, samples, compared, rows, [])
 
 
 def test_a_run_that_gains_is_left_alone(samples) -> None:
     rows = evaluated(untrained=27.75, full=27.9, truncation=20.0)
-    assert tables.nothing_gained(CONFIG, samples, rows) == ""
-    assert tables.nothing_gained(CONFIG, samples, []) == ""
+    assert tables.nothing_gained(CONFIG, samples, rows, []) == ""
+    assert tables.nothing_gained(CONFIG, samples, [], []) == ""
 
 
 def test_an_average_is_held_against_the_average_that_is_not_learned(samples) -> None:
     rows = evaluated(untrained=20.0, untrained_ergodic=25.0, ergodic=25.05)
-    said = tables.nothing_gained(CONFIG, samples, rows)
+    said = tables.nothing_gained(CONFIG, samples, rows, [])
     assert "ergodic came from 25.00 to 25.05 dB" in said
 
 
 def test_who_starts_at_random_gets_another_advice(samples) -> None:
     config = dataclasses.replace(CONFIG, K="random:rows=9")
-    said = tables.nothing_gained(config, samples, evaluated(untrained=20.0, full=20.0))
+    said = tables.nothing_gained(config, samples, evaluated(untrained=20.0, full=20.0), [])
     assert "--K random" not in said
     assert "--learning-rate" in said
+
+
+def trained(strategy: str, *losses: float) -> list[dict]:
+    return [{"kind": "training", "strategy": strategy, "train_loss": loss} for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("rate", "losses", "words"),
+    [
+        (1e9, (1.0, 1e12), "rose from 1 to 1e+12 as it learned: the learning rate, 1e+09, is too"),
+        (1e9, (1.0, 1e12), "with --learning-rate 0.001 and another --out"),
+        (1e-3, (1.0, 0.9, 1.2), "with --learning-rate 0.0001 and another --out"),
+        (0.1, (1.0, float("nan")), "rose from 1 to nan"),
+        (0.1, (1.0, float("inf")), "rose from 1 to inf"),
+        (1e-3, (1.0, 1.01), "start from a poor K"),
+        (1e-3, (1.0, 5.0, 0.99), "start from a poor K"),
+        (1e-3, (1.0,), "start from a poor K"),
+    ],
+)
+def test_the_advice_is_that_of_what_happened(samples, rate: float, losses, words: str) -> None:
+    """The epoch that is kept may be the start, whatever came of the others."""
+    config = dataclasses.replace(CONFIG, learning_rate=rate)
+    rows = evaluated(untrained=20.0, full=20.0)
+    training = [*trained("other", 1.0, 0.5), *trained("full", *losses)]
+    said = tables.nothing_gained(config, samples, rows, training)
+    assert words in said
+    assert ("--K random" in said) == ("poor K" in words)
+
+
+def test_what_is_no_number_has_gained_nothing(samples) -> None:
+    nan = float("nan")
+    assert (
+        tables.nothing_gained(CONFIG, samples, evaluated(untrained=20.0, a=nan, b=25.0), []) == ""
+    )
+    said = tables.nothing_gained(CONFIG, samples, evaluated(untrained=20.0, a=nan, b=19.0), [])
+    assert "b came from 20.00 to 19.00 dB" in said
 
 
 def test_the_reference_is_told_in_two_lines() -> None:

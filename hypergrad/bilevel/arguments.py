@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from hypergrad._arrays import native, refuse_masked
 from hypergrad._checks import as_inexact, check_again, check_finite, check_flag, describe
 from hypergrad._compiled import shape_of
 from hypergrad.chambolle_pock import ChambollePock, State
@@ -138,6 +139,7 @@ def prepare(
     dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
     if init is not None:
         _check_init(init, problem, x_tilde)
+        init = jax.tree.map(native, init)
     problem = problem.astype(dtype)
     x_tilde, *others = cast_floats((x_tilde, solver, init), dtype)
     return problem, _nan_where_invalid(problem, x_tilde), *others
@@ -229,6 +231,8 @@ def _check_init(init: Any, problem: LowerLevel, x_tilde: Array) -> None:
     expected, names = (primal, primal, dual), "r, r_bar, y"
     if init.adjoint is not None:
         expected, names = (*expected, primal, dual), f"{names}, Delta_P, Delta_D"
+    for leaf in jax.tree.leaves(init):
+        refuse_masked(leaf, "init")
     got = tuple(leaf.shape for leaf in jax.tree.leaves(init))
     if got != expected:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hypergrad._arrays import refuse_masked
 from hypergrad.data._checks import require
 
 
@@ -33,6 +34,8 @@ def snr(x: ArrayLike, x_true: ArrayLike) -> float:
 def _decibels(signal: ArrayLike, x: ArrayLike, x_true: ArrayLike) -> float:
     same, got = np.shape(x) == np.shape(x_true), f"{np.shape(x)} and {np.shape(x_true)}"
     require(same, "x and x_true must have the same shape", got, "compare like with like")
+    for name, array in {"x": x, "x_true": x_true}.items():
+        refuse_masked(array, name)
     signal, x, x_true = (np.asarray(a, float) for a in (signal, x, x_true))
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(10 * np.log10(np.sum(signal**2) / np.sum((x - x_true) ** 2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hypergrad._arrays import native
 from hypergrad.data._checks import require
 from hypergrad.data._files import (
     AUDIO,
     IMAGES,
+    Skip,
     files_below,
     finite,
-    name_in,
     part_of,
+    read_each,
+    read_picture,
     read_with,
 )
 from hypergrad.data.photographs import grey_of, windows_of
@@ -37,6 +41,7 @@ def load_own(
     seed: int,
     split_seed: int = 0,
     most: Mapping[Split, int] | None = None,
+    skip: Skip | None = None,
 ) -> dict[str, Samples]:
     """One's own data as `{"train": Samples, "test": Samples}`, a fifth of it held out.
 
@@ -46,8 +51,10 @@ def load_own(
     * A folder of PNG, JPEG or TIFF: grey in [0, 1], patches side by side, `noise` added.
     * A folder of WAV or FLAC: as `speech_frames`, all frames, no file left out.
 
-    Folders are split by file. FileNotFoundError where `path` is missing; ValueError, naming the
-    file, for what cannot be used.
+    Folders are split by file, and linked folders are followed. FileNotFoundError where `path` is
+    missing; ValueError, naming the file, for what cannot be used. With `skip`, a function such as
+    `print` or `warnings.warn`, a file of a folder that cannot be used is left out instead, and
+    `skip` is called with the reason.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,20 +64,22 @@ def load_own(
     """
     path, rng = Path(path), np.random.default_rng(seed)
     require(path.exists(), "path must exist", path, _NAME_OWN, FileNotFoundError)
-    is_rows = path.suffix.lower() == ".npy"
-    images, audio = files_below(path, IMAGES), files_below(path, AUDIO)
-    found = f"{len(images)} images and {len(audio)} audio files in {path}"
-    one_kind = is_rows or bool(images) != bool(audio)
+    is_rows = path.suffix.lower() == ".npy" and not path.is_dir()
+    require(is_rows or path.is_dir(), "path must be a .npy or a folder", path, _NAME_OWN)
+    files = [] if is_rows else files_below(path, IMAGES + AUDIO, skip)
+    audio = [file for file in files if file.suffix.lower() in AUDIO]
+    found = f"{len(files) - len(audio)} images and {len(audio)} audio files in {path}"
+    one_kind = is_rows or (len(files) > 0 and len(audio) in (0, len(files)))
     require(one_kind, "path must hold one kind of data", found, _NAME_OWN)
 
     def load(split: Split) -> Samples:
         if is_rows:
             rows = _npy_rows(path, split, (most or {}).get(split), rng)
             return stacked({path.name: rows}, rows.shape[1:], lambda x: noisy(x, noise, rng))
-        files = part_of(images or audio, split, split_seed, choose=0.0)
+        part = part_of(files, split, split_seed, choose=0.0)
         if audio:
-            return quantised(path, files, frame, bits, rate)
-        patches = {name_in(file, path): _patches_of(file, size) for file in files}
+            return quantised(path, part, frame, bits, rate, skip)
+        patches = read_each(part, path, lambda file: _patches_of(file, size), skip)
         return stacked(patches, (size, size), lambda x: noisy(x, noise, rng))
 
     return {"train": load("train"), "test": load("test")}
@@ -91,14 +100,10 @@ def _npy_rows(file: Path, split: Split, most: int | None, rng: np.random.Generat
 
 
 def _patches_of(file: Path, size: int) -> Floats:
-    import PIL.Image  # skimage.io would take CMYK for RGBA, and leave a broken file open
+    def values_of(picture: Any) -> NDArray[Any]:
+        is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
+        return native(np.asarray(picture if is_grey else picture.convert("RGBA")))
 
-    def read(file: Path) -> NDArray[Any]:
-        with PIL.Image.open(file) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
-                raise ValueError("more than one page")
-            is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
-            return np.asarray(picture if is_grey else picture.convert("RGBA"))
-
+    read = functools.partial(read_picture, from_pillow=values_of, from_array=np.asarray)
     image = grey_of(read_with(file, read), file)
     return windows_of(image, size, file)[::size, ::size].reshape(-1, size * size)

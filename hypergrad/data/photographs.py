@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
+from hypergrad._arrays import unmasked
 from hypergrad.data._checks import at_least_one, one_of, require
 from hypergrad.data.samples import Floats, Samples, noisy
 
@@ -109,7 +110,7 @@ def assemble(
     expected, got = (len(rows) * len(columns), size * size), np.shape(patches)
     rule = f"patches must have shape {expected} for an image of shape {tuple(shape)}"
     require(got == expected, rule, got, "use the size and stride that all_patches had")
-    grid = np.asarray(patches, float).reshape(len(rows), len(columns), size, size)
+    grid = unmasked(patches, "patches").astype(float).reshape(len(rows), len(columns), size, size)
     total, covered = np.zeros(shape), np.zeros(shape)
     for i, j in np.ndindex(size, size):  # one pixel of every patch: no place occurs twice
         place = np.ix_(rows + i, columns + j)
@@ -120,7 +121,7 @@ def assemble(
 
 def windows_of(image: ArrayLike, size: int, name: str | Path) -> Floats:
     """Every patch of an image, a view of shape `(h - size + 1, w - size + 1, size, size)`."""
-    image = np.asarray(image, float)
+    image = unmasked(image, f"image {name}").astype(float)
     fits, got = image.ndim == 2 and 1 <= size <= min(image.shape), f"{image.shape} for {name}"
     require(fits, f"an image must be (h, w), both at least size={size}", got, "choose another")
     return sliding_window_view(image, (size, size))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hypergrad._arrays import refuse_masked
 from hypergrad.data._checks import require
 
 Floats = NDArray[np.float64]
@@ -35,6 +36,8 @@ class Samples:
     source_index: NDArray[np.intp]
 
     def __post_init__(self) -> None:
+        for name in ("x_tilde", "x_true"):
+            refuse_masked(getattr(self, name), name)
         expected = (len(self.source_index), math.prod(self.shape))
         got = self.x_tilde.shape, self.x_true.shape
         rule = f"x_tilde and x_true must be (len(source_index), prod(shape)) = {expected}"

@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hypergrad._arrays import unmasked
 from hypergrad.data._checks import at_least_one, require
-from hypergrad.data._files import AUDIO, files_below, finite, name_in, part_of, read_with
+from hypergrad.data._files import (
+    AUDIO,
+    Skip,
+    files_below,
+    finite,
+    name_in,
+    part_of,
+    read_each,
+    read_with,
+)
 from hypergrad.data.samples import Floats, Samples, Split, stacked
 
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
@@ -34,7 +44,7 @@ def quantise(x: ArrayLike, bits: int) -> Floats:
     array([-0.75,  0.25,  0.25,  0.75])
     """
     at_least_one(bits=bits)
-    step, x = 2.0 ** (1 - bits), np.asarray(x, float)
+    step, x = 2.0 ** (1 - bits), unmasked(x, "x").astype(float)
     inside = bool(np.all(np.abs(x) <= 1))
     require(inside, "x must lie in [-1, 1]", "values outside, or NaN", "divide by the peak")
     # The cell of x = 1 would lie above 1; it belongs to the last one instead.
@@ -42,13 +52,18 @@ def quantise(x: ArrayLike, bits: int) -> Floats:
 
 
 def audio_files(
-    folder: str | Path = ASTERISK, *, split: Split | None = None, split_seed: int = 0
+    folder: str | Path = ASTERISK,
+    *,
+    split: Split | None = None,
+    split_seed: int = 0,
+    skip: Skip | None = None,
 ) -> list[Path]:
     """The WAV and FLAC files of speech below `folder`, sorted by name, or those of one split.
 
     Left out is what is no speech in the Debian package, `NOT_SPEECH`. A fifth of the files tests, a
     tenth is to choose on, shuffled by `split_seed`: not the seed of the samples, lest another seed
-    train on test clips. FileNotFoundError, saying how to get speech, where there is none.
+    train on test clips. `skip`, as for `load_own`. FileNotFoundError, saying how to get speech,
+    where there is none.
 
     >>> audio_files("nowhere")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -59,7 +74,7 @@ def audio_files(
         name = "/" + name_in(file.with_suffix(""), folder)
         return not any(fnmatchcase(name, f"*/{pattern}") for pattern in NOT_SPEECH)
 
-    files = [file for file in files_below(folder, AUDIO) if is_speech(file)]
+    files = [file for file in files_below(folder, AUDIO, skip) if is_speech(file)]
     rule, got = "folder must hold WAV or FLAC files", f"none in {folder}"
     require(bool(files), rule, got, _GET_SPEECH, FileNotFoundError)
     return files if split is None else part_of(files, split, split_seed)
@@ -75,12 +90,14 @@ def speech_frames(
     seed: int,
     split_seed: int = 0,
     rate: int = 8000,
+    skip: Skip | None = None,
 ) -> Samples:
     """Frames of `frame` samples of speech (160 are 20 ms at 8 kHz), quantised to `bits` bits.
 
     Each clip of `audio_files` is averaged to mono, divided by its peak and cut side by side; frames
     of rms 0.05 or less are dropped, and `count` of the rest drawn with `seed` (None: all). Nothing
-    is resampled: ValueError, naming the file, for another rate than `rate` Hz.
+    is resampled: ValueError, naming the file, for another rate than `rate` Hz. `skip`, as for
+    `load_own`.
 
     >>> import soundfile, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -89,8 +106,8 @@ def speech_frames(
     ...     speech_frames(folder, split="test", seed=0).x_tilde.shape
     (5, 160)
     """
-    files = audio_files(folder, split=split, split_seed=split_seed)
-    samples = quantised(folder, files, frame, bits, rate)
+    files = audio_files(folder, split=split, split_seed=split_seed, skip=skip)
+    samples = quantised(folder, files, frame, bits, rate, skip)
     if count is None:
         return samples
     rule = f"count must be from 1 to {len(samples)}, the frames there are"
@@ -99,9 +116,15 @@ def speech_frames(
 
 
 def quantised(
-    folder: str | Path, files: Sequence[Path], frame: int, bits: int, rate: int
+    folder: str | Path,
+    files: Sequence[Path],
+    frame: int,
+    bits: int,
+    rate: int,
+    skip: Skip | None = None,
 ) -> Samples:
-    frames = {name_in(file, folder): _loud_frames(file, frame, rate) for file in files}
+    at_least_one(frame=frame)
+    frames = read_each(files, folder, lambda file: _loud_frames(file, frame, rate), skip)
     rule = f"a file must have {frame} samples in a row louder than rms {QUIET} of its peak"
     got = f"none such in {len(files)} files: {', '.join(list(frames)[:3])}, ..."
     require(any(map(len, frames.values())), rule, got, "take a shorter frame or other files")
@@ -111,7 +134,6 @@ def quantised(
 def _loud_frames(file: Path, frame: int, rate: int) -> Floats:
     import soundfile
 
-    at_least_one(frame=frame)
     sound, found = read_with(
         file, lambda file: soundfile.read(file, dtype="float64", always_2d=True)
     )

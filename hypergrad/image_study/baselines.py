@@ -6,14 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from hypergrad import operators
 from hypergrad.baselines import Converged, best_weight, solve_to_tolerance
+from hypergrad.bilevel.arguments import check_loss
+from hypergrad.door import reason_of
 from hypergrad.image_study.samples import StudyData, piece_size
 from hypergrad.image_study.settings import ImageStudy
 from hypergrad.lower_level import LowerLevel
-from hypergrad.own_parts import NamedFunction, parse_function, parse_operator
+from hypergrad.own_parts import NamedFunction, parse_function, parse_loss, parse_operator
 
 __all__ = [
     "CONVERGED_TOLERANCE",
@@ -102,15 +106,28 @@ def tuned_problems(
 
 
 def checked_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The untrained operators, once F and G have been looked at: before anything is written.
+    """The untrained operators, once F, G and the loss are checked: before anything is written.
 
-    **Errors**: a `ValueError` with the rule that a part of one's own breaks.
+    **Errors**: a `ValueError` with the rule that a part breaks.
     """
     found = _analysis_operators(config, shape)
-    m, n = found["untrained"].shape
-    parse_function(config.F).check(m)
-    parse_function(config.G).check(n)
+    K, F, G = found["untrained"], parse_function(config.F), parse_function(config.G)
+    m, n = K.shape
+    F.check(m)
+    G.check(n)
+    problem = LowerLevel(K=K, F=F.example(), G=G.built())
+    if config.loss is not None:
+        _check_loss_text(config.loss, jnp.zeros((config.batch_size, n), problem.dtype))
     return found
+
+
+def _check_loss_text(text: str, x: Array) -> None:
+    try:
+        check_loss(parse_loss(text), x)
+    except Exception as error:  # the user's function may raise anything
+        raise ValueError(
+            f"{text!r} must be a loss of x and x_true; got {reason_of(error)}"
+        ) from None
 
 
 def in_words(tuned: Tuned) -> str:

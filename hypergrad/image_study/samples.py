@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def piece_size(config: ImageStudy, samples: StudyData) -> int:
     return min(config.batch_size, looked_at)
 
 
-def load(config: ImageStudy) -> StudyData:
+def load(config: ImageStudy, say: Callable[[str], object]) -> StudyData:
+    """The samples of a run; `say` is told which files are skipped, where the settings allow it."""
     if config.data is not None:
         own = data.load_own(
             config.data,
@@ -51,6 +53,7 @@ def load(config: ImageStudy) -> StudyData:
             rate=config.rate,
             seed=config.seed,
             most={"train": config.samples, "test": config.held_out_samples},
+            skip=(lambda why: say(f"skipped: {why}")) if config.skip_unreadable else None,
         )
         rng = np.random.default_rng(config.seed)
         return StudyData(

@@ -30,6 +30,7 @@ class ImageStudy:
     seed: int = 0
     dtype: str = "float64"
     data: str | None = None
+    skip_unreadable: bool = False
     frame: int = 160
     bits: int = 3
     rate: int = 8000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ def run_image_study(
         strategy.check(ChambollePock(config.iterations))
 
     console.print("[bold]1/5[/] data")
-    samples = load(config)
+    samples = load(config, functools.partial(console.print, markup=False))
     analysis_operators = checked_operators(config, samples.shape)
     # With what stands behind the settings: a run that has changed is refused before it writes.
     claim_folder(out, dataclasses.asdict(config) | contents_of(config, samples))
@@ -97,14 +98,14 @@ def _run_stages(
     restorers = {"untrained": make_restorer(piece, problems["untrained"], solver, Truncation(1))}
     for label, problem in learned.items():
         restorers[label] = make_restorer(piece, problem, solver, strategies[label])
-    write_text(out / "table.md", report(config, samples, comparison, rows))
+    write_text(out / "table.md", report(config, samples, comparison, rows, training))
     drawn = {"untrained": problems["untrained"], **learned}
     draw(config, samples, drawn, restorers, training, rows, out)
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
     _print(console, learning_table(rows, console.width))
     _print(console, note(about_the_table(config), width=console.width))
-    if gained := nothing_gained(config, samples, rows):
+    if gained := nothing_gained(config, samples, rows, training):
         _print(console, "\n" + note(gained, width=console.width))
     seconds = time.perf_counter() - started
     console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from hypergrad.comparison import Comparison
@@ -23,6 +24,10 @@ __all__ = [
 # What a strategy has to gain on held-out data over the untrained operator, or it is told (dB).
 _GAIN = 0.1
 
+# By how much the training loss has to rise, relative to its start, for the learning rate to be
+# blamed: an epoch leaves out what does not fill a batch, so that it never stays quite the same.
+_RISE = 0.05
+
 TABLE = {
     "operator": "operator",
     "train_at_L": "training loss at L",
@@ -38,13 +43,17 @@ TABLE = {
 
 
 def report(
-    config: ImageStudy, samples: StudyData, comparison: Comparison, rows: list[dict[str, Any]]
+    config: ImageStudy,
+    samples: StudyData,
+    comparison: Comparison,
+    rows: list[dict[str, Any]],
+    training: list[dict[str, Any]],
 ) -> str:
     parts = {"K": config.K, "F": config.F, "G": config.G, "loss": config.loss}
     usual = dataclasses.asdict(ImageStudy())
     given = [f"{name} = {text}" for name, text in parts.items() if text != usual[name]]
     own = f" Learned with {', '.join(given)} (the table is in the loss above)." if given else ""
-    gained = nothing_gained(config, samples, rows)
+    gained = nothing_gained(config, samples, rows, training)
     return (
         "# Hypergradients on one batch\n\n"
         f"{comparison.markdown()}\n\n"
@@ -58,8 +67,16 @@ def report(
     )
 
 
-def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, Any]]) -> str:
-    """What it means that no strategy gained anything on held-out data; empty where one did."""
+def nothing_gained(
+    config: ImageStudy,
+    samples: StudyData,
+    rows: list[dict[str, Any]],
+    training: list[dict[str, Any]],
+) -> str:
+    """What it means that no strategy gained anything on held-out data; empty where one did.
+
+    `training`, the records of all epochs: whether the loss rose decides what to change.
+    """
     by_name = {row["operator"]: row for row in rows}
     # An average is held against the average that is not learned, where there is one.
     pairs = {
@@ -68,10 +85,33 @@ def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, 
         if "seconds" in row
     }
     gains = {label: end["psnr_at_L"] - start["psnr_at_L"] for label, (start, end) in pairs.items()}
+    gains = {label: -math.inf if math.isnan(gain) else gain for label, gain in gains.items()}
     if not gains or max(gains.values()) > _GAIN:
         return ""
     best = max(gains, key=gains.__getitem__)
     start, end = pairs[best]
+    losses = [record["train_loss"] for record in training if record["strategy"] == best]
+    # A loss that is not a number has not stayed below, either.
+    rose = losses and not losses[-1] <= (1 + _RISE) * losses[0]
+    return (
+        f"No strategy gained more than {_GAIN} dB on held-out data over the untrained operator: "
+        f"{best} came from {start['psnr_at_L']:.2f} to {end['psnr_at_L']:.2f} dB (its training "
+        f"loss from {start['train_at_L']:.4g} to {end['train_at_L']:.4g}). "
+        + (_smaller_rate(config, losses) if rose else _another_start(config, len(samples.train)))
+    )
+
+
+def _smaller_rate(config: ImageStudy, losses: list[float]) -> str:
+    rate, usual = config.learning_rate, ImageStudy().learning_rate
+    smaller = usual if rate > usual else rate / 10
+    return (
+        f"Its training loss rose from {losses[0]:.4g} to {losses[-1]:.4g} as it learned: the "
+        f"learning rate, {rate:g}, is too large. Give the same command with --learning-rate "
+        f"{smaller:g} and another --out."
+    )
+
+
+def _another_start(config: ImageStudy, samples: int) -> str:
     at_random = config.K is not None and config.K.partition(":")[0] == "random"
     advice = (
         "give it more --epochs or another --learning-rate"
@@ -80,12 +120,9 @@ def nothing_gained(config: ImageStudy, samples: StudyData, rows: list[dict[str, 
         "another --out"
     )
     return (
-        f"No strategy gained more than {_GAIN} dB on held-out data over the untrained operator: "
-        f"{best} came from {start['psnr_at_L']:.2f} to {end['psnr_at_L']:.2f} dB (its training "
-        f"loss from {start['train_at_L']:.4g} to {end['train_at_L']:.4g}). Either the start "
-        f"({config.K or 'DCT and differences'}) is good already, or {config.epochs} epochs on "
-        f"{len(samples.train)} samples are too few. Such a run compares strategies by their "
-        f"gradients and costs, not by what they learn. To see learning, {advice}."
+        f"Either the start ({config.K or 'DCT and differences'}) is good already, or "
+        f"{config.epochs} epochs on {samples} samples are too few. Such a run compares strategies "
+        f"by their gradients and costs, not by what they learn. To see learning, {advice}."
     )
 
 
