@@ -14,10 +14,10 @@ from hypergrad.adjoint.linear_solves import Unknowns
 from hypergrad.adjoint.recursion import DeltaSums
 from hypergrad.adjoint.results import Cotangent, SolvedPair, Tangents, problem_gradient
 from hypergrad.chambolle_pock import (
-    PairSteps,
+    PairScale,
     ProxArguments,
     StepSizes,
-    pair_steps,
+    pair_scale,
     primal_dual_norm,
     relative_to,
     with_steps,
@@ -138,7 +138,7 @@ class PairMetric(NamedTuple):
 
     problem: LowerLevel
     sizes: StepSizes
-    own: PairSteps
+    own: PairScale
     z: ProxArguments  # of the same pair, at its own steps
 
     @classmethod
@@ -146,7 +146,7 @@ class PairMetric(NamedTuple):
         """Return the metric of the pair `prox_{tau G}(z_P)`, `prox_{sigma F*}(z_D)`."""
         problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
         r, y = problem.G.prox(z.z_P, tau), problem.F.prox_conjugate(z.z_D, sigma)
-        own = pair_steps(r, y, (z.z_P - r) / tau, system.sizes)
+        own = pair_scale(problem, r, y, (z.z_P - r) / tau, system.sizes)
         # z - prox is a step along a subgradient: as many times longer as the step size is.
         z_D = y + (own.s / sigma)[..., None] * (z.z_D - y)
         z_P = r + (own.t / tau)[..., None] * (z.z_P - r)
@@ -157,7 +157,7 @@ class PairMetric(NamedTuple):
         F, G, (tau, sigma, _) = self.problem.F, self.problem.G, self.sizes
         X = _at_own_steps(G.prox, self.z.z_P, tau, self.own.t, delta_P)
         Y = _at_own_steps(F.prox_conjugate, self.z.z_D, sigma, self.own.s, delta_D)
-        return self._relative(primal_dual_norm(X, Y, *self.own), g)
+        return self._relative(primal_dual_norm(X, Y, self.own.t, self.own.s), g)
 
     def misfit(self, in_r: Array, in_y: Array, g: Cotangent) -> Float[Array, "*batch"]:
         """Return the size of a misfit of what `prox'` is applied to, in the units of `g`."""

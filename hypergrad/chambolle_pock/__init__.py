@@ -14,10 +14,10 @@ from hypergrad.chambolle_pock.iteration import record as record
 from hypergrad.chambolle_pock.iteration import run as run
 from hypergrad.chambolle_pock.iteration import step as step
 from hypergrad.chambolle_pock.residuals import ROUNDINGS as ROUNDINGS
-from hypergrad.chambolle_pock.residuals import PairSteps as PairSteps
+from hypergrad.chambolle_pock.residuals import PairScale as PairScale
 from hypergrad.chambolle_pock.residuals import attainable_tolerance as attainable_tolerance
 from hypergrad.chambolle_pock.residuals import default_tolerance as default_tolerance
-from hypergrad.chambolle_pock.residuals import pair_steps as pair_steps
+from hypergrad.chambolle_pock.residuals import pair_scale as pair_scale
 from hypergrad.chambolle_pock.residuals import primal_dual_norm as primal_dual_norm
 from hypergrad.chambolle_pock.residuals import relative_to as relative_to
 from hypergrad.chambolle_pock.residuals import rounding_of_pair as rounding_of_pair

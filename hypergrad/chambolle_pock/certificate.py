@@ -15,11 +15,12 @@ from hypergrad._samples import safe_norm
 from hypergrad.chambolle_pock.iteration import ProxArguments, StepSizes
 from hypergrad.chambolle_pock.residuals import (
     ROUNDINGS,
-    PairSteps,
+    PairScale,
     attainable_tolerance,
-    pair_steps,
+    pair_scale,
     relative_to,
     rounding_of_pair,
+    scale_of_r,
     with_steps,
 )
 from hypergrad.lower_level import LowerLevel
@@ -88,7 +89,7 @@ def certify(
     x = x_tilde + r
     K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
     moved = _moved_by_own_steps(problem, sizes, r, y, K_x, KT_y)
-    rounding = rounding_of_pair(x, r, y, sizes, moved.steps)
+    rounding = rounding_of_pair(x, moved.scale, sizes)
     if tolerance is None:
         tolerance = attainable_tolerance(rounding)
     tau, sigma, _ = sizes
@@ -117,17 +118,9 @@ def _resolution(problem: LowerLevel, sizes: StepSizes, x: Array, r: Array) -> Ar
     # Numbers below tiny / eps lose digits to underflow.
     lost = jnp.maximum(float(info.eps) * safe_norm(x), float(info.tiny) / float(info.eps))
     # An r of 0 is a solution, or what rounding has left of one: the problem's own scale tells.
-    scale = _scale_of_r(problem, sizes)
+    scale = scale_of_r(problem, 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma)))
     unknown = jnp.zeros_like(lost) if scale is None else relative_to(lost, scale)
     return jnp.where(size_r > 0, relative_to(lost, size_r), unknown)
-
-
-def _scale_of_r(problem: LowerLevel, sizes: StepSizes) -> Array | None:
-    """How large `r` can be: the radius of G, or what the largest dual variable makes of it."""
-    F, G = problem.F, problem.G
-    if G.primal_scale is not None or F.dual_scale is None or G.strong_convexity is None:
-        return G.primal_scale
-    return F.dual_scale / G.strong_convexity / jnp.sqrt(sizes.tau) / jnp.sqrt(sizes.sigma)
 
 
 def residual_of(
@@ -139,23 +132,21 @@ def residual_of(
 
 
 class _Moved(NamedTuple):
-    """How far the pair's own steps move the two halves."""
+    """How far a step of the pair's own size moves it."""
 
-    steps: PairSteps
+    scale: PairScale
     e_P: Array
-    e_D: Array
     residual: Array
 
 
 def _moved_by_own_steps(
     problem: LowerLevel, sizes: StepSizes, r: Array, y: Array, K_x: Array, KT_y: Array
 ) -> _Moved:
-    own = pair_steps(r, y, KT_y, sizes)
+    own = pair_scale(problem, r, y, KT_y, sizes)
     t, s = own.t[..., None], own.s[..., None]
     e_P = r - with_steps(problem.G.prox, r - t * KT_y, own.t)
     e_D = y - with_steps(problem.F.prox_conjugate, y + s * K_x, own.s)
-    halves = relative_to(safe_norm(e_P), safe_norm(r)), relative_to(safe_norm(e_D), safe_norm(y))
-    return _Moved(own, e_P, e_D, jnp.hypot(*halves) / 2**0.5)
+    return _Moved(own, e_P, own.residual(e_P, e_D))
 
 
 def _gap(
@@ -173,7 +164,7 @@ def _gap(
     minus infinity then, however near the pair is to the solution. `-K^T y / (1 + excess)` lies
     inside, if the domain is a ball of some norm.
     """
-    excess = safe_norm(moved.e_P) / moved.steps.t / jnp.max(jnp.abs(KT_y), axis=-1)
+    excess = safe_norm(moved.e_P) / moved.scale.t / jnp.max(jnp.abs(KT_y), axis=-1)
     shorter = (1 - jnp.where(jnp.isfinite(excess), jnp.minimum(2 * excess, 1.0), 0.0))[..., None]
     gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
     inside = problem.gap(r, shorter * y, x_tilde, K_x=K_x, KT_y=shorter * KT_y)

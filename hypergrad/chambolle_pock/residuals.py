@@ -23,9 +23,13 @@ at most `||y|| ||K x - u||`, where `u` is the nearest point at which `y` is opti
 energy `||r|| ||q||` that is `s ||K x - u|| / ||y||`, and `(mu / 2) ||r - r*||^2` is at most the
 gap.
 
-**Where the pair says nothing**, since `r`, `y` or `q` is 0, the solver's steps are taken; `t` is
-`tau / eps` if `q` alone is, for a limit. A half that is 0 has to stay where it is; if it moves, its
-part of the residual is 1.
+A residual is at most 1: then one half is wrong as a whole.
+
+**Where the solution is 0**, on either side, nothing but rounding is left of a half, and it is no
+measure. So `||y||` counts as at least `eps^(1/3)` of the dual scale of `F` (the weight of a norm),
+and `||r||` as at least that part of the primal scale of `G` (the radius of a box) or of what that
+dual scale makes of `r`, `||K|| dual scale / mu`. Where a function has no scale and the pair is 0,
+the solver's step sizes are taken, and a half that is 0 has to stay where it is.
 
 **Rounding.** `x` resolves `r` to `resolution = eps ||x|| / ||r||`, and `K x` is off by about
 `eps ||K|| ||x||`, so that no residual below about
@@ -47,16 +51,18 @@ from jaxtyping import Array, Float
 
 from hypergrad._samples import safe_norm
 from hypergrad.chambolle_pock.iteration import StepSizes
+from hypergrad.lower_level import LowerLevel
 
 __all__ = [
     "ROUNDINGS",
-    "PairSteps",
+    "PairScale",
     "attainable_tolerance",
     "default_tolerance",
-    "pair_steps",
+    "pair_scale",
     "primal_dual_norm",
     "relative_to",
     "rounding_of_pair",
+    "scale_of_r",
     "with_steps",
 ]
 
@@ -64,11 +70,19 @@ __all__ = [
 ROUNDINGS = 8.0
 
 
-class PairSteps(NamedTuple):
-    """Step sizes per sample: primal `t`, dual `s`."""
+class PairScale(NamedTuple):
+    """The pair's own step sizes `t`, `s` and the sizes of its halves, per sample."""
 
     t: Float[Array, "*batch"]
     s: Float[Array, "*batch"]
+    size_r: Float[Array, "*batch"]
+    size_y: Float[Array, "*batch"]
+
+    def residual(self, e_P: Array, e_D: Array) -> Float[Array, "*batch"]:
+        """Return the root mean square of both halves' moves, each relative to its half."""
+        in_r = jnp.minimum(relative_to(safe_norm(e_P), self.size_r), 1.0)
+        in_y = jnp.minimum(relative_to(safe_norm(e_D), self.size_y), 1.0)
+        return jnp.hypot(in_r, in_y) / 2**0.5
 
 
 def primal_dual_norm(
@@ -89,19 +103,43 @@ def relative_to(value: Array, size: Array) -> Array:
     return jnp.where(jnp.isfinite(size), relative, jnp.nan)
 
 
-def pair_steps(r: Array, y: Array, q: Array, sizes: StepSizes) -> PairSteps:
-    """Return the pair's own step sizes, given `q = K^T y`; see above where one of them is 0."""
-    size_r, size_y, size_q = safe_norm(r), safe_norm(y), safe_norm(q)
-    info = jnp.finfo(r.dtype)
+def pair_scale(problem: LowerLevel, r: Array, y: Array, q: Array, sizes: StepSizes) -> PairScale:
+    """Return the pair's own step sizes, given `q = K^T y`, and the sizes of its halves."""
+    info, norm_K = jnp.finfo(r.dtype), _largest_norm_of_K(sizes)
     longest = float(info.max) * float(info.eps)  # of what does not overflow in a prox
 
-    def ratio(over: Array, under: Array) -> Array:
-        return jnp.minimum(over / jnp.where(under > 0, under, 1.0), longest)
+    def ratio(over: Array, under: Array, otherwise: Array) -> Array:
+        known = (over > 0) & (under > 0)
+        return jnp.minimum(
+            jnp.where(known, over / jnp.where(known, under, 1.0), otherwise), longest
+        )
 
-    t = jnp.where(size_q > 0, ratio(size_r, size_q), sizes.tau / float(info.eps))
-    s = jnp.minimum(ratio(size_y, size_q) * ratio(size_y, size_r), longest)
-    known = (size_r > 0) & (size_y > 0) & (size_q > 0)
-    return PairSteps(jnp.where(size_r > 0, t, sizes.tau), jnp.where(known, s, sizes.sigma))
+    gain = ratio(safe_norm(q), safe_norm(y), norm_K)
+    scale_r, scale_y = scale_of_r(problem, gain), problem.F.dual_scale
+    size_r, size_y = _at_least(safe_norm(r), scale_r), _at_least(safe_norm(y), scale_y)
+    t = ratio(ratio(size_r, size_y, sizes.tau * gain), gain, sizes.tau)
+    s = ratio(ratio(size_y, size_r, sizes.sigma * gain), gain, sizes.sigma)
+    return PairScale(t, s, size_r, size_y)
+
+
+def scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
+    """Return how large `r` can be: the radius of G, or what the largest dual variable makes of it."""
+    F, G = problem.F, problem.G
+    if G.primal_scale is not None or F.dual_scale is None or G.strong_convexity is None:
+        return G.primal_scale
+    return norm_K * F.dual_scale / G.strong_convexity
+
+
+def _at_least(size: Array, scale: Array | None) -> Array:
+    """A size, or where a solution of 0 leaves nothing but rounding a small part of its scale."""
+    if scale is None:
+        return size
+    return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** (1 / 3) * scale)
+
+
+def _largest_norm_of_K(sizes: StepSizes) -> Array:
+    """The largest norm of K that the step sizes allow."""
+    return 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma))
 
 
 def with_steps(prox: Callable[[Array, Array], Array], z: Array, steps: Array) -> Array:
@@ -109,15 +147,12 @@ def with_steps(prox: Callable[[Array, Array], Array], z: Array, steps: Array) ->
     return jnp.vectorize(prox, signature="(n),()->(n)")(z, steps)
 
 
-def rounding_of_pair(
-    x: Array, r: Array, y: Array, sizes: StepSizes, own: PairSteps
-) -> Float[Array, "*batch"]:
+def rounding_of_pair(x: Array, scale: PairScale, sizes: StepSizes) -> Float[Array, "*batch"]:
     """Return the size of what rounding makes of a residual of 0 (`rounding` above)."""
-    eps = float(jnp.finfo(x.dtype).eps)
-    norm_K = 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma))
-    in_dual = relative_to(own.s * norm_K * safe_norm(x), safe_norm(y))
-    in_primal = relative_to(own.t * norm_K * safe_norm(y), safe_norm(r))
-    return eps * (1 + in_dual + in_primal)
+    norm_K = _largest_norm_of_K(sizes)
+    in_dual = relative_to(scale.s * norm_K * safe_norm(x), scale.size_y)
+    in_primal = relative_to(scale.t * norm_K * scale.size_y, scale.size_r)
+    return float(jnp.finfo(x.dtype).eps) * (1 + in_dual + in_primal)
 
 
 def default_tolerance(dtype: jnp.dtype) -> float:

@@ -6,15 +6,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._samples import safe_norm
 from hypergrad.chambolle_pock import (
-    PairSteps,
     ProxArguments,
     StepSizes,
     attainable_tolerance,
     margin_of,
-    pair_steps,
-    relative_to,
+    pair_scale,
     rounding_of_pair,
 )
 from hypergrad.functions import prox, prox_conjugate
@@ -68,26 +65,18 @@ class NormalMap(eqx.Module):
         See `hypergrad.chambolle_pock.residuals`. The map divided by `tau` and `sigma` is the misfit
         of the optimality conditions, whatever the step sizes.
         """
-        r, y, _, misfit = self._at_own_steps(z, t)
-        in_r = relative_to(safe_norm(misfit.z_P), safe_norm(r))
-        return jnp.hypot(in_r, relative_to(safe_norm(misfit.z_D), safe_norm(y))) / 2**0.5
+        (tau, sigma, _), (r, y) = self.sizes, self.pair(z, t)
+        wanted = self.arguments(r, y)
+        own = pair_scale(self.problem, r, y, (r - wanted.z_P) / tau, self.sizes)
+        in_z_P = (own.t / tau)[..., None] * (z.z_P - wanted.z_P)
+        return own.residual(in_z_P, (own.s / sigma)[..., None] * (z.z_D - wanted.z_D))
 
     def tolerance(self, z: ProxArguments) -> Array:
         """Return the relative size below which `z` counts as a solution."""
-        none = jnp.zeros(z.z_P.shape[:1], z.z_P.dtype)
-        r, y, own, _ = self._at_own_steps(z, none)
-        return attainable_tolerance(rounding_of_pair(self.x_tilde + r, r, y, self.sizes, own))
-
-    def _at_own_steps(
-        self, z: ProxArguments, t: Array
-    ) -> tuple[Array, Array, PairSteps, ProxArguments]:
-        """The pair, its own steps, and the map as steps of their size."""
-        (tau, sigma, _), (r, y) = self.sizes, self.pair(z, t)
-        wanted = self.arguments(r, y)
-        own = pair_steps(r, y, (r - wanted.z_P) / tau, self.sizes)
-        in_z_D = (own.s / sigma)[..., None] * (z.z_D - wanted.z_D)
-        in_z_P = (own.t / tau)[..., None] * (z.z_P - wanted.z_P)
-        return r, y, own, ProxArguments(in_z_D, in_z_P)
+        r, y = self.pair(z, jnp.zeros(z.z_P.shape[:1], z.z_P.dtype))
+        q = apply_transpose(self.problem.K, y)
+        own = pair_scale(self.problem, r, y, q, self.sizes)
+        return attainable_tolerance(rounding_of_pair(self.x_tilde + r, own, self.sizes))
 
     def margin(self, z: ProxArguments) -> Array:
         """The relative distance to the nearest kink (unknown: infinite)."""
