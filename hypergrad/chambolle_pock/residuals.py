@@ -26,7 +26,7 @@ gap.
 A residual is at most 1: then one half is wrong as a whole.
 
 **Where the solution is 0**, on either side, nothing but rounding is left of a half, and it is no
-measure. So `||y||` counts as at least `eps^(1/3)` of the dual scale of `F` (the weight of a norm),
+measure. So `||y||` counts as at least `eps^(1/4)` of the dual scale of `F` (the weight of a norm),
 and `||r||` as at least that part of the primal scale of `G` (the radius of a box) or of what that
 dual scale makes of `r`, `||K|| dual scale / mu`. Where a function has no scale and the pair is 0,
 the solver's step sizes are taken, and a half that is 0 has to stay where it is.
@@ -110,9 +110,8 @@ def pair_scale(problem: LowerLevel, r: Array, y: Array, q: Array, sizes: StepSiz
 
     def ratio(over: Array, under: Array, otherwise: Array) -> Array:
         known = (over > 0) & (under > 0)
-        return jnp.minimum(
-            jnp.where(known, over / jnp.where(known, under, 1.0), otherwise), longest
-        )
+        quotient = over / jnp.where(known, under, 1.0)
+        return jnp.minimum(jnp.where(known, quotient, otherwise), longest)
 
     gain = ratio(safe_norm(q), safe_norm(y), norm_K)
     scale_r, scale_y = scale_of_r(problem, gain), problem.F.dual_scale
@@ -123,7 +122,7 @@ def pair_scale(problem: LowerLevel, r: Array, y: Array, q: Array, sizes: StepSiz
 
 
 def scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
-    """Return how large `r` can be: the radius of G, or what the largest dual variable makes of it."""
+    """Return how large `r` can be: the radius of G, or what the dual scale of F makes of it."""
     F, G = problem.F, problem.G
     if G.primal_scale is not None or F.dual_scale is None or G.strong_convexity is None:
         return G.primal_scale
@@ -134,7 +133,7 @@ def _at_least(size: Array, scale: Array | None) -> Array:
     """A size, or where a solution of 0 leaves nothing but rounding a small part of its scale."""
     if scale is None:
         return size
-    return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** (1 / 3) * scale)
+    return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** 0.25 * scale)
 
 
 def _largest_norm_of_K(sizes: StepSizes) -> Array:
