@@ -20,7 +20,8 @@ class Chosen(eqx.Module):
 
     `iterations` and `steps` `(...)`: those of the forward and the adjoint solve, a sample, over all
     `rounds`; `tolerance` and `rtol`, where the last round stopped the two; `status`: CONVERGED (the
-    target was reached), ITERATIONS_USED_UP or, at the end of the precision, NOT_CERTIFIED.
+    target was reached), ITERATIONS_USED_UP, ROUNDING or, at the end of the precision,
+    NOT_CERTIFIED.
     """
 
     iterations: Int[Array, "*batch"]

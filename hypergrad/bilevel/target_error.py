@@ -77,7 +77,10 @@ def to_target_error(
         iterations, steps = iterations + h.solution.stats.iterations, steps + h.adjoint.steps
         bound, target = float(h.error_bound.total), target_error * _size(h.grad)
         status = _how_it_stands(
-            bound <= target, min(tolerance, rtol) <= finest, iterations, solver.iterations
+            bound <= target,
+            min(tolerance, rtol) <= finest,
+            bool(jnp.any(iterations >= solver.iterations)),
+            h.solution.stats.status,
         )
         if status is not None:
             chosen = Chosen(iterations, steps, *levels, rounds, status)
@@ -101,12 +104,16 @@ def _stopped_at(
     return solver, driven
 
 
-def _how_it_stands(reached: bool, precise: bool, iterations: Array, most: int) -> Status | None:
+def _how_it_stands(reached: bool, precise: bool, used_up: bool, forward: Array) -> Status | None:
     """Why the rounds end here; None if they do not."""
     if reached:
         return Status.CONVERGED
-    if int(jnp.max(iterations)) >= most:
-        return Status.ITERATIONS_USED_UP
+    if used_up:
+        # More iterations would not help a solve that rounding has stopped.
+        stopped = jnp.any(forward == Status.ROUNDING) & ~jnp.any(
+            forward == Status.ITERATIONS_USED_UP
+        )
+        return Status.ROUNDING if bool(stopped) else Status.ITERATIONS_USED_UP
     return Status.NOT_CERTIFIED if precise else None
 
 
