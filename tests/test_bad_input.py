@@ -973,5 +973,5 @@ def test_settings_of_a_solver_out_of_range_are_refused():
     solver = hg.ChambollePock(3, tau=0.5, sigma=0.5)
     solver = eqx.tree_at(lambda s: (s.tau, s.sigma), solver, (jnp.array(-0.5), jnp.array(-0.5)))
     problem = hg.LowerLevel(K=jnp.eye(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
-    with pytest.raises(ValueError, match="tau must be one finite number above 0; got -0.5"):
+    with pytest.raises(ValueError, match=r"tau must be one finite number above 0; got -0\.5"):
         hg.solve(problem, X, solver=solver, strategy=hg.Truncation(1))
