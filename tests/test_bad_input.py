@@ -963,6 +963,9 @@ ENTRIES = {
     "train": lambda p: hg.train(p, (X, X), strategy=hg.Truncation(1), epochs=0, progress=False),
     "evaluate": lambda p: hg.evaluate(p, X, X, strategy=hg.Truncation(1)),
     "contraction_factor": lambda p: hg.contraction_factor(p, X),
+    "restore": lambda p: hg.restore(
+        hg.SavedOperator(p, hg.ChambollePock(3), hg.Truncation(1), (4,), stride=1), np.asarray(X)
+    ),
 }
 
 

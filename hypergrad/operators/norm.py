@@ -30,11 +30,10 @@ def operator_norm(K: Operator) -> Float[Array, ""]:
     """`||K||_2`, estimated from above: to rounding for a matrix, else to one or two per cent.
 
     A matrix: the square root of the largest eigenvalue of the smaller of `K K^T` and `K^T K`, plus
-    a margin for the rounding of forming it. An `AbstractOperator` that knows a `norm_bound` (by
-    its spectrum a filter bank with a `Periodic()` boundary, or with `ZeroOutside()` on an image of
-    at least 20 margins each way): that. Any other operator: 32
-    steps of the Lanczos method on `K^T K` from a fixed random start, plus its residual, plus a
-    margin of 1 %.
+    a margin for the rounding of forming it. An `AbstractOperator` that knows a `norm_bound`: that
+    (a filter bank does, by its spectrum, with a `Periodic()` boundary, or with `ZeroOutside()` on
+    an image of at least 20 margins each way). Any other operator: 32 steps of the Lanczos method on
+    `K^T K` from a fixed random start, plus its residual, plus a margin of 1 %.
 
     **Cost**: `O(min(m, n)^2 max(m, n))` for a matrix, a transform for a `norm_bound` by the
     spectrum, 65 products with K and `33 n` numbers otherwise.
