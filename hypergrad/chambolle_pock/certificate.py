@@ -94,6 +94,8 @@ def certify(
         tolerance = attainable_tolerance(rounding)
     tau, sigma, _ = sizes
     status = _status(moved.residual, rounding, _resolution(problem, sizes, x, r), tolerance)
+    # A function that is blind to a NaN in x must not hide it.
+    status = jnp.where(jnp.all(jnp.isfinite(x), axis=-1), status, Status.NON_FINITE)
     stats = SolverStats(
         iterations=jnp.broadcast_to(iterations, status.shape).astype(jnp.int32),
         residual=moved.residual,
