@@ -81,7 +81,8 @@ class Program(Generic[_Arguments, _Result]):
             return call(*given_back(arguments), **given_back(keywords))
 
         # Its name is that of the program, in what JAX logs and in profiles.
-        program.__name__, program.__qualname__ = function.__name__, function.__qualname__
+        name = getattr(function, "__name__", type(function).__name__)
+        program.__name__ = program.__qualname__ = name
         self._jitted: Any = eqx.filter_jit(program)
         functools.update_wrapper(self, function)
 

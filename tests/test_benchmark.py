@@ -51,7 +51,7 @@ def _history(seconds: list[float], losses: list[float]) -> History:
         {"seconds": s, "at L": loss, "converged": loss + 1}
         for s, loss in zip(seconds, losses, strict=True)
     ]
-    return History(None, records)  # pyright: ignore[reportArgumentType]
+    return History(None, records, None)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -278,18 +278,21 @@ def test_a_trajectory_starts_from_an_earlier_state():
 
 def judged(poster: Poster, x_tilde, run, l) -> tuple[float, float, float]:
     """Residual, gap and objective of iterate l, for L1 and Quadratic."""
-    K, tau, sigma, r, y = poster.K, poster.tau, poster.sigma, run.r[l], run.y[l]
+    K, r, y = poster.K, run.r[l], run.y[l]
     weight, ridge, x = poster.F.parameter, poster.G.parameter, x_tilde + run.r[l]
-    moved_r = r - poster.G.prox(r - tau * K.T @ y, tau).value
-    moved_y = y - poster.F.prox(y + sigma * K @ x, sigma).value
-
-    def size(primal, dual):
-        return np.sqrt(primal @ primal / tau + dual @ dual / sigma)
+    part, gain = np.finfo(float).eps ** 0.25, np.linalg.norm(K.T @ y) / np.linalg.norm(y)
+    size_y = max(np.linalg.norm(y), part * weight)
+    size_r = max(np.linalg.norm(r), part * gain * weight / ridge)
+    t, s = size_r / size_y / gain, size_y / size_r / gain
+    moved_r = r - poster.G.prox(r - t * K.T @ y, t).value
+    moved_y = y - poster.F.prox(y + s * K @ x, s).value
+    halves = np.linalg.norm(moved_r) / size_r, np.linalg.norm(moved_y) / size_y
+    residual = np.hypot(*np.minimum(halves, 1)) / np.sqrt(2)
 
     objective = weight * np.sum(np.abs(K @ x)) + ridge / 2 * r @ r
     KT_y = K.T @ y
     dual = KT_y @ x_tilde - KT_y @ KT_y / (2 * ridge)
-    return size(moved_r, moved_y) / size(x, y), objective - dual, objective
+    return residual, objective - dual, objective
 
 
 def assert_is_trace(trace: hg.Trace, expected) -> None:

@@ -403,11 +403,12 @@ def test_the_target_is_reached_and_told(key):
         assert h.error_bound.total <= target * size
         assert np.linalg.norm(flat(h.grad) - true) <= target * size
         assert "target reached" in repr(h)
-        taken.append((int(jnp.max(h.chosen.iterations)), int(jnp.max(h.chosen.steps))))
+        taken.append(int(jnp.max(h.chosen.iterations)))
         traced.append(len(calls))
     assert h.chosen.rounds > 1
     assert h.chosen.iterations.shape == (3, 1)
-    assert all(loose < tight for loose, tight in zip(*taken, strict=True))
+    # (Of the lower level: a system of active sets that have not settled may take more steps.)
+    assert taken[0] < taken[1]
     # Whatever the tolerances of a round, all are one program.
     assert 0 < traced[0] == traced[1]
 

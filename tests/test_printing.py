@@ -13,6 +13,7 @@ import pytest
 
 import hypergrad as hg
 from hypergrad._printing import shares
+from hypergrad.training.result import Best
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
 PROBLEM = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
@@ -126,9 +127,9 @@ def test_a_count_that_is_not_known_is_unknown():
 
 
 def test_a_history_prints_and_pickles():
-    history = hg.History(PROBLEM, [])
+    history = hg.History(PROBLEM, [], Best(PROBLEM, 0))
     assert repr(history).startswith("History(unknown epochs")
     records = [{"epoch": 0, "seconds": 0.0, "train_loss": 0.5, "validation_loss": None}]
-    history = hg.History(PROBLEM, records)
+    history = hg.History(PROBLEM, records, Best(PROBLEM, 0))
     assert repr(history) == "History(0 epochs in 0.0 s, train_loss=0.5, validation_loss=None)"
     assert repr(pickle.loads(pickle.dumps(history))) == repr(history)

@@ -35,7 +35,8 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 HOUSE = """
     _contents  _imports  _printing  _samples
     _checks  status
-    _compiled  _rows  functions._base  timing
+    _compiled  _rows  functions._base
+    timing
     operators._base  operators.boundaries  operators.convolutions  operators.products
     operators.filter_bank  operators.image_differences
     operators.norm  operators.usual
@@ -46,6 +47,7 @@ HOUSE = """
     functions
     lower_level
     chambolle_pock.iteration
+    chambolle_pock.residuals
     chambolle_pock.certificate
     chambolle_pock.acceleration
     chambolle_pock.solver

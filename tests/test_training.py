@@ -240,7 +240,7 @@ def test_positive_leaves_stay_positive_where_plain_steps_would_not() -> None:
 # ----------------------------------------------------------------------------- warm starts
 
 # With this threshold, and no more iterations than these, some samples are near and some are not.
-WARM = hg.WarmStart(residual=1e-2, most=5, share=0.7)
+WARM = hg.WarmStart(residual=5e-2, most=6, share=0.7)
 LIMIT = {"solver": hg.ChambollePock(4), "strategy": hg.LimitFormula(hg.Steps(2))}
 
 

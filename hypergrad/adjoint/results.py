@@ -72,7 +72,7 @@ class AdjointStats(eqx.Module):
 
     >>> import hypergrad as hg
     >>> hg.AdjointStats.judge(3, jnp.array([1e-9, 0.2]), 1e-6, products=12)
-    AdjointStats(converged 50 %, iterations used up 50 %; worst of 2: 3 steps, residual 2.0e-01)
+    AdjointStats(converged 50 %, iterations used up 50 %; worst of 2: steps 3, residual 2.0e-01)
     >>> hg.AdjointStats.unknown(dx_tilde=jnp.ones((2, 5)))
     AdjointStats(unknown 100 %; worst of 2: steps unknown, residual unknown)
     """
@@ -84,9 +84,11 @@ class AdjointStats(eqx.Module):
 
     @as_sentence
     def __repr__(self) -> str:
+        unknown = np.all(np.asarray(self.status) == Status.UNKNOWN)
+        residual = worst(None if unknown else self.residual)
         return (
             f"AdjointStats({Status.summary(self.status)}; worst of {np.size(self.residual)}: "
-            f"steps {worst(self.steps, '.0f')}, residual {worst(self.residual)})"
+            f"steps {worst(self.steps, '.0f')}, residual {residual})"
         )
 
     @classmethod

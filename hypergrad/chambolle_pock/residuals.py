@@ -126,14 +126,15 @@ def scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
     F, G = problem.F, problem.G
     if G.primal_scale is not None or F.dual_scale is None or G.strong_convexity is None:
         return G.primal_scale
-    return norm_K * F.dual_scale / G.strong_convexity
+    dual_scale, mu = (scale.astype(norm_K.dtype) for scale in (F.dual_scale, G.strong_convexity))
+    return norm_K * dual_scale / mu
 
 
 def _at_least(size: Array, scale: Array | None) -> Array:
     """A size, or where a solution of 0 leaves nothing but rounding a small part of its scale."""
     if scale is None:
         return size
-    return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** 0.25 * scale)
+    return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** 0.25 * scale.astype(size.dtype))
 
 
 def _largest_norm_of_K(sizes: StepSizes) -> Array:
