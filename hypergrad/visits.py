@@ -46,10 +46,10 @@ class WarmStart:
     a larger `residual`.
 
     >>> WarmStart()
-    WarmStart(residual=0.01, most=100, share=0.9)
+    WarmStart(residual=0.05, most=100, share=0.9)
     """
 
-    residual: float = 1e-2
+    residual: float = 5e-2
     most: int = 100
     share: float = 0.9
 
