@@ -31,9 +31,13 @@ def magnitude(*vectors: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
 def power_of_two(size: Array) -> Array:
     """Return the power of two next below a size (1 if that is 0 or not finite), as a constant."""
     size = jax.lax.stop_gradient(size)
-    _, exponent = jnp.frexp(size)
-    usable = (size > 0) & jnp.isfinite(size)
-    return jnp.ldexp(jnp.ones_like(size), jnp.where(usable, exponent - 1, 0))
+    # Its exponent bits alone: `jnp.frexp` would be most of a small program.
+    bits = jnp.uint32 if size.dtype.itemsize == 4 else jnp.uint64
+    exponent = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, size.dtype), bits)
+    power = jax.lax.bitcast_convert_type(
+        jax.lax.bitcast_convert_type(size, bits) & exponent, size.dtype
+    )
+    return jnp.where((power > 0) & jnp.isfinite(power), power, 1.0)
 
 
 def safe_norm(v: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:

@@ -304,7 +304,8 @@ def test_a_first_visit_without_a_threshold_is_a_cold_one(strategy) -> None:
         [_train(_problem(), strategy=strategy, epochs=n, warm_start=w) for n in (1, 2)]
         for w in (False, anything)
     )
-    _assert_same_run(warm[0], cold[0])
+    # Two programs, which XLA may round differently.
+    assert_close(warm[0].problem, cold[0].problem, 1e-15)
     h = _gradient(_problem(), strategy=strategy)
     h = _gradient(cold[0].problem, strategy=strategy, init=h.state)
     assert_close(warm[1].problem.K, _plain(cold[0].problem.K, h.grad.K), RTOL)

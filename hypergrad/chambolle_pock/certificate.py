@@ -167,8 +167,6 @@ def _gap(
     inside, if the domain is a ball of some norm.
     """
     excess = safe_norm(moved.e_P) / moved.scale.t / jnp.max(jnp.abs(KT_y), axis=-1)
-    shorter = (1 - jnp.where(jnp.isfinite(excess), jnp.minimum(2 * excess, 1.0), 0.0))[..., None]
-    gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
-    inside = problem.gap(r, shorter * y, x_tilde, K_x=K_x, KT_y=shorter * KT_y)
-    feasible = jnp.isfinite(problem.F.conjugate(y))  # outside of the domain of F* it is infinite
-    return jnp.where(jnp.isinf(gap) & feasible, inside, gap)
+    outside = jnp.isinf(problem.G.conjugate(-KT_y)) & jnp.isfinite(excess)
+    shorter = jnp.where(outside, jnp.maximum(1 - 2 * excess, 0.0), 1.0)[..., None]
+    return problem.gap(r, shorter * y, x_tilde, K_x=K_x, KT_y=shorter * KT_y)

@@ -82,7 +82,7 @@ class PairScale(NamedTuple):
         """Return the root mean square of both halves' moves, each relative to its half."""
         in_r = jnp.minimum(relative_to(safe_norm(e_P), self.size_r), 1.0)
         in_y = jnp.minimum(relative_to(safe_norm(e_D), self.size_y), 1.0)
-        return jnp.hypot(in_r, in_y) / 2**0.5
+        return jnp.sqrt((in_r**2 + in_y**2) / 2)
 
 
 def primal_dual_norm(

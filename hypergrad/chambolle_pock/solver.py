@@ -333,21 +333,24 @@ def _run_to_tolerance(
         return residual_of(problem, x_tilde, sizes, state.r, state.y)
 
     def burst(carry: Any):
-        at, iterations, arrived, done = carry
-        length = jnp.minimum(_CHECK_EVERY, most - done)
-        at = where(arrived, at, way.advance(problem, x_tilde, sizes, at, length))
-        iterations = jnp.where(arrived, iterations, done + length)
-        # A sample that is no longer finite will not arrive: it is not waited for.
+        at, iterations, _, done = carry
         now = residual(at)
-        return at, iterations, (now <= tolerance) | ~jnp.isfinite(now), done + length
+        # A sample that is no longer finite will not arrive: it is not waited for.
+        arrived = (now <= tolerance) | ~jnp.isfinite(now)
+        length = jnp.minimum(_CHECK_EVERY, most - done)
+
+        def advance(at: Any) -> Any:
+            return where(arrived, at, way.advance(problem, x_tilde, sizes, at, length))
+
+        # The residual comes first, and so stands in the program once: it is most of it.
+        at = jax.lax.cond(jnp.all(arrived), lambda at: at, advance, at)
+        return at, jnp.where(arrived, iterations, done + length), arrived, done + length
 
     def unfinished(carry: Any):
         *_, arrived, done = carry
         return ~jnp.all(arrived) & (done < most)
 
     iterations = jnp.zeros(x_tilde.shape[:-1], jnp.int32)
-    arrived = residual(at) <= tolerance
-    at, iterations, *_ = jax.lax.while_loop(
-        unfinished, burst, (at, iterations, arrived, jnp.zeros((), jnp.int32))
-    )
+    start = (at, iterations, iterations > 0, jnp.zeros((), jnp.int32))
+    at, iterations, *_ = jax.lax.while_loop(unfinished, burst, start)
     return way.state(at), iterations
