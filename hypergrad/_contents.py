@@ -14,6 +14,8 @@ into.
 from __future__ import annotations
 
 import abc
+import array
+import collections
 import functools
 import hashlib
 import re
@@ -65,7 +67,7 @@ class AbstractContents(abc.ABC):
     """A walk through a value; what it meets again is named by when it came first."""
 
     def __init__(self) -> None:
-        self.met: dict[int, int] = {}
+        self.met: dict[int, tuple[int, Any]] = {}
 
     @abc.abstractmethod
     def plain(self, value: Any) -> Hashable:
@@ -93,16 +95,19 @@ class AbstractContents(abc.ABC):
         if isinstance(value, (tuple, frozenset)):  # made anew from equal parts they are equal
             return self._of_parts(value)
         if id(value) in self.met:
-            return "met", self.met[id(value)]
-        self.met[id(value)] = len(self.met)
+            return "met", self.met[id(value)][0]
+        # Kept alive, since the address of what is gone is given to another object.
+        self.met[id(value)] = len(self.met), value
         return self._of_parts(value)
 
     def _of_parts(self, value: Any) -> Hashable:
         match value:
-            case tuple() | list():
+            case tuple() | list() | collections.deque():
                 return self.of(type(value)), tuple(map(self.of, value))
             case set() | frozenset():
                 return self.of(type(value)), tuple(sorted(map(self.of, value), key=repr))
+            case bytearray() | array.array():
+                return self.of(type(value)), bytes(value)
             case Mapping():
                 return self.of(type(value)), self._of_items(value.items())
             case types.FunctionType():
@@ -123,7 +128,8 @@ class AbstractContents(abc.ABC):
 
     def _of_object(self, value: Any) -> Hashable:
         if (inside := getattr(value, "__wrapped__", None)) is not None:  # jitted, or cached
-            return "wrapped", self.of(type(value)), self.of(inside)
+            own = self._of_items(getattr(value, "__dict__", {}).items())
+            return "wrapped", self.of(type(value)), self.of(inside), own
         attributes = _attributes(value)
         if attributes is None:
             return self.opaque(value)

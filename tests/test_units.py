@@ -138,6 +138,26 @@ def test_converged_is_near_the_solution_at_every_step_ratio(name, acceleration, 
     assert np.all((np.asarray(stats.status) != hg.Status.CONVERGED) | (error <= 1e-3))
 
 
+SCALES = {
+    "a weight that never saturates": (1e5, 1.0),
+    "hardly any curvature": (0.1, 1e-6),
+    "a mask with hardly any curvature": (0.1, np.where(np.arange(N) == 3, 1e-6, 1.0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", SCALES)
+def test_a_scale_far_above_the_solution_hides_no_error(kind, dtype):
+    """The start is no solution, however small it is beside a scale of the functions."""
+    weight, ridge = (np.asarray(v, dtype) for v in SCALES[kind])
+    problem = hg.LowerLevel(jnp.asarray(DIFFERENCES, dtype), hg.L1(weight), hg.Quadratic(ridge))
+    sizes = hg.ChambollePock().step_sizes(problem)
+    zero = jnp.zeros((3, N), dtype), jnp.zeros((3, N - 1), dtype)
+    stats = certify(problem, jnp.asarray(BASE, dtype), sizes, *zero, jnp.asarray(0), 1e-3)
+    assert np.all(np.asarray(stats.residual) > 0.1)
+    assert not np.any(np.asarray(stats.status) == hg.Status.CONVERGED)
+
+
 @pytest.mark.parametrize("name", ["L1 + Quadratic", "L1 + Box", "GroupL1 + Quadratic"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_status_and_iterations_know_no_unit(name, unit):

@@ -71,6 +71,8 @@ PROBLEMS = {
 BOTH_MODES = [hg.LimitFormula(), hg.LimitFormula(hg.LinearSolve(lx.LU())), hg.Exact()]
 
 
+# The closed forms below run every problem; that all strategies and modes trace takes a minute more.
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=list(PROBLEMS))
 @pytest.mark.parametrize("strategy", [s() for s in hg.STRATEGIES.values()], ids=lambda s: s.label)
 def test_every_strategy_traces(strategy: AbstractStrategy, problem: hg.LowerLevel):
@@ -96,6 +98,7 @@ def test_every_strategy_traces(strategy: AbstractStrategy, problem: hg.LowerLeve
     assert eqx.filter_eval_shape(bounded).grad_x_tilde.shape == (2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=list(PROBLEMS))
 @pytest.mark.parametrize("strategy", BOTH_MODES, ids=lambda s: s.label)
 def test_forward_mode_and_second_derivatives_trace(strategy, problem):

@@ -146,7 +146,9 @@ class PairMetric(NamedTuple):
         """Return the metric of the pair `prox_{tau G}(z_P)`, `prox_{sigma F*}(z_D)`."""
         problem, (tau, sigma, _), z = system.problem, system.sizes, system.z
         r, y = problem.G.prox(z.z_P, tau), problem.F.prox_conjugate(z.z_D, sigma)
-        own = pair_scale(problem, r, y, (z.z_P - r) / tau, system.sizes)
+        # Subgradients in the place of K x and -K^T y: at a solution they are the same.
+        K_x, KT_y = (z.z_D - y) / sigma, (r - z.z_P) / tau
+        own = pair_scale(problem, system.sizes, r, r, y, K_x, KT_y)
         # z - prox is a step along a subgradient: as many times longer as the step size is.
         z_D = y + (own.s / sigma)[..., None] * (z.z_D - y)
         z_P = r + (own.t / tau)[..., None] * (z.z_P - r)

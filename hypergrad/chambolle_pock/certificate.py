@@ -17,6 +17,7 @@ from hypergrad.chambolle_pock.residuals import (
     ROUNDINGS,
     PairScale,
     attainable_tolerance,
+    largest_norm_of_K,
     pair_scale,
     relative_to,
     rounding_of_pair,
@@ -88,7 +89,7 @@ def certify(
     """
     x = x_tilde + r
     K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
-    moved = _moved_by_own_steps(problem, sizes, r, y, K_x, KT_y)
+    moved = _moved_by_own_steps(problem, sizes, x, r, y, K_x, KT_y)
     rounding = rounding_of_pair(x, moved.scale, sizes)
     if tolerance is None:
         tolerance = attainable_tolerance(rounding)
@@ -120,7 +121,7 @@ def _resolution(problem: LowerLevel, sizes: StepSizes, x: Array, r: Array) -> Ar
     # Numbers below tiny / eps lose digits to underflow.
     lost = jnp.maximum(float(info.eps) * safe_norm(x), float(info.tiny) / float(info.eps))
     # An r of 0 is a solution, or what rounding has left of one: the problem's own scale tells.
-    scale = scale_of_r(problem, 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma)))
+    scale = scale_of_r(problem, largest_norm_of_K(sizes))
     unknown = jnp.zeros_like(lost) if scale is None else relative_to(lost, scale)
     return jnp.where(size_r > 0, relative_to(lost, size_r), unknown)
 
@@ -129,8 +130,9 @@ def residual_of(
     problem: LowerLevel, x_tilde: Array, sizes: StepSizes, r: Array, y: Array
 ) -> Float[Array, "*batch"]:
     """Return the relative residual of a pair alone."""
-    K_x, KT_y = apply(problem.K, x_tilde + r), apply_transpose(problem.K, y)
-    return _moved_by_own_steps(problem, sizes, r, y, K_x, KT_y).residual
+    x = x_tilde + r
+    K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
+    return _moved_by_own_steps(problem, sizes, x, r, y, K_x, KT_y).residual
 
 
 class _Moved(NamedTuple):
@@ -142,9 +144,9 @@ class _Moved(NamedTuple):
 
 
 def _moved_by_own_steps(
-    problem: LowerLevel, sizes: StepSizes, r: Array, y: Array, K_x: Array, KT_y: Array
+    problem: LowerLevel, sizes: StepSizes, x: Array, r: Array, y: Array, K_x: Array, KT_y: Array
 ) -> _Moved:
-    own = pair_scale(problem, r, y, KT_y, sizes)
+    own = pair_scale(problem, sizes, x, r, y, K_x, KT_y)
     t, s = own.t[..., None], own.s[..., None]
     e_P = r - with_steps(problem.G.prox, r - t * KT_y, own.t)
     e_D = y - with_steps(problem.F.prox_conjugate, y + s * K_x, own.s)

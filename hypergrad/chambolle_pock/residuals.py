@@ -11,25 +11,22 @@ half, relative to that half:
     e_P = r - prox_{t G}(r - t q),    e_D = y - prox_{s F*}(y + s K x)
     residual = sqrt( (||e_P||^2 / ||r||^2 + ||e_D||^2 / ||y||^2) / 2 )
 
-It is 0 exactly at the solutions. It does not change with
+It is 0 exactly at the solutions. It says how well the optimality conditions hold; how far `r` is
+from the solution depends on the conditioning of the problem as well. It does not change with
 
 - `tau`, `sigma`, `step_ratio` and `theta`: it does not contain them;
 - the unit of the data, of the weights or of `K`: `r`, `t`, `q` and `y`, `s`, `K x` scale along;
 - an offset of `x_tilde` that `K` does not see: `x` enters through `K x` alone;
 - the precision of the arithmetic, until rounding is reached.
 
-`e_D` bounds an error of `r`, too. If `G` is `mu`-strongly convex and `e_P = 0`, the duality gap is
-at most `||y|| ||K x - u||`, where `u` is the nearest point at which `y` is optimal. In units of the
-energy `||r|| ||q||` that is `s ||K x - u|| / ||y||`, and `(mu / 2) ||r - r*||^2` is at most the
-gap.
-
 A residual is at most 1: then one half is wrong as a whole.
 
 **Where the solution is 0**, on either side, nothing but rounding is left of a half, and it is no
 measure. So `||y||` counts as at least `eps^(1/4)` of the dual scale of `F` (the weight of a norm),
 and `||r||` as at least that part of the primal scale of `G` (the radius of a box) or of what that
-dual scale makes of `r`, `||K|| dual scale / mu`. Where a function has no scale and the pair is 0,
-the solver's step sizes are taken, and a half that is 0 has to stay where it is.
+dual scale makes of `r`, `||K|| dual scale / mu`; of these scales no more counts than the pair,
+`K x` and the rounding of `x` show. Where a function has no scale and the pair is 0, the solver's
+step sizes are taken, and a half that is 0 has to stay where it is.
 
 **Rounding.** `x` resolves `r` to `resolution = eps ||x|| / ||r||`, and `K x` is off by about
 `eps ||K|| ||x||`, so that no residual below about
@@ -37,8 +34,9 @@ the solver's step sizes are taken, and a half that is 0 has to stay where it is.
     rounding = eps (1 + s ||K|| ||x|| / ||y|| + t ||K|| ||y|| / ||r||)
 
 means anything. (For `||K||` stands the largest norm that the step sizes allow, `1 / sqrt(tau
-sigma)`.) A solve is CONVERGED if its residual and its resolution are within the tolerance; if not,
-and the residual is down at its rounding, it is ROUNDING that stopped it.
+sigma)`, here and for the scale of `r`: with steps far shorter than `1 / ||K||` rounding is
+overestimated.) A solve is CONVERGED if its residual and its resolution are within the tolerance; if
+not, and the residual is down at its rounding, it is ROUNDING that stopped it.
 """
 
 from __future__ import annotations
@@ -58,6 +56,7 @@ __all__ = [
     "PairScale",
     "attainable_tolerance",
     "default_tolerance",
+    "largest_norm_of_K",
     "pair_scale",
     "primal_dual_norm",
     "relative_to",
@@ -103,9 +102,11 @@ def relative_to(value: Array, size: Array) -> Array:
     return jnp.where(jnp.isfinite(size), relative, jnp.nan)
 
 
-def pair_scale(problem: LowerLevel, r: Array, y: Array, q: Array, sizes: StepSizes) -> PairScale:
-    """Return the pair's own step sizes, given `q = K^T y`, and the sizes of its halves."""
-    info, norm_K = jnp.finfo(r.dtype), _largest_norm_of_K(sizes)
+def pair_scale(
+    problem: LowerLevel, sizes: StepSizes, x: Array, r: Array, y: Array, K_x: Array, KT_y: Array
+) -> PairScale:
+    """Return the pair's own step sizes and the sizes of its halves, from its two products."""
+    info, norm_K = jnp.finfo(r.dtype), largest_norm_of_K(sizes)
     longest = float(info.max) * float(info.eps)  # of what does not overflow in a prox
 
     def ratio(over: Array, under: Array, otherwise: Array) -> Array:
@@ -113,9 +114,17 @@ def pair_scale(problem: LowerLevel, r: Array, y: Array, q: Array, sizes: StepSiz
         quotient = over / jnp.where(known, under, 1.0)
         return jnp.minimum(jnp.where(known, quotient, otherwise), longest)
 
-    gain = ratio(safe_norm(q), safe_norm(y), norm_K)
-    scale_r, scale_y = scale_of_r(problem, gain), problem.F.dual_scale
-    size_r, size_y = _at_least(safe_norm(r), scale_r), _at_least(safe_norm(y), scale_y)
+    gain = ratio(safe_norm(KT_y), safe_norm(y), norm_K)
+    size_r, size_y = safe_norm(r), safe_norm(y)
+    scale_r, scale_y = scale_of_r(problem, norm_K), problem.F.dual_scale
+    if scale_r is not None:
+        # The scales are bounds, and may lie far above any solution: no more of them counts than
+        # the pair, K x and the rounding of x show.
+        shown = safe_norm(K_x) / norm_K + size_r + float(info.eps) ** 0.75 * safe_norm(x)
+        share = jnp.minimum(ratio(shown, scale_r, jnp.zeros_like(shown)), 1.0)
+        size_r = _at_least(size_r, share * scale_r)
+        scale_y = None if scale_y is None else share * scale_y.astype(share.dtype)
+    size_y = _at_least(size_y, scale_y)
     t = ratio(ratio(size_r, size_y, sizes.tau * gain), gain, sizes.tau)
     s = ratio(ratio(size_y, size_r, sizes.sigma * gain), gain, sizes.sigma)
     return PairScale(t, s, size_r, size_y)
@@ -124,10 +133,11 @@ def pair_scale(problem: LowerLevel, r: Array, y: Array, q: Array, sizes: StepSiz
 def scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
     """Return how large `r` can be: the radius of G, or what the dual scale of F makes of it."""
     F, G = problem.F, problem.G
-    if G.primal_scale is not None or F.dual_scale is None or G.strong_convexity is None:
-        return G.primal_scale
-    dual_scale, mu = (scale.astype(norm_K.dtype) for scale in (F.dual_scale, G.strong_convexity))
-    return norm_K * dual_scale / mu
+    if G.primal_scale is not None:
+        return G.primal_scale.astype(norm_K.dtype)
+    if F.dual_scale is None or G.strong_convexity is None:
+        return None
+    return norm_K * F.dual_scale.astype(norm_K.dtype) / G.strong_convexity.astype(norm_K.dtype)
 
 
 def _at_least(size: Array, scale: Array | None) -> Array:
@@ -137,7 +147,7 @@ def _at_least(size: Array, scale: Array | None) -> Array:
     return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** 0.25 * scale.astype(size.dtype))
 
 
-def _largest_norm_of_K(sizes: StepSizes) -> Array:
+def largest_norm_of_K(sizes: StepSizes) -> Array:
     """The largest norm of K that the step sizes allow."""
     return 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma))
 
@@ -149,7 +159,7 @@ def with_steps(prox: Callable[[Array, Array], Array], z: Array, steps: Array) ->
 
 def rounding_of_pair(x: Array, scale: PairScale, sizes: StepSizes) -> Float[Array, "*batch"]:
     """Return the size of what rounding makes of a residual of 0 (`rounding` above)."""
-    norm_K = _largest_norm_of_K(sizes)
+    norm_K = largest_norm_of_K(sizes)
     in_dual = relative_to(scale.s * norm_K * safe_norm(x), scale.size_y)
     in_primal = relative_to(scale.t * norm_K * scale.size_y, scale.size_r)
     return float(jnp.finfo(x.dtype).eps) * (1 + in_dual + in_primal)

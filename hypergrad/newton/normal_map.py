@@ -67,16 +67,18 @@ class NormalMap(eqx.Module):
         """
         (tau, sigma, _), (r, y) = self.sizes, self.pair(z, t)
         wanted = self.arguments(r, y)
-        own = pair_scale(self.problem, r, y, (r - wanted.z_P) / tau, self.sizes)
+        K_x, KT_y = (wanted.z_D - y) / sigma, (r - wanted.z_P) / tau
+        own = pair_scale(self.problem, self.sizes, self.x_tilde + r, r, y, K_x, KT_y)
         in_z_P = (own.t / tau)[..., None] * (z.z_P - wanted.z_P)
         return own.residual(in_z_P, (own.s / sigma)[..., None] * (z.z_D - wanted.z_D))
 
     def tolerance(self, z: ProxArguments) -> Array:
         """Return the relative size below which `z` counts as a solution."""
         r, y = self.pair(z, jnp.zeros(z.z_P.shape[:1], z.z_P.dtype))
-        q = apply_transpose(self.problem.K, y)
-        own = pair_scale(self.problem, r, y, q, self.sizes)
-        return attainable_tolerance(rounding_of_pair(self.x_tilde + r, own, self.sizes))
+        x = self.x_tilde + r
+        K_x, KT_y = apply(self.problem.K, x), apply_transpose(self.problem.K, y)
+        own = pair_scale(self.problem, self.sizes, x, r, y, K_x, KT_y)
+        return attainable_tolerance(rounding_of_pair(x, own, self.sizes))
 
     def margin(self, z: ProxArguments) -> Array:
         """The relative distance to the nearest kink (unknown: infinite)."""
