@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import collections
 import dataclasses
 import functools
 import types
@@ -226,8 +228,43 @@ def _partial_with_another_keyword() -> tuple[Any, Callable[[], None]]:
     return loss, lambda: loss.keywords.__setitem__("c", FACTOR)
 
 
+class _Decorator:
+    """A decorator that keeps a number beside the function that it wraps."""
+
+    def __init__(self, function: Callable[..., Any], c: float):
+        functools.update_wrapper(self, function)
+        self.c = c
+
+    def __call__(self, x: Any, x_true: Any) -> Any:
+        return self.c * self.__wrapped__(x, x_true)  # pyright: ignore
+
+
+def _decorated() -> tuple[Any, Callable[[], None]]:
+    loss = _Decorator(functools.partial(_weighted, 1.0), 1.0)
+    return loss, lambda: setattr(loss, "c", FACTOR)
+
+
+def _closure_over_a_deque() -> tuple[Any, Callable[[], None]]:
+    c = collections.deque([1.0])
+    return (lambda *xs: _weighted(c[0], *xs)), lambda: c.__setitem__(0, FACTOR)
+
+
+def _closure_over_a_buffer() -> tuple[Any, Callable[[], None]]:
+    c = array.array("d", [1.0])
+    return (lambda *xs: _weighted(c[0], *xs)), lambda: c.__setitem__(0, FACTOR)
+
+
+def _two_object_arrays() -> tuple[Any, Callable[[], None]]:
+    first, second = np.array([1.0, None]), np.array([1.0, None])
+    return (lambda *xs: _weighted(first[0] * second[0], *xs)), lambda: second.__setitem__(0, FACTOR)
+
+
 CHANGES = [
     _plain,
+    _decorated,
+    _closure_over_a_deque,
+    _closure_over_a_buffer,
+    _two_object_arrays,
     _class_attribute,
     _slots,
     _compared,

@@ -49,7 +49,7 @@ def hypergradient(
     of an earlier hypergradient, where both solves then start.
     `error_bound=True` also gives a bound on `|| grad - true ||`, the distance from the gradient at
     the true argmin, for any strategy: an `ErrorBound`. `target_error`, relative to `||grad||`: both
-    solves are gone on with, each round from where the last one ended, until the bound is below it;
+    solves continue, each round from where the last one ended, until the bound is below it;
     `chosen` says what that took. Then `solver.iterations` is the most of all rounds together (it is
     looked at between rounds), a tolerance of the solver and the `rtol` of the strategy are
     replaced, and the strategy must have one: `LimitFormula(Tolerance())`.

@@ -332,7 +332,7 @@ def _run_to_tolerance(
         state = way.state(at)
         return residual_of(problem, x_tilde, sizes, state.r, state.y)
 
-    def burst(carry: Any):
+    def burst(carry: Any) -> Any:
         at, iterations, _, done = carry
         now = residual(at)
         # A sample that is no longer finite will not arrive: it is not waited for.
