@@ -21,7 +21,6 @@ from hypergrad.adjoint.linear_solves import pair_norm as pair_norm
 from hypergrad.adjoint.linear_solves import solve_both_ways as solve_both_ways
 from hypergrad.adjoint.linear_solves import solve_least_squares as solve_least_squares
 from hypergrad.adjoint.linear_solves import solver_label as solver_label
-from hypergrad.adjoint.linear_solves import squared_norm as squared_norm
 from hypergrad.adjoint.recursion import AdjointState as AdjointState
 from hypergrad.adjoint.recursion import DeltaSums as DeltaSums
 from hypergrad.adjoint.recursion import adjoint_step as adjoint_step

@@ -359,6 +359,7 @@ def _judge_solution(
     status = jnp.where(used_up, Status.ITERATIONS_USED_UP, Status.NOT_CERTIFIED)
     at_minimum = pair_norm(gradient) <= tolerance * pair_norm(misfit)
     status = jnp.where(at_minimum, Status.INCONSISTENT, status)
-    stats = AdjointStats.judge(steps, residual, tolerance, rounding, products=products)
-    unsolved = stats.status == Status.ITERATIONS_USED_UP
-    return sums, eqx.tree_at(lambda s: s.status, stats, jnp.where(unsolved, status, stats.status))
+    stats = AdjointStats.judge(
+        steps, residual, tolerance, rounding, products=products, otherwise=status
+    )
+    return sums, stats

@@ -122,10 +122,11 @@ class AdjointStats(eqx.Module):
         rounding: Array | float = 0.0,
         *,
         products: Array | int | None,
+        otherwise: Array | Status = Status.ITERATIONS_USED_UP,
     ) -> AdjointStats:
-        """Report CONVERGED within the tolerance, else ROUNDING or ITERATIONS_USED_UP."""
+        """Report CONVERGED within the tolerance, else ROUNDING, or what it is `otherwise`."""
         at_rounding = residual <= ROUNDINGS * rounding
-        status = jnp.where(at_rounding, Status.ROUNDING, Status.ITERATIONS_USED_UP)
+        status = jnp.where(at_rounding, Status.ROUNDING, otherwise)
         status = jnp.where(residual <= tolerance, Status.CONVERGED, status)
         return cls.of(steps, residual, status, products)
 
