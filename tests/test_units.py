@@ -204,6 +204,36 @@ def test_rounding_is_what_stopped_a_solve_to_a_tolerance_below_it():
     np.testing.assert_array_equal(stats.status, hg.Status.ROUNDING)
 
 
+@pytest.mark.parametrize("acceleration", [None, hg.RestartedHalpern()], ids=["plain", "Halpern"])
+@pytest.mark.parametrize("strategy", [hg.Truncation(1), hg.Truncation(25), hg.LimitFormula()])
+def test_the_pair_that_is_returned_is_within_the_tolerance(strategy, acceleration):
+    """The last iterations are plain ones, and at a bad ratio these move away from the solution."""
+    draws = np.random.default_rng(1)
+    K, x_tilde = draws.normal(size=(30, 12)) / 6, draws.normal(size=(24, 12))
+    problem = hg.LowerLevel(K=jnp.asarray(K), F=hg.L1(0.3), G=hg.Quadratic(1.0))
+    solver = hg.ChambollePock(200_000, step_ratio=1e4, tolerance=1e-4, acceleration=acceleration)
+    solve = jax.jit(lambda x: hg.solve(problem, x, solver=solver, strategy=strategy).stats)
+    stats = solve(jnp.asarray(x_tilde))
+    stopped = np.asarray(stats.iterations) < solver.iterations
+    assert stopped.all()
+    assert (np.asarray(stats.status) == hg.Status.CONVERGED).all()
+
+
+@pytest.mark.parametrize("unit", [2.0**-40, 1.0, 2.0**40])
+def test_consistent_least_squares_stop_at_rounding(unit):
+    """The dual solution is 0: what is left of y is the rounding of K x."""
+    draws = np.random.default_rng(0)
+    K, x = draws.normal(size=(9, 4)), unit * np.abs(draws.normal(size=(5, 4)))
+    for sample in x:  # the centre is data here, one for each sample
+        F = hg.Quadratic(2.0, center=jnp.asarray(K @ sample))
+        problem = hg.LowerLevel(K=jnp.asarray(K), F=F, G=hg.NonNegative())
+        solution = hg.solve(
+            problem, jnp.zeros(4), solver=hg.ChambollePock(3000), strategy=hg.LimitFormula()
+        )
+        np.testing.assert_allclose(solution.x, sample, rtol=1e-12)
+        assert solution.stats.status == hg.Status.ROUNDING
+
+
 def test_throw_raises_where_rounding_stopped_the_solve():
     problem = problem_in(1.0, "L1 + Quadratic", np.float32)
     x_tilde = jnp.asarray(BASE + 2.0**30, jnp.float32)

@@ -90,7 +90,7 @@ def certify(
     x = x_tilde + r
     K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
     moved = _moved_by_own_steps(problem, sizes, x, r, y, K_x, KT_y)
-    rounding = rounding_of_pair(x, moved.scale, sizes)
+    rounding = rounding_of_pair(problem, x, moved.scale, sizes)
     if tolerance is None:
         tolerance = attainable_tolerance(rounding)
     tau, sigma, _ = sizes

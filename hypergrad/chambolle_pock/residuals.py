@@ -33,7 +33,9 @@ step sizes are taken, and a half that is 0 has to stay where it is.
 
     rounding = eps (1 + s ||K|| ||x|| / ||y|| + t ||K|| ||y|| / ||r||)
 
-means anything. (For `||K||` stands the largest norm that the step sizes allow, `1 / sqrt(tau
+means anything. Where F is smooth with an L-Lipschitz gradient, `y = grad F(K x)` is off by `eps L
+||K|| ||x||`, and that counts as well: it is all of `y` where the solution is 0 (consistent least
+squares). (For `||K||` stands the largest norm that the step sizes allow, `1 / sqrt(tau
 sigma)`, here and for the scale of `r`: with steps far shorter than `1 / ||K||` rounding is
 overestimated.) A solve is CONVERGED if its residual and its resolution are within the tolerance; if
 not, and the residual is down at its rounding, it is ROUNDING that stopped it.
@@ -157,12 +159,19 @@ def with_steps(prox: Callable[[Array, Array], Array], z: Array, steps: Array) ->
     return jnp.vectorize(prox, signature="(n),()->(n)")(z, steps)
 
 
-def rounding_of_pair(x: Array, scale: PairScale, sizes: StepSizes) -> Float[Array, "*batch"]:
+def rounding_of_pair(
+    problem: LowerLevel, x: Array, scale: PairScale, sizes: StepSizes
+) -> Float[Array, "*batch"]:
     """Return the size of what rounding makes of a residual of 0 (`rounding` above)."""
-    norm_K = largest_norm_of_K(sizes)
-    in_dual = relative_to(scale.s * norm_K * safe_norm(x), scale.size_y)
+    norm_K, size_x = largest_norm_of_K(sizes), safe_norm(x)
+    in_dual = relative_to(scale.s * norm_K * size_x, scale.size_y)
     in_primal = relative_to(scale.t * norm_K * scale.size_y, scale.size_r)
-    return float(jnp.finfo(x.dtype).eps) * (1 + in_dual + in_primal)
+    relative = 1 + in_dual + in_primal
+    L = problem.F.smoothness
+    if L is not None:
+        # y = grad F(K x) is no better known than K x, however small it is itself.
+        relative += (1 + in_primal) * relative_to(L.astype(x.dtype) * norm_K * size_x, scale.size_y)
+    return float(jnp.finfo(x.dtype).eps) * relative
 
 
 def default_tolerance(dtype: jnp.dtype) -> float:

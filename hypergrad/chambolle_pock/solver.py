@@ -221,7 +221,7 @@ class ChambollePock(eqx.Module):
             return state, jnp.full(x_tilde.shape[:-1], count, jnp.int32)
         at = self._way.begin(problem, x_tilde, sizes, state)
         tolerance = jax.lax.stop_gradient(self.tolerance)
-        return _run_to_tolerance(problem, x_tilde, sizes, self._way, at, count, tolerance)
+        return _run_to_tolerance(problem, x_tilde, sizes, self._way, at, count, keep, tolerance)
 
     def advanced(
         self,
@@ -324,33 +324,45 @@ def _run_to_tolerance(
     way: AbstractAcceleration,
     at: Any,
     most: int,
+    keep: int,
     tolerance: Array,
 ) -> tuple[State, Array]:
-    """Bursts of iterations; a sample that has arrived is frozen, so that others cannot move it."""
+    """Run in bursts until each sample is within the tolerance, here and `keep` iterations later.
 
-    def residual(at: Any) -> Array:
-        state = way.state(at)
-        return residual_of(problem, x_tilde, sizes, state.r, state.y)
+    The pair that the caller returns is the later one, and a plain iteration can move a pair away
+    from the solution. A sample that has arrived is frozen, so that others cannot move it.
+    """
+
+    def look_ahead(state: State) -> State:
+        return run(problem, x_tilde, sizes, state, keep)
 
     def burst(carry: Any) -> Any:
-        at, iterations, _, done = carry
-        now = residual(at)
+        at, iterations, candidates, arrived, done = carry
+        # The residual stands once in the program, since it is most of it: samples that are within
+        # the tolerance here are candidates, and the next burst looks at them further on.
+        ahead = jnp.any(candidates)
+        state = jax.lax.cond(ahead, look_ahead, lambda state: state, way.state(at))
+        residual = residual_of(problem, x_tilde, sizes, state.r, state.y)
         # A sample that is no longer finite will not arrive: it is not waited for.
-        arrived = (now <= tolerance) | ~jnp.isfinite(now)
+        within = (residual <= tolerance) | ~jnp.isfinite(residual)
+        arrived = arrived | (within & candidates if keep else within)
+        candidates = within & ~arrived & ~ahead
         length = jnp.minimum(_CHECK_EVERY, most - done)
+        length = jnp.where(jnp.all(arrived) | jnp.any(candidates), 0, length)
 
         def advance(at: Any) -> Any:
             return where(arrived, at, way.advance(problem, x_tilde, sizes, at, length))
 
-        # The residual comes first, and so stands in the program once: it is most of it.
-        at = jax.lax.cond(jnp.all(arrived), lambda at: at, advance, at)
-        return at, jnp.where(arrived, iterations, done + length), arrived, done + length
+        at = jax.lax.cond(length > 0, advance, lambda at: at, at)
+        done = done + length
+        return at, jnp.where(arrived, iterations, done), candidates, arrived, done
 
     def unfinished(carry: Any):
         *_, arrived, done = carry
         return ~jnp.all(arrived) & (done < most)
 
     iterations = jnp.zeros(x_tilde.shape[:-1], jnp.int32)
-    start = (at, iterations, iterations > 0, jnp.zeros((), jnp.int32))
+    nobody = iterations > 0
+    start = (at, iterations, nobody, nobody, jnp.zeros((), jnp.int32))
     at, iterations, *_ = jax.lax.while_loop(unfinished, burst, start)
     return way.state(at), iterations

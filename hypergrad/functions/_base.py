@@ -113,6 +113,11 @@ class AbstractFunction(eqx.Module):
         """The largest `mu` known for which `f - (mu / 2) ||.||^2` is convex."""
         return None
 
+    @property
+    def smoothness(self) -> Array | None:
+        """The smallest `L` known for which the gradient of `f` is L-Lipschitz."""
+        return None
+
 
 def check_is_function(name: str, f: Any) -> None:
     """Refuse what is no convex function of this package or of a subclass."""

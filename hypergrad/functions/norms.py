@@ -195,6 +195,10 @@ class Huber(AbstractFunction):
     def dual_scale(self) -> Array | None:
         return median(self.weight)
 
+    @property
+    def smoothness(self) -> Array | None:
+        return jnp.max(self.weight / self.smoothing)
+
 
 class ElasticNet(AbstractFunction):
     """`f(v) = weight * ||v||_1 + (ridge / 2) ||v||^2`.

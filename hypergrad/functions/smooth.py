@@ -62,6 +62,10 @@ class Quadratic(AbstractFunction):
     def strong_convexity(self) -> Array | None:
         return jnp.min(self.weight)
 
+    @property
+    def smoothness(self) -> Array | None:
+        return jnp.max(self.weight)
+
 
 class Zero(AbstractFunction):
     """`f(v) = 0`; its conjugate is the indicator of the origin.
@@ -91,3 +95,7 @@ class Zero(AbstractFunction):
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
         return jnp.zeros(z.shape, jnp.int32)
+
+    @property
+    def smoothness(self) -> Array | None:
+        return jnp.zeros(())

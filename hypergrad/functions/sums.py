@@ -132,8 +132,17 @@ class SeparableSum(AbstractFunction):
     def primal_scale(self) -> Array | None:
         return self._median_scale("primal_scale")
 
+    def _known_to_all(self, name: str) -> Array | None:
+        values = [getattr(part, name) for part in self.parts]
+        known = [value for value in values if value is not None]
+        return jnp.stack(known) if len(known) == len(values) else None
+
     @property
     def strong_convexity(self) -> Array | None:
-        moduli = [part.strong_convexity for part in self.parts]
-        known = [modulus for modulus in moduli if modulus is not None]
-        return jnp.min(jnp.stack(known)) if len(known) == len(moduli) else None
+        moduli = self._known_to_all("strong_convexity")
+        return None if moduli is None else jnp.min(moduli)
+
+    @property
+    def smoothness(self) -> Array | None:
+        constants = self._known_to_all("smoothness")
+        return None if constants is None else jnp.max(constants)

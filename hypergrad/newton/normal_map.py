@@ -78,7 +78,7 @@ class NormalMap(eqx.Module):
         x = self.x_tilde + r
         K_x, KT_y = apply(self.problem.K, x), apply_transpose(self.problem.K, y)
         own = pair_scale(self.problem, self.sizes, x, r, y, K_x, KT_y)
-        return attainable_tolerance(rounding_of_pair(x, own, self.sizes))
+        return attainable_tolerance(rounding_of_pair(self.problem, x, own, self.sizes))
 
     def margin(self, z: ProxArguments) -> Array:
         """The relative distance to the nearest kink (unknown: infinite)."""
