@@ -17,8 +17,9 @@ import numpy as np
 from _images import Images, random_start
 
 import hypergrad as hg
-from hypergrad import data, operators
 from hypergrad.chambolle_pock import StepSizes, step
+from hypergrad.problem import operators
+from hypergrad.workbench import data
 
 # Samples whose gradients are written out at a time: they fit into the cache of a core.
 _PIECE = 16

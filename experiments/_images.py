@@ -17,9 +17,10 @@ import numpy as np
 import optax
 
 import hypergrad as hg
-from hypergrad import baselines, data, operators
-from hypergrad.sweep import Workspace
-from hypergrad.training import solve_in_pieces
+from hypergrad.learning import solve_in_pieces
+from hypergrad.problem import operators
+from hypergrad.workbench import baselines, data
+from hypergrad.workbench.sweep import Workspace
 
 Optimizer = Literal["adam", "descent"]
 

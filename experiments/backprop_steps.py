@@ -29,13 +29,13 @@ from _images import PIECE, Images, Learning, judge, judge_baselines, solver
 from learning_rates import STEPS, stored_rate, with_steps
 
 import hypergrad as hg
-from hypergrad import baselines
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import Interval, group, mean_interval, recovered_share
+from hypergrad._foundation.timing import compile_ahead
 from hypergrad.comparison import differentiable_samples, solve_without_strategy
-from hypergrad.lower_level import cast_floats
-from hypergrad.records import markdown_table
-from hypergrad.statistics import Interval, group, mean_interval, recovered_share
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
-from hypergrad.timing import compile_ahead
+from hypergrad.problem.lower_level import cast_floats
+from hypergrad.workbench import baselines
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # Tried for the baselines.
 WEIGHTS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)

@@ -5,8 +5,8 @@ python experiments/bench.py [--quick] [--only floors] [--out results/bench]
 
 import jax
 
-from hypergrad.benchmark import Benchmark, cells, report
-from hypergrad.sweep import main
+from hypergrad.workbench.benchmark import Benchmark, cells, report
+from hypergrad.workbench.sweep import main
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)  # sections say themselves where they want float32

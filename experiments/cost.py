@@ -24,17 +24,18 @@ import jax
 import jax.numpy as jnp
 
 import hypergrad as hg
-from hypergrad import data, operators
-from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
-from hypergrad.devices import device_name
-from hypergrad.records import markdown_table
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
-from hypergrad.timing import (
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.timing import (
     Compiled,
     compile_ahead,
     interleaved_medians,
     matrix_products_alone,
 )
+from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
+from hypergrad.learning.devices import device_name
+from hypergrad.problem import operators
+from hypergrad.workbench import data
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # How the strategies are measured; those that are not named here, as they are by default.
 OPTIONS = {

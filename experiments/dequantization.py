@@ -38,11 +38,12 @@ import optax
 import scipy.signal
 
 import hypergrad as hg
-from hypergrad import baselines, data, operators
-from hypergrad.lower_level import cast_floats
-from hypergrad.records import markdown_table
-from hypergrad.statistics import group, mean_interval, paired_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import group, mean_interval, paired_interval
+from hypergrad.problem import operators
+from hypergrad.problem.lower_level import cast_floats
+from hypergrad.workbench import baselines, data
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 RATE = 8000  # Hz
 PIECE = 128  # frames that are solved at a time

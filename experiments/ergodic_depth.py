@@ -23,9 +23,9 @@ from _images import Learning, judge, judge_baselines
 from learning_rates import AVERAGES, DESCENDING, stored_rate
 
 import hypergrad as hg
-from hypergrad.records import markdown_table
-from hypergrad.statistics import group, mean_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import group, mean_interval
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # Tried for the baselines.
 WEIGHTS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.25)

@@ -23,9 +23,9 @@ import jax
 import numpy as np
 
 import hypergrad as hg
-from hypergrad.error_bound import ReturnedPair, StrongConvexity, bound_error
-from hypergrad.records import environment, markdown_table
-from hypergrad.sweep import Cell, Record, Result, main
+from hypergrad._foundation.records import environment, markdown_table
+from hypergrad.bilevel.error_bound import ReturnedPair, StrongConvexity, bound_error
+from hypergrad.workbench.sweep import Cell, Record, Result, main
 
 
 @dataclasses.dataclass(frozen=True)

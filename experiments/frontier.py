@@ -21,9 +21,10 @@ from typing import Any
 import jax
 
 import hypergrad as hg
-from hypergrad import data, operators
-from hypergrad.records import markdown_table
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad._foundation.records import markdown_table
+from hypergrad.problem import operators
+from hypergrad.workbench import data
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # Each is measured at every L that its k allows.
 STRATEGIES = (

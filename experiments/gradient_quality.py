@@ -38,11 +38,12 @@ from _gradients import (
 from _images import Images, Learning
 
 import hypergrad as hg
-from hypergrad import baselines, operators
-from hypergrad.lower_level import cast_floats
-from hypergrad.records import markdown_table
-from hypergrad.statistics import mean_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import mean_interval
+from hypergrad.problem import operators
+from hypergrad.problem.lower_level import cast_floats
+from hypergrad.workbench import baselines
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 PROBLEMS = ("L1 + Quadratic", "L1 + Box")
 PLACES = ("start", "learned")

@@ -23,9 +23,9 @@ import numpy as np
 from _images import Learning, Optimizer
 
 import hypergrad as hg
-from hypergrad.records import markdown_table, read_jsonl
-from hypergrad.statistics import group
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad._foundation.records import markdown_table, read_jsonl
+from hypergrad._foundation.statistics import group
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 STORED = Path(__file__).parent / "records" / "learning_rates" / "records.jsonl"
 

@@ -36,10 +36,11 @@ from _images import (
 )
 
 import hypergrad as hg
-from hypergrad import baselines, data, operators
-from hypergrad.records import markdown_table
-from hypergrad.statistics import group, mean_interval, paired_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import group, mean_interval, paired_interval
+from hypergrad.problem import operators
+from hypergrad.workbench import baselines, data
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # Tried for what is not learned and for what learning starts from.
 WEIGHTS = (0.02, 0.025, 0.035, 0.05, 0.065, 0.08, 0.1, 0.12, 0.15, 0.2)

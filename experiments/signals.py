@@ -30,11 +30,12 @@ import optax
 from _images import PIECE, Images, solver
 
 import hypergrad as hg
-from hypergrad import baselines, data, operators
-from hypergrad.lower_level import cast_floats
-from hypergrad.records import markdown_table
-from hypergrad.statistics import group, mean_interval, paired_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import group, mean_interval, paired_interval
+from hypergrad.problem import operators
+from hypergrad.problem.lower_level import cast_floats
+from hypergrad.workbench import baselines, data
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # "Converged"; rounding of float32 leaves residuals of 1e-6.
 TOLERANCE, MOST, STEP_RATIO = 1e-5, 4000, 10.0

@@ -37,13 +37,13 @@ from _gradients import (
 )
 
 import hypergrad as hg
-from hypergrad.baselines import mean_loss
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import mean_interval
+from hypergrad._foundation.timing import compile_ahead, interleaved_medians
 from hypergrad.comparison import one_hypergradient, solve_without_strategy
-from hypergrad.devices import device_name
-from hypergrad.records import markdown_table
-from hypergrad.statistics import mean_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
-from hypergrad.timing import compile_ahead, interleaved_medians
+from hypergrad.learning.devices import device_name
+from hypergrad.workbench.baselines import mean_loss
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 PROBLEMS: dict[str, Callable[[int, int], Task]] = {
     "random K": random_denoising,

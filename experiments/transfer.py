@@ -27,12 +27,13 @@ from jaxtyping import Array, Float
 from learning_rates import stored_rate
 
 import hypergrad as hg
-from hypergrad import baselines, operators
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import group, mean_interval
 from hypergrad.chambolle_pock import StepSizes
-from hypergrad.records import markdown_table
-from hypergrad.statistics import group, mean_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
-from hypergrad.training import solve_in_pieces
+from hypergrad.learning import solve_in_pieces
+from hypergrad.problem import operators
+from hypergrad.workbench import baselines
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # What K is learned by.
 STRATEGIES = ("full", "truncation:k=1")

@@ -28,11 +28,12 @@ import numpy as np
 from _gradients import Task, noisy_patches, quantiles, random_denoising, rounded
 
 import hypergrad as hg
-from hypergrad import data, operators
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import mean_interval
 from hypergrad.chambolle_pock import ProxArguments, State, StepSizes, step
-from hypergrad.records import markdown_table
-from hypergrad.statistics import mean_interval
-from hypergrad.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.problem import operators
+from hypergrad.workbench import data
+from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 STRATEGIES = ("full", "ergodic:uniform", "ergodic:tail=0.5", "ergodic:linear")
 

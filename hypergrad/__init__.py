@@ -3,9 +3,14 @@
 min_K  sum_i loss(x_hat_i, x_true_i)    with    x_hat_i = argmin_x F(K x) + G(x - x_tilde_i)
 """
 
-from hypergrad import devices, operators
+import sys
+from typing import Any
+
+from hypergrad._foundation.renamed import renamed
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
 from hypergrad.bilevel import Chosen, Hypergradient, half_mean_squared_error, hypergradient, solve
+from hypergrad.bilevel.error_bound import ErrorBound, Regime
 from hypergrad.chambolle_pock import (
     ChambollePock,
     RestartedHalpern,
@@ -26,8 +31,11 @@ from hypergrad.diagnostics import (
     per_sample_errors,
     steps_needed,
 )
-from hypergrad.error_bound import ErrorBound, Regime
-from hypergrad.functions import (
+from hypergrad.learning import History, WarmStart, devices, evaluate, train
+from hypergrad.learning.restoration import restore
+from hypergrad.learning.saved_operator import SavedOperator, load_operator
+from hypergrad.problem import functions, lower_level, operators
+from hypergrad.problem.functions import (
     L1,
     AbstractFunction,
     Box,
@@ -40,13 +48,10 @@ from hypergrad.functions import (
     Quadratic,
     SeparableSum,
     Zero,
-    check_function,
 )
-from hypergrad.lower_level import LowerLevel, stop_gradient
-from hypergrad.restoration import restore
-from hypergrad.saved_operator import SavedOperator, load_operator
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 from hypergrad.strategies import (
+    CGLS,
     STRATEGIES,
     AbstractDifferentiableStrategy,
     AbstractStrategy,
@@ -62,10 +67,9 @@ from hypergrad.strategies import (
     JaxoptLU,
     JaxoptNormalCG,
     LastIterates,
-    LeastSquares,
     LimitFormula,
-    Linear,
     LinearSolve,
+    LinearWeights,
     MatrixFree,
     OptimistixCheckpointed,
     OptimistixImplicit,
@@ -77,10 +81,10 @@ from hypergrad.strategies import (
     Uniform,
     parse_strategy,
 )
-from hypergrad.strategy_checks import check_strategy
-from hypergrad.training import History, WarmStart, evaluate, train
+from hypergrad.testing import check_function, check_operator, check_strategy
 
 __all__ = [
+    "CGLS",
     "L1",
     "STRATEGIES",
     "AbstractDifferentiableStrategy",
@@ -115,10 +119,9 @@ __all__ = [
     "JaxoptNormalCG",
     "L2Ball",
     "LastIterates",
-    "LeastSquares",
     "LimitFormula",
-    "Linear",
     "LinearSolve",
+    "LinearWeights",
     "LowerLevel",
     "MatrixFree",
     "NonNegative",
@@ -146,6 +149,7 @@ __all__ = [
     "Zero",
     "adjoint_trajectory",
     "check_function",
+    "check_operator",
     "check_strategy",
     "compare",
     "contraction_factor",
@@ -167,10 +171,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """`__version__`, looked up where it is asked for."""
+# Scripts import these rooms by the names that they had at the root of the package.
+for _room in (functions, lower_level, operators):
+    sys.modules[f"hypergrad.{_room.__name__.rpartition('.')[2]}"] = _room
+
+_renamed = renamed(
+    "hypergrad", {"LeastSquares": "hypergrad:CGLS", "Linear": "hypergrad:LinearWeights"}
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Look up `__version__` where it is asked for, and what has been renamed."""
     if name != "__version__":
-        raise AttributeError(f"module 'hypergrad' has no attribute {name!r}")
+        return _renamed(name)
     from importlib.metadata import version
 
     return version("hypergrad-jax")

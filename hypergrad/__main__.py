@@ -2,6 +2,6 @@
 
 import sys
 
-from hypergrad.cli import main
+from hypergrad.workbench.command_line.main import main
 
 sys.exit(main())

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hypergrad.door import explained, one_line, reason_of
+from hypergrad._foundation.errors import explained, one_line, reason_of
+from hypergrad._foundation.records import read_jsonl
 from hypergrad.plotting import save_figure
-from hypergrad.records import read_jsonl
 
 STORED = Path(__file__).parents[1] / "experiments" / "records"
 DRAWN = Path(__file__).parent / "drawn"

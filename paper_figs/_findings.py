@@ -15,7 +15,7 @@ import numpy as np
 from _common import Record, decibels_over, paired, read, select, values
 from fig04_backprop_steps import ENOUGH, over_full, shares
 
-from hypergrad.statistics import Interval, group, mean_interval, paired_interval
+from hypergrad._foundation.statistics import Interval, group, mean_interval, paired_interval
 
 UNIFORM = "ergodic:uniform"
 AVERAGES = (UNIFORM, "ergodic:tail=0.5", "ergodic:linear")

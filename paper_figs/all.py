@@ -14,8 +14,8 @@ from pathlib import Path
 import statements
 from _common import DRAWN, STORED, why_not
 
+from hypergrad._foundation.records import write_text
 from hypergrad.plotting import save_figure
-from hypergrad.records import write_text
 
 
 def main() -> int:

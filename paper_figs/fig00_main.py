@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from hypergrad._foundation.statistics import Interval, group, mean_interval
 from hypergrad.plotting import (
     draw_curve,
     draw_levels,
@@ -27,7 +28,6 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import Interval, group, mean_interval
 
 KIND = "truncation:k"
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from matplotlib.typing import FillStyleType
 
+from hypergrad._foundation.statistics import Interval, log_interval, mean_interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -22,7 +23,6 @@ from hypergrad.plotting import (
     style_of,
     tidy,
 )
-from hypergrad.statistics import Interval, log_interval, mean_interval
 
 LEVELS: dict[str, FillStyleType] = {"median": "full", "worst": "none"}
 ITERATE = Style("#0080c8", (0, (1.2, 1.2)), "s")

@@ -10,6 +10,7 @@ import numpy as np
 from _common import Record, main, read, select
 from matplotlib.figure import Figure
 
+from hypergrad._foundation.statistics import log_interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -20,7 +21,6 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import log_interval
 
 # Column of the records: its name, its style.
 IN_THE_MIDDLE = {

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hypergrad._foundation.statistics import group, mean_interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -21,7 +22,6 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import group, mean_interval
 
 LOSS = "½‖x − x†‖² per sample"
 

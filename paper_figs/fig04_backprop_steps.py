@@ -11,6 +11,7 @@ from _common import Record, decibels_over, main, paired, read, select, values
 from matplotlib.figure import Figure
 from matplotlib.typing import FillStyleType
 
+from hypergrad._foundation.statistics import Interval, group, mean_interval, recovered_share
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -23,7 +24,6 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import Interval, group, mean_interval, recovered_share
 
 # The three variants, as strategies are called and in words; one style each.
 KINDS = {"truncation:k": "truncation", "limit:last": "last iterates", "limit:steps": "last state"}

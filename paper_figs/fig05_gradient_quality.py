@@ -11,6 +11,7 @@ from _common import Record, main, read, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hypergrad._foundation.statistics import log_interval, mean_interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -20,7 +21,6 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import log_interval, mean_interval
 
 SHOWN = ("truncation:k=1", "truncation:k=10", "limit:cgls", "full", "ergodic:uniform")
 BY_STEPS = {

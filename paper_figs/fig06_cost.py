@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from hypergrad._foundation.records import read_json
+from hypergrad._foundation.statistics import Interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -21,8 +23,6 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.records import read_json
-from hypergrad.statistics import Interval
 
 AXES = {
     "L": "L, iterations",

@@ -8,6 +8,7 @@ import numpy as np
 from _common import Record, main, read, select
 from matplotlib.figure import Figure
 
+from hypergrad._foundation.statistics import Interval
 from hypergrad.plotting import (
     draw_curve,
     label_panels,
@@ -16,7 +17,6 @@ from hypergrad.plotting import (
     styles_of,
     tidy,
 )
-from hypergrad.statistics import Interval
 
 # Below it all is rounding.
 LEAST = 1e-15

@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from hypergrad._foundation.statistics import mean_interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -24,7 +25,6 @@ from hypergrad.plotting import (
     style_of,
     tidy,
 )
-from hypergrad.statistics import mean_interval
 
 # By what the step sizes were learned for.
 STEPS = {

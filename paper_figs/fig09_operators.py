@@ -11,6 +11,7 @@ import numpy as np
 from _common import Record, arrays, main, read, select
 from matplotlib.figure import Figure
 
+from hypergrad._foundation.statistics import mean_interval, paired_interval
 from hypergrad.plotting import (
     label_panels,
     legend_below,
@@ -20,7 +21,6 @@ from hypergrad.plotting import (
     style_of,
     tidy,
 )
-from hypergrad.statistics import mean_interval, paired_interval
 
 SIDE = 8
 NAMES = {"dct": "DCT, best weight", "differences": "total variation, best weight"}

@@ -9,8 +9,8 @@ import numpy as np
 from _common import Record, arrays, main, read, select
 from matplotlib.figure import Figure
 
+from hypergrad._foundation.statistics import paired_interval
 from hypergrad.plotting import Style, draw_curve, label_panels, legend_below, new_figure, tidy
-from hypergrad.statistics import paired_interval
 
 RATE = 8000  # Hz
 HOP = 128  # samples between two columns of a spectrogram

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from hypergrad._foundation.statistics import mean_interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
@@ -19,7 +20,6 @@ from hypergrad.plotting import (
     new_figure,
     tidy,
 )
-from hypergrad.statistics import mean_interval
 
 STYLES = {
     "K": Style("#0080c8", (0, (1.2, 1.2)), "s"),

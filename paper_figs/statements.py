@@ -45,7 +45,7 @@ from _findings import (
     verdict_of,
 )
 
-from hypergrad.records import markdown_table, write_text
+from hypergrad._foundation.records import markdown_table, write_text
 
 WRITTEN = Path(__file__).parent / "statements.md"
 

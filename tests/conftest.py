@@ -43,12 +43,9 @@ settings.load_profile("everyday")
 # Every annotated function of the numerical core then checks the shapes of what it is given. It has
 # to be in place before the package is imported for the first time.
 _CORE = (
-    "functions",
-    "operators",
-    "lower_level",
+    "problem",
     "chambolle_pock",
     "adjoint",
-    "error_bound",
     "strategies",
     "bilevel",
     "diagnostics",

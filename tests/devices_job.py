@@ -22,10 +22,10 @@ from helpers import L1, Poster, Quadratic, random_data, to_hypergrad
 from jax.sharding import Mesh
 
 import hypergrad as hg
-from hypergrad.devices import OnMesh, count_collectives, data_parallel
-from hypergrad.training import make_update
-from hypergrad.variables import Variables, rescale_K
-from hypergrad.visits import make_visit
+from hypergrad.learning import make_update
+from hypergrad.learning.devices import OnMesh, count_collectives, data_parallel
+from hypergrad.learning.variables import Variables, rescale_K
+from hypergrad.learning.warm_start import make_visit
 
 M, N, SAMPLES = 7, 5, 16
 DATA = random_data(SAMPLES, N)

@@ -19,7 +19,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 import hypergrad as hg
-from hypergrad.operators import (
+from hypergrad.problem.operators import (
     FFT,
     AbstractBoundary,
     AbstractConvolution,

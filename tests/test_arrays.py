@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad import baselines, data
-from hypergrad._rows import rows_of
-from hypergrad.training import solve_in_pieces
+from hypergrad._foundation.rows import rows_of
+from hypergrad.learning import solve_in_pieces
+from hypergrad.workbench import baselines, data
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import pytest
 from helpers import assert_close
 
 import hypergrad as hg
-from hypergrad import baselines, data
-from hypergrad.image_study.baselines import Tuned, in_words
-from hypergrad.image_study.samples import StudyData, piece_size
-from hypergrad.image_study.settings import ImageStudy
+from hypergrad.workbench import baselines, data
+from hypergrad.workbench.studies.baselines import Tuned, in_words
+from hypergrad.workbench.studies.samples import StudyData, piece_size
+from hypergrad.workbench.studies.settings import ImageStudy
 
 
 @pytest.fixture(scope="module")

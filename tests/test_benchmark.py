@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import data, sweep
-from hypergrad.benchmark import SECTIONS, Benchmark, batches, cells, learning
-from hypergrad.benchmark._compilations import count_compilations
-from hypergrad.training import History
+from hypergrad.learning import History
+from hypergrad.workbench import data, sweep
+from hypergrad.workbench.benchmark import SECTIONS, Benchmark, batches, cells, learning
+from hypergrad.workbench.benchmark._compilations import count_compilations
 
 
 def test_every_cell_says_its_section() -> None:
@@ -71,8 +71,8 @@ def test_the_first_moment_of_a_loss(losses, seconds, monkeypatch) -> None:
 
 def test_the_strategy_forward_is_not_the_forward_solve(monkeypatch) -> None:
     """Two rows with their own times, whatever strategies are called."""
-    from hypergrad.benchmark import floors
     from hypergrad.strategies import ForwardUnrolling
+    from hypergrad.workbench.benchmark import floors
 
     monkeypatch.setattr(
         floors,

@@ -25,9 +25,13 @@ import pytest
 import skimage.io
 
 import hypergrad as hg
-from hypergrad import cli, commands, image_study, plotting, training
-from hypergrad.image_study import ImageStudy, contents, learning
-from hypergrad.records import read_jsonl
+from hypergrad import learning as training
+from hypergrad import plotting
+from hypergrad._foundation.records import read_jsonl
+from hypergrad.workbench import studies as image_study
+from hypergrad.workbench.command_line import commands
+from hypergrad.workbench.command_line import main as cli
+from hypergrad.workbench.studies import ImageStudy, contents, learning
 
 TINY = {
     "patch": 4, "stride": 4, "samples": 16, "held_out_samples": 16, "tuning_samples": 16,
@@ -617,7 +621,8 @@ def test_the_command_line_chooses_the_precision() -> None:
     """And the library does not: JAX's own default is float32."""
     code = """
 import jax.numpy as jnp
-from hypergrad import cli, image_study
+from hypergrad.workbench import studies as image_study
+from hypergrad.workbench.command_line import main as cli
 image_study.run_image_study = lambda config, *_: print(config.dtype, jnp.zeros(()).dtype)
 print(jnp.zeros(()).dtype)
 for options in ([], ["--dtype", "float32"]):
@@ -632,7 +637,8 @@ KEPT = """
 import collections, json, sys
 import jax
 from jax import monitoring
-from hypergrad import cli, image_study
+from hypergrad.workbench import studies as image_study
+from hypergrad.workbench.command_line import main as cli
 
 events = collections.Counter()
 monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition("/")[2]]))

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 import hypergrad as hg
 from hypergrad import comparison as module
-from hypergrad import timing
+from hypergrad._foundation import timing
+from hypergrad._foundation.records import read_jsonl
+from hypergrad._foundation.status import Status
 from hypergrad.comparison import rows, side_by_side
-from hypergrad.records import read_jsonl
-from hypergrad.status import Status
 
 WEIGHT, L = 0.4, 40
 SOLVER = hg.ChambollePock(L)
@@ -614,7 +614,7 @@ def test_the_plot_has_a_marker_for_each_that_worked(comparison) -> None:
 def test_labels_beside_a_bar_are_whole(width: int) -> None:
     from rich.console import Console
 
-    from hypergrad.progress import progress_bar
+    from hypergrad._foundation.progress import progress_bar
 
     label = "a-strategy-whose-name-is-long:steps=2,momentum=0.25"
     bar = progress_bar()

@@ -19,9 +19,9 @@ import pytest
 from helpers import random_data
 
 import hypergrad as hg
-from hypergrad._contents import contents_in_memory, contents_on_disk
-from hypergrad.benchmark._compilations import count_compilations
+from hypergrad._foundation.contents import contents_in_memory, contents_on_disk
 from hypergrad.diagnostics import contraction_factor
+from hypergrad.workbench.benchmark._compilations import count_compilations
 
 N = 5
 x_tilde, x_true = random_data(3, N)

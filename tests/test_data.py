@@ -16,7 +16,7 @@ import skimage.io
 import soundfile
 import tifffile
 
-from hypergrad import data
+from hypergrad.workbench import data
 
 # --- helpers: synthetic files, and plain loops as oracles -----------------------------------------
 
@@ -68,7 +68,11 @@ def test_imports_no_jax_and_no_matplotlib() -> None:
         walked = list(ast.walk(tree))
         names = [alias.name for n in walked if isinstance(n, ast.Import) for alias in n.names]
         names += [n.module or "" for n in walked if isinstance(n, ast.ImportFrom)]
-        names = [n for n in names if not n.startswith(("hypergrad.data", "hypergrad._arrays"))]
+        names = [
+            n
+            for n in names
+            if not n.startswith(("hypergrad.workbench.data", "hypergrad._foundation.arrays"))
+        ]
         assert not {name.split(".")[0] for name in names} & {"jax", "matplotlib", "hypergrad"}
         at_the_top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
         assert not any("skimage" in ast.dump(n) or "soundfile" in ast.dump(n) for n in at_the_top)

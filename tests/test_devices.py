@@ -19,7 +19,8 @@ from devices_job import DATA, PATIENT, POSTER, PROBLEM, SAMPLES, SOLVER, TRUNCAT
 from helpers import assert_close
 
 import hypergrad as hg
-from hypergrad import cli, devices
+from hypergrad.learning import devices
+from hypergrad.workbench.command_line import main as cli
 
 # The same sums in another order.
 RTOL = 1e-12
@@ -59,7 +60,8 @@ def _free_port() -> int:
 # Two processes are those of the command line, with a job instead of the study.
 COMMAND = """
 import json, sys, jax
-from hypergrad import cli, image_study
+from hypergrad.workbench import studies as image_study
+from hypergrad.workbench.command_line import main as cli
 def study(config, out, console, mesh):
     import devices_job
     given = [mesh.size, jax.local_device_count(), str(out), console.quiet]

@@ -52,7 +52,7 @@ _LINEAR = np.arange(1.0, L + 1) / (L * (L + 1) / 2)
 UNROLLINGS = [
     (hg.FullUnrolling(), np.eye(L)[-1], L),
     (hg.Truncation(5), np.eye(L)[-1], 5),
-    (hg.ErgodicUnrolling(hg.Linear()), _LINEAR, L),
+    (hg.ErgodicUnrolling(hg.LinearWeights()), _LINEAR, L),
 ]
 
 

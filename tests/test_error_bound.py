@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad.benchmark._compilations import count_compilations
-from hypergrad.error_bound import REGIMES, ReturnedPair, StrongConvexity, bound_error
-from hypergrad.newton import NormalMap, active_system
+from hypergrad.bilevel.error_bound import REGIMES, ReturnedPair, StrongConvexity, bound_error
+from hypergrad.exact import NormalMap, active_system
+from hypergrad.workbench.benchmark._compilations import count_compilations
 from tests.helpers import Convolution, solve_l1_quadratic
 
 TIGHT = hg.ChambollePock(20_000, tolerance=1e-13)

@@ -25,8 +25,9 @@ from jaxtyping import Array
 from scipy.optimize import minimize
 
 import hypergrad as hg
-from hypergrad import data, operators
-from hypergrad.status import Status
+from hypergrad._foundation.status import Status
+from hypergrad.problem import operators
+from hypergrad.workbench import data
 
 WEIGHT = 0.15
 

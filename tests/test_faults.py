@@ -26,10 +26,14 @@ import numpy as np
 import pytest
 from fuzzing import picture_of
 
-from hypergrad import cli, door, image_study, records, sweep
-from hypergrad._checks import check_count
-from hypergrad.checkpoints import Checkpoints
-from hypergrad.sweep import Cell, Options, Result, run_experiment, run_sweep
+from hypergrad._foundation import errors as door
+from hypergrad._foundation import records
+from hypergrad._foundation.checks import check_count
+from hypergrad.learning.checkpoints import Checkpoints
+from hypergrad.workbench import studies as image_study
+from hypergrad.workbench import sweep
+from hypergrad.workbench.command_line import main as cli
+from hypergrad.workbench.sweep import Cell, Options, Result, run_experiment, run_sweep
 
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -277,7 +281,7 @@ def rows(tmp_path_factory) -> Path:
 
 def _start(rows: Path, out: Path, *more: str, limit: str = "") -> subprocess.Popen[str]:
     """`hypergrad train`, under a limit of the system where there is one."""
-    code = "import resource, sys; from hypergrad.cli import main; "
+    code = "import resource, sys; from hypergrad.workbench.command_line.main import main; "
     code += f"resource.setrlimit(resource.{limit}); " if limit else ""
     words = ["train", "--quick", "--iterations", "10", "--epochs", "6", "--batch-size", "8"]
     # What is compiled once is kept: kills shall meet the work, not the compiler.

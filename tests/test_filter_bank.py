@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from scipy.signal import correlate2d
 
 import hypergrad as hg
-from hypergrad.operators import (
+from hypergrad.problem.operators import (
     FFT,
     Direct,
     FilterBank,
@@ -26,7 +26,7 @@ from hypergrad.operators import (
     dense_matrix,
     operator_norm,
 )
-from hypergrad.operators.convolutions import (
+from hypergrad.problem.operators.convolutions import (
     correlate,
     correlate_adjoint,
     fastest_convolution,

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import differential_evolution
 
 import hypergrad as hg
-from hypergrad.lower_level import cast_floats
+from hypergrad.problem.lower_level import cast_floats
 
 INF = np.inf
 

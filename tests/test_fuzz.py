@@ -31,9 +31,11 @@ from fuzzing import (
     tables,
 )
 
-from hypergrad import cli, records, sweep
-from hypergrad.checkpoints import Checkpoints
-from hypergrad.image_study import baselines
+from hypergrad._foundation import records
+from hypergrad.learning.checkpoints import Checkpoints
+from hypergrad.workbench import sweep
+from hypergrad.workbench.command_line import main as cli
+from hypergrad.workbench.studies import baselines
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(

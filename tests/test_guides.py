@@ -17,12 +17,13 @@ import pytest
 import soundfile
 
 import hypergrad as hg
-from hypergrad import cli, image_study
-from hypergrad.image_study import baselines, learning, stages
-from hypergrad.own_parts import parse_function, parse_loss, parse_operator
+from hypergrad.workbench import studies as image_study
+from hypergrad.workbench.command_line import main as cli
+from hypergrad.workbench.command_line.specs import parse_function, parse_loss, parse_operator
+from hypergrad.workbench.studies import baselines, learning, stages
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ROOT / "hypergrad" / "guides"
+GUIDES = ROOT / "hypergrad" / "workbench" / "guides"
 PAGES = [ROOT / "README.md", *sorted(GUIDES.glob("*.md"))]
 
 

@@ -20,10 +20,10 @@ from hypothesis import assume, given
 from jax.flatten_util import ravel_pytree
 
 import hypergrad as hg
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import LimitSystem
 from hypergrad.chambolle_pock import ProxArguments
-from hypergrad.lower_level import cast_floats
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import cast_floats
 
 
 def assert_close(actual: Any, expected: Any, rtol: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 from helpers import relative_error
 
 import hypergrad as hg
-from hypergrad.operators import FilterBank
+from hypergrad.problem.operators import FilterBank
 
 SIDE = 10
 MATRIX_FREE = hg.Exact(search=hg.MatrixFree())

@@ -16,7 +16,7 @@ import scipy.linalg
 from helpers import random_data, relative_error
 
 import hypergrad as hg
-from hypergrad.operators import (
+from hypergrad.problem.operators import (
     apply,
     apply_transpose,
     bilinear_gradient,
@@ -423,7 +423,7 @@ def test_what_is_right_passes_the_check(dtype):
         difference_operator((20, 30), dtype),
         hg.operators.FilterBank(jnp.ones((2, 3, 2), dtype), (9, 8)),
     ):
-        hg.operators.check_operator(K)
+        hg.check_operator(K)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_what_is_right_passes_the_check(dtype):
 )
 def test_what_is_wrong_does_not(wrong, words):
     with pytest.raises(ValueError, match=words):
-        hg.operators.check_operator(Scaled(jnp.array(3.0), **wrong))
+        hg.check_operator(Scaled(jnp.array(3.0), **wrong))
 
 
 def test_a_learned_operator_of_ones_own():

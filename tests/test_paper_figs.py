@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hypergrad.records import to_json
-from hypergrad.statistics import Interval, mean_interval
-from hypergrad.sweep import run_of
+from hypergrad._foundation.records import to_json
+from hypergrad._foundation.statistics import Interval, mean_interval
+from hypergrad.workbench.sweep import run_of
 
 ROOT = Path(__file__).parents[1]
 STORED = sorted(path.parent for path in (ROOT / "experiments" / "records").glob("*/config.json"))

@@ -32,8 +32,8 @@ from helpers import (
 )
 
 import hypergrad as hg
+from hypergrad._foundation.status import Status
 from hypergrad.comparison import solve_without_strategy
-from hypergrad.status import Status
 
 RTOL = 1e-10
 

@@ -22,8 +22,8 @@ from helpers import (
 )
 
 import hypergrad as hg
+from hypergrad._foundation.status import Status
 from hypergrad.chambolle_pock import AdjointPair
-from hypergrad.status import Status
 
 N, BATCH, L = 4, 3, 12
 DATA = random_data(BATCH, N)

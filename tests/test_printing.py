@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad._printing import shares
-from hypergrad.training.result import Best
+from hypergrad._foundation.printing import shares
+from hypergrad.learning.result import Best
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
 PROBLEM = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))

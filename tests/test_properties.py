@@ -17,8 +17,8 @@ from draws import DTYPES, FUNCTIONS, OPERATORS, SIZE, Numbers, numbers
 from hypothesis import given
 
 import hypergrad as hg
-from hypergrad.lower_level import cast_floats
-from hypergrad.operators import (
+from hypergrad.problem.lower_level import cast_floats
+from hypergrad.problem.operators import (
     Operator,
     apply,
     apply_transpose,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
-from hypergrad.lower_level import cast_floats
+from hypergrad.problem.lower_level import cast_floats
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

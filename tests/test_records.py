@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import records
+from hypergrad._foundation import records
 
 # Each writer as a call on a path.
 WRITERS: dict[str, Callable[[Path], None]] = {

@@ -46,7 +46,7 @@ _GEOMETRIC = np.array([0.8 ** (L - l) for l in range(1, L + 1)])
 AVERAGES = {
     "uniform": (hg.Uniform(), np.full(L, 1 / L)),
     "tail": (hg.Tail(0.25), np.array([0.0] * 9 + [1 / 3] * 3)),
-    "linear": (hg.Linear(), np.array([l / (L * (L + 1) / 2) for l in range(1, L + 1)])),
+    "linear": (hg.LinearWeights(), np.array([l / (L * (L + 1) / 2) for l in range(1, L + 1)])),
     "geometric": (hg.Geometric(0.8), _GEOMETRIC / _GEOMETRIC.sum()),
     "array": (_ARRAY, _ARRAY),
 }
@@ -237,7 +237,7 @@ def _perturbed_loss(poster: Poster, data, alpha, k):
     [
         (hg.FullUnrolling(), np.eye(L)[-1], L),
         (hg.Truncation(5), np.eye(5)[-1], 5),
-        (hg.ErgodicUnrolling(hg.Linear()), AVERAGES["linear"][1], L),
+        (hg.ErgodicUnrolling(hg.LinearWeights()), AVERAGES["linear"][1], L),
     ],
     ids=["full", "truncation", "ergodic"],
 )

@@ -17,9 +17,10 @@ import soundfile
 import tifffile
 
 import hypergrad as hg
-from hypergrad import cli, data, restored_files
-from hypergrad.records import write_npz
-from hypergrad.restored_files import restore_file, restore_folder
+from hypergrad._foundation.records import write_npz
+from hypergrad.workbench import data, restored_files
+from hypergrad.workbench.command_line import main as cli
+from hypergrad.workbench.restored_files import restore_file, restore_folder
 
 SOLVER = hg.ChambollePock(3)
 STRATEGY = hg.Truncation(k=1)
@@ -222,7 +223,7 @@ def test_a_picture_is_its_patches_put_together() -> None:
 def test_a_large_picture_is_restored_in_groups(monkeypatch) -> None:
     picture = RNG.uniform(size=(11, 9))
     whole = hg.restore(PATCHES, picture)
-    monkeypatch.setattr("hypergrad.restoration._SAMPLES_AT_A_TIME", 5)
+    monkeypatch.setattr("hypergrad.learning.restoration._SAMPLES_AT_A_TIME", 5)
     np.testing.assert_allclose(hg.restore(PATCHES, picture), whole, rtol=0, atol=1e-14)
 
 
@@ -700,7 +701,7 @@ def test_what_else_the_system_refuses(error, words: str, tmp_path, capsys, monke
     def refusing(*given: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr("hypergrad.saved_operator.load_operator", refusing)
+    monkeypatch.setattr("hypergrad.learning.saved_operator.load_operator", refusing)
     assert cli.main(["restore", "p.png", "--operator", "o.npz"]) == 1
     said = capsys.readouterr().err
     assert words in said
@@ -711,6 +712,6 @@ def test_an_interruption_of_restoring(monkeypatch, capsys) -> None:
     def stop(*given: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hypergrad.saved_operator.load_operator", stop)
+    monkeypatch.setattr("hypergrad.learning.saved_operator.load_operator", stop)
     assert cli.main(["restore", "p.png", "--operator", "o.npz"]) == 130
     assert capsys.readouterr().err == "\nhypergrad: interrupted; what is written is whole\n"

@@ -12,7 +12,7 @@ import pytest
 from helpers import central_differences, solve_l1_quadratic
 
 import hypergrad as hg
-from hypergrad.strategy_checks import _example
+from hypergrad.testing.strategies import _example
 
 ONE_STEP = hg.Truncation(k=1)
 

@@ -1,4 +1,4 @@
-"""The house of DESIGN.md: floors, the one list, abstract or final classes, an untouched JAX."""
+"""The house: rooms, the one list, abstract or final classes, an untouched JAX."""
 
 from __future__ import annotations
 
@@ -29,121 +29,19 @@ TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 every_module = pytest.mark.parametrize("module", SOURCES)
 
 
-# ------------------------------------------------------------------------------------- floors
+# -------------------------------------------------------------------------------------- rooms
 
-# From the ground up: a module imports from lower floors only. A new module gets its floor here.
-HOUSE = """
-    _contents  _imports  _printing  _samples
-    _checks  status
-    _compiled  _rows  functions._base
-    timing
-    operators._base  operators.boundaries  operators.convolutions  operators.products
-    operators.filter_bank  operators.image_differences
-    operators.norm  operators.usual
-    operators.laws
-    operators
-    functions._blocks  functions._evidence
-    functions.indicators  functions.laws  functions.norms  functions.smooth  functions.sums
-    functions
-    lower_level
-    chambolle_pock.iteration
-    chambolle_pock.residuals
-    chambolle_pock.certificate
-    chambolle_pock.acceleration
-    chambolle_pock.solver
-    chambolle_pock
-    adjoint.linear_solves  adjoint.results
-    adjoint.recursion
-    adjoint.limit_system  adjoint.unrolled
-    adjoint.delta_solves
-    adjoint.conjugate_gradients
-    adjoint
-    newton.smoothing
-    newton.active_sets
-    newton.normal_map
-    newton.path
-    newton.search
-    newton.matrix_free
-    newton
-    error_bound.result
-    error_bound._base
-    error_bound.active_set  error_bound.strong_convexity
-    error_bound.bound
-    error_bound
-    strategies._base
-    strategies._implicit_peer
-    strategies.*
-    strategies
-    bilevel.arguments  bilevel.losses  bilevel.result
-    bilevel.passes
-    bilevel.differentiable  bilevel.target_error
-    bilevel.hypergradients
-    bilevel
-    own_parts  strategy_checks
-    diagnostics._gradients
-    diagnostics.contraction  diagnostics.samples  diagnostics.trajectory
-    diagnostics.steps
-    diagnostics
-    checkpoints  variables  visits
-    devices
-    training.pairs  training.pieces  training.result
-    training.updates
-    training.loop
-    training
-    comparison.pieces  comparison.result
-    comparison.reference
-    comparison.rows
-    comparison.side_by_side
-    comparison
-    saved_operator
-    restoration
-    restored_files
-    baselines
-    image_study.contents  image_study.settings
-    image_study.samples
-    image_study.baselines  image_study.learning
-    image_study.evaluation  image_study.tables
-    image_study.pictures
-    image_study.stages
-    image_study
-    benchmark._compilations  benchmark._on_devices
-    benchmark.*
-    benchmark
-    cli
-    __main__
-"""
-FLOORS = {name: i for i, names in enumerate(HOUSE.split("\n")) for name in names.split()}
-# What `import hypergrad` offers: nothing inside imports it back.
-FLOORS[""] = len(FLOORS)
-# Files and figures: no JAX, and only each other, in a house of their own beside the first.
-ANNEXE = """
-    _arrays  commands  data._checks  door  plotting._checks  progress  records  statistics
-    data.samples  terminal
-    data._files  data.disparity  data.measures  data.photographs
-    data.speech
-    data.own
-    data
-    plotting.styles
-    plotting.parts  plotting.saving
-    plotting.curves  plotting.pictures
-    plotting  sweep
-"""
-ANNEXE_FLOORS = {name: i for i, names in enumerate(ANNEXE.split("\n")) for name in names.split()}
+# From the ground up. A room imports from rooms before it; `workbench`, the last, is no library.
+ROOMS = [
+    *("_foundation", "plotting", "problem", "chambolle_pock", "adjoint", "exact", "strategies"),
+    *("bilevel", "diagnostics", "learning", "comparison", "testing", "workbench"),
+]
 JAX = {"jax", "jaxlib", "equinox", "lineax", "optax", "optimistix", "jaxopt"}
 
 
-def short(module: str) -> str:
-    """`hypergrad.strategies.limit` to `strategies.limit`."""
-    return module.removeprefix("hypergrad").removeprefix(".")
-
-
-def floor(module: str) -> int:
-    """Those of the annexe are all below the house."""
-    name = short(module)
-    if name in ANNEXE_FLOORS:
-        return ANNEXE_FLOORS[name] - len(ANNEXE_FLOORS)
-    # One strategy knows no other, and one section of the benchmark neither.
-    return FLOORS[name] if name in FLOORS else FLOORS[f"{name.rpartition('.')[0]}.*"]
+def room(module: str) -> str:
+    """`hypergrad.strategies.limit` to `strategies`; the front and `__main__` have none."""
+    return module.partition(".")[2].partition(".")[0]
 
 
 def imports(module: str) -> Iterator[str]:
@@ -166,29 +64,43 @@ def inside(module: str) -> set[str]:
 
 def test_the_walk_sees_imports():
     """The tests below would pass on an empty list."""
-    assert "hypergrad.functions" in inside("hypergrad.lower_level")
-    assert "hypergrad.operators" in inside("hypergrad")  # from hypergrad import operators
+    assert "hypergrad.problem.functions" in inside("hypergrad.problem.lower_level")
+    assert "hypergrad.problem.operators" in inside("hypergrad")  # from … import operators
     assert "hypergrad.strategies._base" in inside("hypergrad.strategies")
-    assert "jax.numpy" in set(imports("hypergrad.operators.products"))
-    assert "optax" in set(imports("hypergrad.training.updates"))  # in a function
-    assert "hypergrad.statistics" in inside("hypergrad.plotting.parts")  # if TYPE_CHECKING
+    assert "jax.numpy" in set(imports("hypergrad.problem.operators.products"))
+    assert "optax" in set(imports("hypergrad.learning.updates"))  # in a function
+    assert "hypergrad._foundation.statistics" in inside("hypergrad.plotting.parts")
     assert len(SOURCES) > 15
 
 
-@every_module
-def test_every_module_has_a_floor(module):
-    assert isinstance(floor(module), int)
+def test_the_package_is_its_rooms():
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert entries == {*ROOMS, "__init__.py", "__main__.py", "py.typed"}
 
 
 @every_module
 def test_imports_go_down(module):
-    wrong = {name for name in inside(module) if floor(name) >= floor(module)}
-    assert not wrong, f"{module} is on floor {floor(module)} and imports {wrong}"
+    """Nothing in the library imports the workbench, and no room one above it."""
+    if room(module) in ROOMS:
+        above = ROOMS[ROOMS.index(room(module)) + 1 :]
+        assert not {name for name in inside(module) if room(name) in ["", *above]}
 
 
-@pytest.mark.parametrize("module", [m for m in SOURCES if short(m) in ANNEXE_FLOORS])
-def test_files_and_figures_need_no_jax(module):
-    assert not {name.partition(".")[0] for name in imports(module)} & JAX
+def all_inside(module: str) -> set[str]:
+    """A module, all of ours that it imports, all that these import, and so on."""
+    found, queue = set(), [module]
+    while queue:
+        name = queue.pop()
+        if name in SOURCES and name not in found:
+            found.add(name)
+            queue += inside(name)
+    return found
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if room(m) == "plotting"])
+def test_nothing_that_draws_imports_jax(module):
+    reached = {name.partition(".")[0] for inner in all_inside(module) for name in imports(inner)}
+    assert not reached & JAX
 
 
 @pytest.mark.parametrize("module", [m for m in SOURCES if m.startswith("hypergrad.strategies.")])
@@ -204,16 +116,27 @@ def test_no_module_is_long(module):
 
 
 def test_the_public_names_are_those_that_are_imported():
-    (public,) = (n for n in TREES["hypergrad"].body if isinstance(n, ast.Assign))
     imported = {
         alias.name
         for node in TREES["hypergrad"].body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert ast.literal_eval(public.value) == hg.__all__
-    assert set(hg.__all__) == imported
-    assert len(hg.__all__) == len(imported)
+    assert len(hg.__all__) == len(set(hg.__all__))
+    assert set(hg.__all__) == imported - {"Any", "functions", "lower_level", "renamed"}
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        (hg, "LeastSquares", hg.CGLS),
+        (hg, "Linear", hg.LinearWeights),
+        (hg.operators, "check_operator", hg.check_operator),
+    ],
+)
+def test_old_names_are_found_with_a_warning(module, old, new):
+    with pytest.warns(DeprecationWarning, match="renamed"):
+        assert getattr(module, old) is new
 
 
 def test_the_types_are_shipped():
@@ -282,7 +205,7 @@ def test_strategies_are_listed_under_their_own_names(name):
 
 # -------------------------------------------------------------------------- JAX's configuration
 
-MAY_CONFIGURE = {"hypergrad.cli", "hypergrad.__main__"}
+MAY_CONFIGURE = {"hypergrad.workbench.command_line.main", "hypergrad.__main__"}
 
 
 def touches_jax_config(tree: ast.AST) -> bool:
@@ -297,7 +220,7 @@ def touches_jax_config(tree: ast.AST) -> bool:
 
 
 def test_the_walk_sees_jax_config():
-    assert touches_jax_config(TREES["hypergrad.cli"])
+    assert touches_jax_config(TREES["hypergrad.workbench.command_line.main"])
     assert touches_jax_config(ast.parse("from jax import config as c"))
     assert not touches_jax_config(ast.parse("config = jax.numpy"))
 

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 import hypergrad as hg
-from hypergrad import data
-from hypergrad.image_study import ImageStudy, tables
-from hypergrad.image_study.samples import StudyData
+from hypergrad.workbench import data
+from hypergrad.workbench.studies import ImageStudy, tables
+from hypergrad.workbench.studies.samples import StudyData
 
 CONFIG = ImageStudy()
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import hypergrad
-from hypergrad.records import read_jsonl
-from hypergrad.sweep import Cell, Result, Shard, main, run_sweep, store
+from hypergrad._foundation.records import read_jsonl
+from hypergrad.workbench.sweep import Cell, Result, Shard, main, run_sweep, store
 
 
 def counting_cells(count: int, log: list[int]) -> list[Cell]:
@@ -172,8 +172,8 @@ package = types.ModuleType("hypergrad")
 package.__path__ = [{str(Path(hypergrad.__file__).parent)!r}]
 sys.modules["hypergrad"] = package
 import numpy as np
-from hypergrad.records import write_npz
-from hypergrad.sweep import Cell, Result, run_sweep
+from hypergrad._foundation.records import write_npz
+from hypergrad.workbench.sweep import Cell, Result, run_sweep
 
 def slow(i):
     def compute(workspace):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypergrad import timing
+from hypergrad._foundation import timing
 
 # ------------------------------------------------------------------------------- compile ahead
 

@@ -23,12 +23,13 @@ import pytest
 from helpers import assert_close, random_data, relative_error, solve_l1_quadratic
 
 import hypergrad as hg
-from hypergrad import _rows, training
+from hypergrad import learning as training
+from hypergrad._foundation import rows as _rows
+from hypergrad._foundation.progress import progress_bar
 from hypergrad.chambolle_pock import AdjointPair
-from hypergrad.checkpoints import Checkpoints
-from hypergrad.progress import progress_bar
-from hypergrad.training import loop, pairs, pieces
-from hypergrad.training.result import best_epoch
+from hypergrad.learning import chunks, loop, pairs
+from hypergrad.learning.checkpoints import Checkpoints
+from hypergrad.learning.result import best_epoch
 
 M, N, SAMPLES, RATE = 6, 5, 8, 0.1
 SOLVER = hg.ChambollePock(10)
@@ -409,7 +410,7 @@ def test_pieces_have_one_size_and_give_what_all_at_once_gives(piece, monkeypatch
         sizes.append(len(x_tilde))
         return hg.solve(problem, x_tilde, **kwargs)
 
-    monkeypatch.setattr(pieces, "solve", solve)
+    monkeypatch.setattr(chunks, "solve", solve)
     settings = {"solver": SOLVER, "strategy": hg.Truncation(1), "piece": piece}
     x, stats = training.solve_in_pieces(_problem(), DATA[0], **settings)
     assert sizes == [piece] * -(-SAMPLES // piece)
@@ -419,7 +420,7 @@ def test_pieces_have_one_size_and_give_what_all_at_once_gives(piece, monkeypatch
 
 def test_nobody_has_to_think_of_the_size_of_a_piece(monkeypatch) -> None:
     expected = _evaluate(_problem())
-    monkeypatch.setattr(pieces, "ROWS_A_PIECE", 3)
+    monkeypatch.setattr(chunks, "ROWS_A_PIECE", 3)
     assert _evaluate(_problem()) == pytest.approx(expected, rel=RTOL)
 
 

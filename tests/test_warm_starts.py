@@ -24,8 +24,8 @@ from helpers import (
 )
 
 import hypergrad as hg
+from hypergrad._foundation.status import Status
 from hypergrad.chambolle_pock import AdjointPair
-from hypergrad.status import Status
 
 M, N, BATCH, L = 6, 4, 3, 12
 DATA = random_data(BATCH, N)

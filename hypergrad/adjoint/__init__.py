@@ -3,11 +3,11 @@
 from hypergrad.adjoint.conjugate_gradients import ConjugateGradients as ConjugateGradients
 from hypergrad.adjoint.conjugate_gradients import ReducedSystem as ReducedSystem
 from hypergrad.adjoint.conjugate_gradients import check_reducible as check_reducible
+from hypergrad.adjoint.delta_solves import CGLS as CGLS
 from hypergrad.adjoint.delta_solves import AbstractAdjointSolve as AbstractAdjointSolve
 from hypergrad.adjoint.delta_solves import AbstractLinearSolve as AbstractLinearSolve
 from hypergrad.adjoint.delta_solves import AdjointProblem as AdjointProblem
 from hypergrad.adjoint.delta_solves import LastIterates as LastIterates
-from hypergrad.adjoint.delta_solves import LeastSquares as LeastSquares
 from hypergrad.adjoint.delta_solves import LinearSolve as LinearSolve
 from hypergrad.adjoint.delta_solves import Steps as Steps
 from hypergrad.adjoint.delta_solves import Tolerance as Tolerance

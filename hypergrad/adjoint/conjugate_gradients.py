@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hypergrad._samples import magnitude
-from hypergrad.adjoint.delta_solves import AbstractKrylovSolve, LeastSquares
+from hypergrad._foundation.samples import magnitude
+from hypergrad.adjoint.delta_solves import CGLS, AbstractKrylovSolve
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
 
 __all__ = ["ConjugateGradients", "ReducedSystem", "check_reducible"]
 
@@ -31,9 +31,9 @@ class ConjugateGradients(AbstractKrylovSolve):
 
     and `D_D A` is symmetric and not negative. Started from zero, conjugate gradients find the
     solution of minimum norm where it is singular. 2 products with K a step, half of those of
-    `LeastSquares`, and as many steps as the root of its condition number would take.
+    `CGLS`, and as many steps as the root of its condition number would take.
 
-    The transpose, which forward mode takes, is left to `LeastSquares`: where it is singular its
+    The transpose, which forward mode takes, is left to `CGLS`: where it is singular its
     right-hand side may lie outside the range, and then only a least-squares solution is the
     transpose of what reverse mode gives.
 
@@ -63,7 +63,7 @@ class ConjugateGradients(AbstractKrylovSolve):
         problem = system.problem
         check_reducible(problem, "ConjugateGradients", "use the default of LimitFormula")
         if transposed:
-            return LeastSquares(self.most).solve(system, right, transposed=True)
+            return CGLS(self.most).solve(system, right, transposed=True)
         rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), self.steps_at_most(problem)
         return ReducedSystem.of(system).solve(right, transposed=False, rtol=rtol, most=most)
 

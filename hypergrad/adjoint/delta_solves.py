@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, check_fraction, spelt
-from hypergrad._samples import magnitude, where
+from hypergrad._foundation.checks import check_count, check_fraction, spelt
+from hypergrad._foundation.samples import magnitude, where
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint.limit_system import LimitSystem, PairMetric
 from hypergrad.adjoint.linear_solves import (
     Unknowns,
@@ -30,16 +31,15 @@ from hypergrad.adjoint.recursion import (
 )
 from hypergrad.adjoint.results import AdjointStats, Cotangent
 from hypergrad.chambolle_pock import AdjointPair, ProxArguments, StepSizes, default_tolerance
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = [
+    "CGLS",
     "AbstractAdjointSolve",
     "AbstractKrylovSolve",
     "AbstractLinearSolve",
     "AdjointProblem",
     "LastIterates",
-    "LeastSquares",
     "LinearSolve",
     "Steps",
     "Tolerance",
@@ -265,7 +265,7 @@ class AbstractKrylovSolve(AbstractLinearSolve):
         return 4 * sum(problem.shape) if self.most is None else self.most
 
 
-class LeastSquares(AbstractKrylovSolve):
+class CGLS(AbstractKrylovSolve):
     """The limit system solved by CGLS, all samples at once, matrix-free: the default.
 
     Needs nothing of the system: where it is singular but consistent the result is the solution of
@@ -273,7 +273,7 @@ class LeastSquares(AbstractKrylovSolve):
 
     **Arguments**: `most`, steps at the most (by default `4 (m + n)`).
 
-    >>> LeastSquares().label, LeastSquares(most=20).label
+    >>> CGLS().label, CGLS(most=20).label
     ('cgls', 'cgls=20')
     """
 

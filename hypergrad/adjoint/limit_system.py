@@ -22,8 +22,8 @@ from hypergrad.chambolle_pock import (
     relative_to,
     with_steps,
 )
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose, bilinear_gradient
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose, bilinear_gradient
 
 __all__ = ["LimitSystem", "PairMetric", "limit_gradients", "limit_pushforward"]
 

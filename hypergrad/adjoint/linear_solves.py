@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array
 
-from hypergrad._checks import spelt
-from hypergrad._samples import magnitude, safe_norm, where
+from hypergrad._foundation.checks import spelt
+from hypergrad._foundation.samples import magnitude, safe_norm, where
 
 __all__ = [
     "LINEAX_SOLVERS",

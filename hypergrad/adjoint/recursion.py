@@ -30,9 +30,9 @@ from jaxtyping import Array, Float
 
 from hypergrad.adjoint.results import Cotangent
 from hypergrad.chambolle_pock import AdjointPair, ProxArguments, StepSizes
-from hypergrad.functions import prox, prox_conjugate
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose
+from hypergrad.problem.functions import prox, prox_conjugate
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
 
 __all__ = [
     "AdjointState",

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypergrad._printing import as_sentence, worst
+from hypergrad._foundation.printing import as_sentence, worst
+from hypergrad._foundation.status import Status
 from hypergrad.chambolle_pock import ROUNDINGS, AdjointPair, ChambollePock
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = [
     "AdjointStats",

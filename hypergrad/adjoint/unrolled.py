@@ -26,8 +26,8 @@ from hypergrad.chambolle_pock import (
     run,
     step,
 )
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import bilinear_gradient
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import bilinear_gradient
 
 __all__ = ["Checkpointed", "Recorded", "backpropagate", "backpropagate_again", "run_in_segments"]
 

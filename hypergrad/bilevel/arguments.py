@@ -10,12 +10,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from hypergrad._arrays import native, refuse_masked
-from hypergrad._checks import as_inexact, check_again, check_finite, check_flag, describe
-from hypergrad._compiled import shape_of
+from hypergrad._foundation.arrays import native, refuse_masked
+from hypergrad._foundation.checks import as_inexact, check_again, check_finite, check_flag, describe
+from hypergrad._foundation.compiled import shape_of
 from hypergrad.chambolle_pock import ChambollePock, State
-from hypergrad.functions._base import positive_leaves
-from hypergrad.lower_level import LowerLevel, cast_floats
+from hypergrad.problem.functions._base import positive_leaves
+from hypergrad.problem.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = [

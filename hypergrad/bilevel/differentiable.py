@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hypergrad._checks import check_flag
-from hypergrad._compiled import compiled
+from hypergrad._foundation.checks import check_flag
+from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.status import throw_if_bad
 from hypergrad.adjoint import Cotangent, SolvedPair, Tangents
 from hypergrad.bilevel.arguments import (
     Data,
@@ -20,8 +21,7 @@ from hypergrad.bilevel.arguments import (
     restore_batch,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
-from hypergrad.lower_level import LowerLevel, stop_gradient
-from hypergrad.status import throw_if_bad
+from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 
 __all__ = ["solve"]

@@ -8,15 +8,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from hypergrad._checks import check_flag
+from hypergrad._foundation.checks import check_flag
+from hypergrad._foundation.status import throw_if_bad
 from hypergrad.bilevel.arguments import Data, prepare_hypergradient
 from hypergrad.bilevel.losses import Loss, half_mean_squared_error
 from hypergrad.bilevel.passes import compute_hypergradient
 from hypergrad.bilevel.result import Hypergradient
 from hypergrad.bilevel.target_error import check_target, to_target_error
 from hypergrad.chambolle_pock import ChambollePock, State
-from hypergrad.lower_level import LowerLevel, select_leaves
-from hypergrad.status import throw_if_bad
+from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["hypergradient"]
@@ -82,7 +82,7 @@ def hypergradient(
     of `hypergradient(...).value` would know nothing of the strategy. Take `grad`, which is here, or
     differentiate through `solve`, which is made for that.
 
-    **Source**: `hypergrad.error_bound` has the mathematics.
+    **Source**: `hypergrad.bilevel.error_bound` has the mathematics.
 
     >>> import hypergrad as hg, jax.numpy as jnp
     >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))

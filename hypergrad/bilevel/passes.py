@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from hypergrad._compiled import compiled
+from hypergrad._foundation.compiled import compiled
 from hypergrad.adjoint import Cotangent, Gradients
 from hypergrad.bilevel.arguments import flatten_batch, restore_batch
+from hypergrad.bilevel.error_bound import ErrorBound, ReturnedPair, bound_error
 from hypergrad.bilevel.losses import Loss, half_mean_squared_error, of_rows
 from hypergrad.bilevel.result import Hypergradient
 from hypergrad.chambolle_pock import ChambollePock, State
-from hypergrad.error_bound import ErrorBound, ReturnedPair, bound_error
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["compute_hypergradient"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from hypergrad._printing import as_sentence, extent, worst
+from hypergrad._foundation.printing import as_sentence, extent, worst
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats
+from hypergrad.bilevel.error_bound import ErrorBound
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
-from hypergrad.error_bound import ErrorBound
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = ["Chosen", "Hypergradient"]
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hypergrad._checks import check_fraction, is_concrete
+from hypergrad._foundation.checks import check_fraction, is_concrete
+from hypergrad._foundation.status import Status
 from hypergrad.bilevel.losses import Loss
 from hypergrad.bilevel.passes import compute_hypergradient
 from hypergrad.bilevel.result import Chosen, Hypergradient
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, State
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["check_target", "to_target_error"]

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._samples import safe_norm, where
+from hypergrad._foundation.samples import safe_norm, where
 from hypergrad.chambolle_pock.iteration import State, StepSizes
 from hypergrad.chambolle_pock.residuals import primal_dual_norm
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
 
 __all__ = ["AbstractAcceleration", "RestartedHalpern"]
 

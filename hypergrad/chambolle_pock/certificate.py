@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypergrad._printing import as_sentence, worst
-from hypergrad._samples import safe_norm
+from hypergrad._foundation.printing import as_sentence, worst
+from hypergrad._foundation.samples import safe_norm
+from hypergrad._foundation.status import Status
 from hypergrad.chambolle_pock.iteration import ProxArguments, StepSizes
 from hypergrad.chambolle_pock.residuals import (
     ROUNDINGS,
@@ -24,9 +25,8 @@ from hypergrad.chambolle_pock.residuals import (
     scale_of_r,
     with_steps,
 )
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
 
 __all__ = [
     "SolverStats",

@@ -16,8 +16,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
 
 __all__ = ["AdjointPair", "ProxArguments", "State", "StepSizes", "record", "run", "step"]
 

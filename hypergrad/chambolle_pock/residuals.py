@@ -49,9 +49,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._samples import safe_norm
+from hypergrad._foundation.samples import safe_norm
 from hypergrad.chambolle_pock.iteration import StepSizes
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = [
     "ROUNDINGS",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._checks import (
+from hypergrad._foundation.checks import (
     as_inexact,
     check_count,
     check_fraction,
@@ -17,13 +17,13 @@ from hypergrad._checks import (
     describe,
     is_concrete,
 )
-from hypergrad._compiled import compiled
-from hypergrad._samples import where
+from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.samples import where
 from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, residual_of
 from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
-from hypergrad.lower_level import LowerLevel, stop_gradient
-from hypergrad.operators import Operator, apply, matrix_of, operator_norm
+from hypergrad.problem.lower_level import LowerLevel, stop_gradient
+from hypergrad.problem.operators import Operator, apply, matrix_of, operator_norm
 
 __all__ = ["ChambollePock", "Solution", "Trace"]
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hypergrad._checks import check_count
-from hypergrad._rows import Rows, rows_of
+from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.rows import Rows, rows_of
 from hypergrad.bilevel import Hypergradient, Loss
 from hypergrad.bilevel.arguments import (
     check_loss,
@@ -23,7 +23,7 @@ from hypergrad.bilevel.arguments import (
     prepare_truth,
 )
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = ["Piece", "in_pieces"]
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats
 from hypergrad.bilevel import (
     Hypergradient,
@@ -24,8 +25,7 @@ from hypergrad.chambolle_pock import ChambollePock, SolverStats, State
 from hypergrad.comparison.pieces import Piece
 from hypergrad.diagnostics import are_certified
 from hypergrad.diagnostics._gradients import flat
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies.exact import Exact
 
 __all__ = [

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hypergrad.records import markdown_table, write_json, write_jsonl, write_text
-from hypergrad.terminal import WIDTH, note, terminal_table
+from hypergrad._foundation.records import markdown_table, write_json, write_jsonl, write_text
+from hypergrad._foundation.terminal import WIDTH, note, terminal_table
 
 __all__ = ["COLUMNS", "Comparison"]
 

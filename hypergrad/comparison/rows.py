@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from hypergrad._foundation.status import Status
+from hypergrad._foundation.timing import Compiled, compile_ahead
 from hypergrad.bilevel import Hypergradient, Loss, half_mean_squared_error, hypergradient
+from hypergrad.bilevel.error_bound import Regime
 from hypergrad.chambolle_pock import ChambollePock, Solution
 from hypergrad.comparison.pieces import Piece
 from hypergrad.comparison.reference import Judged, Reference, over_all, statistics_of
 from hypergrad.diagnostics._gradients import flat
-from hypergrad.error_bound import Regime
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy
-from hypergrad.timing import Compiled, compile_ahead
 
 __all__ = ["Forward", "Row", "one_hypergradient", "reason_of", "solve_without_strategy"]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
-from hypergrad._checks import check_count, check_flag, describe
+from hypergrad._foundation.checks import check_count, check_flag, describe
+from hypergrad._foundation.records import environment
+from hypergrad._foundation.timing import interleaved_medians
 from hypergrad.bilevel import Hypergradient, Loss, half_mean_squared_error
 from hypergrad.bilevel.arguments import check_is_strategy
 from hypergrad.chambolle_pock import ChambollePock
@@ -13,11 +15,9 @@ from hypergrad.comparison.pieces import in_pieces
 from hypergrad.comparison.reference import Reference
 from hypergrad.comparison.result import Comparison
 from hypergrad.comparison.rows import Forward, Row
-from hypergrad.devices import device_name
-from hypergrad.lower_level import LowerLevel, select_leaves
-from hypergrad.records import environment
+from hypergrad.learning.devices import device_name
+from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.strategies._base import AbstractStrategy
-from hypergrad.timing import interleaved_medians
 
 __all__ = ["compare", "distinct_labels"]
 

@@ -13,7 +13,7 @@ from hypergrad.adjoint import Cotangent
 from hypergrad.bilevel.arguments import flatten_batch
 from hypergrad.bilevel.losses import Loss, of_rows
 from hypergrad.chambolle_pock import AdjointPair, Solution, StepSizes
-from hypergrad.operators import Operator, bilinear_gradient, matrix_of
+from hypergrad.problem.operators import Operator, bilinear_gradient, matrix_of
 
 __all__ = ["Factors", "check_learnable", "flat", "form_norm", "layer_factors", "loss_gradient"]
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count
-from hypergrad._compiled import compiled
-from hypergrad._printing import as_sentence, worst
+from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.printing import as_sentence, worst
 from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, restore_batch
 from hypergrad.chambolle_pock import (
     ChambollePock,
@@ -25,7 +25,7 @@ from hypergrad.chambolle_pock import (
     record,
     step,
 )
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = [
     "KRYLOV_DIMENSION",

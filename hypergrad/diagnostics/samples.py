@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from hypergrad._checks import check_count
-from hypergrad._compiled import compiled
-from hypergrad._printing import as_sentence, worst
-from hypergrad._samples import magnitude
+from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.printing import as_sentence, worst
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.samples import magnitude
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.bilevel.arguments import (
     Data,
@@ -32,10 +34,8 @@ from hypergrad.diagnostics._gradients import (
     layer_factors,
     loss_gradient,
 )
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import Operator, bilinear_gradient, matrix_of
-from hypergrad.records import markdown_table
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import Operator, bilinear_gradient, matrix_of
 from hypergrad.strategies._base import AbstractStrategy
 from hypergrad.strategies.limit import LimitFormula
 

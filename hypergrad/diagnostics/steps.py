@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, check_fraction
-from hypergrad._compiled import compiled
-from hypergrad._printing import as_sentence, worst
+from hypergrad._foundation.checks import check_count, check_fraction
+from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.printing import as_sentence, worst
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import (
+    CGLS,
     AdjointProblem,
     Cotangent,
-    LeastSquares,
     adjoint_step,
     nothing_like,
     start_adjoint,
@@ -38,8 +39,7 @@ from hypergrad.diagnostics.contraction import (
     contraction_at,
     run_to_end,
 )
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = ["StepsNeeded", "steps_needed"]
 
@@ -141,7 +141,7 @@ def _steps_needed(
     contraction = contraction_at(problem, rows, end, dimension)
     g = loss_gradient(loss, end.solution, x_true)
 
-    sums, stats = LeastSquares()(AdjointProblem(problem, end.sizes, end.history, g))
+    sums, stats = CGLS()(AdjointProblem(problem, end.sizes, end.history, g))
     measured = _measure_steps(problem, end, g, sums.pair, error, most)
     measured = jnp.where(stats.status == Status.CONVERGED, measured, jnp.nan)
     steps = jnp.maximum(1.0, jnp.ceil(jnp.log(error) / jnp.log(contraction.factor)))

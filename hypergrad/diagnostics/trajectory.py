@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._compiled import compiled
-from hypergrad._printing import as_sentence, extent
-from hypergrad._samples import safe_norm
+from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.printing import as_sentence, extent
+from hypergrad._foundation.samples import safe_norm
 from hypergrad.adjoint import (
     Cotangent,
     LimitSystem,
@@ -32,8 +32,8 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
 )
 from hypergrad.diagnostics._gradients import form_norm, layer_factors, loss_gradient
-from hypergrad.lower_level import LowerLevel
-from hypergrad.operators import apply, apply_transpose
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["AdjointTrajectory", "adjoint_trajectory"]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from hypergrad.plotting.styles import DPI, LETTER, SMALL, TEXT, Style, marker_of, style_of
 
 if TYPE_CHECKING:
-    from hypergrad.statistics import Interval
+    from hypergrad._foundation.statistics import Interval
 
 Numbers = Mapping[str, float]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from hypergrad._foundation.records import write_bytes
 from hypergrad.plotting._checks import require
 from hypergrad.plotting.styles import DPI
-from hypergrad.records import write_bytes
 
 
 def save_figure(figure: Figure, path_without_suffix: str | Path) -> list[Path]:

@@ -6,25 +6,25 @@ import ast
 import dataclasses
 import difflib
 
-from hypergrad._imports import imported
+from hypergrad._foundation.imports import imported
 from hypergrad.adjoint import (
+    CGLS,
     AbstractAdjointSolve,
     AbstractLinearSolve,
     ConjugateGradients,
     LastIterates,
-    LeastSquares,
     LinearSolve,
     Steps,
     Tolerance,
 )
-from hypergrad.newton import MatrixFree
+from hypergrad.exact import MatrixFree
 from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer
 from hypergrad.strategies.ergodic import (
     AbstractWeights,
     ErgodicUnrolling,
     Geometric,
-    Linear,
+    LinearWeights,
     Tail,
     Uniform,
 )
@@ -45,6 +45,7 @@ from hypergrad.strategies.piggyback import Piggyback
 from hypergrad.strategies.truncation import Truncation
 
 __all__ = [
+    "CGLS",
     "STRATEGIES",
     "AbstractAdjointSolve",
     "AbstractDifferentiableStrategy",
@@ -65,10 +66,9 @@ __all__ = [
     "JaxoptLU",
     "JaxoptNormalCG",
     "LastIterates",
-    "LeastSquares",
     "LimitFormula",
-    "Linear",
     "LinearSolve",
+    "LinearWeights",
     "MatrixFree",
     "OptimistixCheckpointed",
     "OptimistixImplicit",

@@ -11,7 +11,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad._checks import describe, spelt
+from hypergrad._foundation.checks import describe, spelt
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -21,7 +21,7 @@ from hypergrad.adjoint import (
     solver_label,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = ["AbstractDifferentiableStrategy", "AbstractStrategy"]
 

@@ -37,11 +37,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._samples import safe_norm
+from hypergrad._foundation.samples import safe_norm
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, LimitSystem, PairMetric
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes, step
-from hypergrad.lower_level import LowerLevel
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["AbstractImplicitPeer", "FixedPoint", "import_peer"]

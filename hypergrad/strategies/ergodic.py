@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._checks import as_inexact, check_finite, check_fraction, is_concrete, spelt
+from hypergrad._foundation.checks import (
+    as_inexact,
+    check_finite,
+    check_fraction,
+    is_concrete,
+    spelt,
+)
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -21,10 +27,18 @@ from hypergrad.adjoint import (
     backpropagate,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, step
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["AbstractWeights", "ErgodicUnrolling", "Geometric", "Given", "Linear", "Tail", "Uniform"]
+__all__ = [
+    "AbstractWeights",
+    "ErgodicUnrolling",
+    "Geometric",
+    "Given",
+    "LinearWeights",
+    "Tail",
+    "Uniform",
+]
 
 
 class AbstractWeights(eqx.Module):
@@ -76,10 +90,10 @@ class Tail(AbstractWeights):
         return f"tail={spelt(self.fraction)}"
 
 
-class Linear(AbstractWeights):
+class LinearWeights(AbstractWeights):
     """`alpha_l = 2 l / (L (L + 1))`: late iterates count more.
 
-    >>> print(Linear()(4))
+    >>> print(LinearWeights()(4))
     [0.1 0.2 0.3 0.4]
     """
 
@@ -117,7 +131,7 @@ def _as_row(weights: Any) -> Array:
         weights,
         "weights",
         rule="weights of the iterates, or one number an iteration",
-        advice="pass Uniform(), Tail(0.5), Linear(), Geometric(0.9) or an array",
+        advice="pass Uniform(), Tail(0.5), LinearWeights(), Geometric(0.9) or an array",
     )
 
 
@@ -159,8 +173,8 @@ class ErgodicUnrolling(AbstractStrategy):
     by the delta recursion with `alpha_l g` added to its primal bracket in every iteration; `y` is
     averaged alike.
 
-    **Arguments**: `weights`: `Uniform()`, `Tail(fraction)`, `Linear()`, `Geometric(rate)`, or an
-    array of L numbers that add up to 1.
+    **Arguments**: `weights`: `Uniform()`, `Tail(fraction)`, `LinearWeights()`, `Geometric(rate)`,
+    or an array of L numbers that add up to 1.
 
     **Cost**: that of `FullUnrolling`.
 
@@ -183,7 +197,7 @@ class ErgodicUnrolling(AbstractStrategy):
     choices: ClassVar[Mapping[str, tuple[str, Callable[..., Any]]]] = {
         "uniform": ("weights", Uniform),
         "tail": ("weights", Tail),
-        "linear": ("weights", Linear),
+        "linear": ("weights", LinearWeights),
         "geometric": ("weights", Geometric),
     }
 

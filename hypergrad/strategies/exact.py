@@ -9,8 +9,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from hypergrad._checks import check_count, describe
-from hypergrad._samples import safe_norm
+from hypergrad._foundation.checks import check_count, describe
+from hypergrad._foundation.samples import safe_norm
+from hypergrad._foundation.status import Status
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -32,8 +33,7 @@ from hypergrad.chambolle_pock import (
     certify,
     default_tolerance,
 )
-from hypergrad.lower_level import LowerLevel
-from hypergrad.newton import (
+from hypergrad.exact import (
     AbstractActiveSystem,
     AbstractSearch,
     ExactPair,
@@ -42,7 +42,7 @@ from hypergrad.newton import (
     least_margin,
     shrink_of,
 )
-from hypergrad.status import Status
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["Exact"]
@@ -72,7 +72,7 @@ class Exact(AbstractStrategy):
 
     at the optimal pair, `Delta` from one factorised solve. A semismooth Newton method follows the
     lower level with vanishing smoothing until the active sets have settled (see
-    `hypergrad.newton`); the pair found is that of minimum norm, whatever the start. Of the solver
+    `hypergrad.exact`); the pair found is that of minimum norm, whatever the start. Of the solver
     only the step sizes are used (they scale the smoothing), not its iterations or tolerance.
 
     **Arguments**: `most`, Newton steps on the path at the most, a sample (as an array, another

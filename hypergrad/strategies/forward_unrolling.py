@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["ForwardUnrolling"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 
-from hypergrad._checks import check_count
+from hypergrad._foundation.checks import check_count
 from hypergrad.adjoint import (
     AdjointStats,
     Checkpointed,
@@ -19,7 +19,7 @@ from hypergrad.adjoint import (
     run_in_segments,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, record
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["FullUnrolling"]

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count, check_fraction, spelt
+from hypergrad._foundation.checks import check_count, check_fraction, spelt
 from hypergrad.chambolle_pock import default_tolerance
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 

@@ -10,6 +10,7 @@ import lineax as lx
 from jaxtyping import Array
 
 from hypergrad.adjoint import (
+    CGLS,
     LINEAX_SOLVERS,
     AbstractAdjointSolve,
     AbstractLinearSolve,
@@ -18,7 +19,6 @@ from hypergrad.adjoint import (
     Cotangent,
     Gradients,
     LastIterates,
-    LeastSquares,
     LimitSystem,
     LinearSolve,
     SolvedPair,
@@ -31,7 +31,7 @@ from hypergrad.adjoint import (
     solve_both_ways,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, record
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["LimitFormula"]
@@ -59,7 +59,7 @@ class LimitFormula(AbstractStrategy):
     **Arguments**: `adjoint`: `Steps(k)`, `LastIterates(k)` (what the second poster writes),
     `Tolerance(rtol)`, or a lineax solver for unsymmetric square systems (GMRES, BiCGStab, LU, SVD).
     `ConjugateGradients()` is quicker where G is separable and strongly convex. By default the
-    system is solved by `LeastSquares`, which needs nothing of it.
+    system is solved by `CGLS`, which needs nothing of it.
 
     **Cost**: the solve, and for each step 2 products with K (`Steps`, `LastIterates`, `Tolerance`)
     or 4 (the default, CGLS, at most `4 (m + n)` steps); memory independent of L, `k (m + n)` a
@@ -79,9 +79,7 @@ class LimitFormula(AbstractStrategy):
     ('limit:steps=3', 'limit:cgls')
     """
 
-    adjoint: AbstractAdjointSolve = eqx.field(
-        converter=_as_adjoint_solve, default_factory=LeastSquares
-    )
+    adjoint: AbstractAdjointSolve = eqx.field(converter=_as_adjoint_solve, default_factory=CGLS)
     name: ClassVar[str] = "limit"
     formula: ClassVar[str] = "sigma Delta_D x*^T - tau y* Delta_P^T"
     cost: ClassVar[str] = "time 1 + k/L solves (k steps; 1 + 2k/L by cgls), memory independent of L"
@@ -90,7 +88,7 @@ class LimitFormula(AbstractStrategy):
         "steps": ("adjoint", Steps),
         "last": ("adjoint", LastIterates),
         "tolerance": ("adjoint", Tolerance),
-        "cgls": ("adjoint", LeastSquares),
+        "cgls": ("adjoint", CGLS),
         "cg": ("adjoint", ConjugateGradients),
         **{word: ("adjoint", make) for word, make in LINEAX_SOLVERS.items()},
     }

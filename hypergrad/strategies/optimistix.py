@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from hypergrad._checks import check_count
+from hypergrad._foundation.checks import check_count
 from hypergrad.adjoint import LINEAX_SOLVERS, AdjointStats, Cotangent, Gradients
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 

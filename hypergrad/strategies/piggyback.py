@@ -26,7 +26,7 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
     step,
 )
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["Piggyback"]

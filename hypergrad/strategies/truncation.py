@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from hypergrad._checks import check_count
+from hypergrad._foundation.checks import check_count
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -23,7 +23,7 @@ from hypergrad.chambolle_pock import (
     default_tolerance,
     record,
 )
-from hypergrad.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
 __all__ = ["Truncation"]

@@ -1,0 +1,1 @@
+"""What every room stands on: checks, errors, status, printing, timing, records."""

@@ -1,0 +1,261 @@
+"""The search without a matrix: first-order iterations, and Newton steps by conjugate gradients.
+
+For whole images, where neither K nor a factor of anything fits into memory. What takes over from
+the first-order iterations is the same Newton step at the same active sets as in
+`hypergrad.exact.search`; there is no path here, since with many thousands of kinks a damped step
+gets nowhere, while the accelerated iterations do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.samples import where
+from hypergrad.adjoint import (
+    LimitSystem,
+    ReducedSystem,
+    Unknowns,
+    check_reducible,
+    pair_norm,
+)
+from hypergrad.chambolle_pock import (
+    ProxArguments,
+    RestartedHalpern,
+    State,
+    StepSizes,
+)
+from hypergrad.exact.active_sets import AbstractActiveSystem
+from hypergrad.exact.normal_map import NormalMap
+from hypergrad.exact.path import POLISHING, Found, judge_shortest
+from hypergrad.exact.search import AbstractSearch, ExactPair
+from hypergrad.problem.lower_level import LowerLevel
+
+__all__ = ["KrylovSystem", "MatrixFree"]
+
+# A burst is so long, or half as long as all before it: tries grow rare where they are in vain.
+_FIRST_BURST, _GROWTH = 200, 2
+_PASSES = 3  # of conjugate gradients in a solve: each takes the residual down by 8 digits
+
+
+class KrylovSystem(AbstractActiveSystem):
+    """The Jacobian of the normal map at `z`, solved with by conjugate gradients on its dual half.
+
+    `G` is separable and strongly convex, so that `I - D_P` can be divided by, and the kernel is
+    dual. Conjugate gradients from zero tend to the solution of minimum norm. They stop where
+    rounding of the data is all that is left: its part in the kernel would only be made large.
+
+    **Cost**: 2 products with K a step, at most `most` steps a pass; memory of some dual variables.
+    """
+
+    limit: LimitSystem
+    most: int = eqx.field(static=True)
+
+    def _solve(
+        self, right: Unknowns, size: Array, *, transposed: bool
+    ) -> tuple[Unknowns, Int[Array, " batch"]]:
+        """The unknowns and the steps; `size` is that of the data, which rounding is relative to."""
+        reduced, eps = ReducedSystem.of(self.limit), float(jnp.finfo(right[0].dtype).eps)
+        product = self.limit.balanced_transpose if transposed else self.limit.balanced
+        rounding = 4 * eps * (1 + jnp.max(reduced.V, axis=-1))
+
+        def once_more(_: Array, carry: Any) -> Any:
+            unknowns, steps = carry
+            rest = jax.tree.map(jnp.subtract, right, product(unknowns))
+            floor = rounding * jnp.maximum(size, pair_norm(unknowns))
+            more, taken, _ = reduced.solve(
+                rest, transposed=transposed, rtol=eps**0.5, floor=floor, most=self.most
+            )
+            return jax.tree.map(jnp.add, unknowns, more), steps + taken
+
+        nothing = jax.tree.map(jnp.zeros_like, right)
+        return jax.lax.fori_loop(0, _PASSES, once_more, (nothing, jnp.zeros(size.shape, jnp.int32)))
+
+    def newton_step(self, f: Unknowns, size: Array) -> tuple[Unknowns, Int[Array, " batch"]]:
+        """The step for a right-hand side, and the steps of conjugate gradients that it took."""
+        return self._solve(f, size, transposed=True)
+
+    def kernel_part(self, w: Unknowns) -> Unknowns:
+        return self.onto_kernel(w)[0]
+
+    def random_unknowns(self) -> Unknowns:
+        # Drawn by the program, which need not hold as many numbers then.
+        key_P, key_D = jax.random.split(jax.random.key(0))
+        z_D, z_P = self.limit.z
+        return (
+            jax.random.normal(key_P, z_P.shape, z_P.dtype),
+            jax.random.normal(key_D, z_D.shape, z_D.dtype),
+        )
+
+    def onto_kernel(self, w: Unknowns) -> tuple[Unknowns, Int[Array, " batch"]]:
+        """The projection of `w` onto the kernel, which is dual, and the steps that it took."""
+        nothing, dual = jnp.zeros_like(w[0]), (jnp.zeros_like(w[0]), w[1])
+        seen = self.limit.balanced_transpose(dual)
+        (_, b), steps = self._solve(seen, pair_norm(dual), transposed=True)
+        return (nothing, w[1] - b), steps
+
+    def tangent_solution(self, right: Unknowns) -> Unknowns:
+        return self._solve(right, pair_norm(right), transposed=True)[0]
+
+    def adjoint_solution(self, right: Unknowns) -> tuple[Unknowns, Array, Array]:
+        unknowns, steps = self._solve(right, pair_norm(right), transposed=False)
+        return unknowns, steps, _products(steps)
+
+    def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+        return jnp.full(unique_D.shape, -1, jnp.int32)
+
+
+def _products(steps: Array) -> Array:
+    """Products with K in a solve that took so many steps of conjugate gradients."""
+    return 2 * steps + 6 * _PASSES
+
+
+class _Search(NamedTuple):
+    """Where the samples are: their iteration, what was found, and what that has taken."""
+
+    at: Any
+    found: Found
+    finished: Bool[Array, " batch"]
+    iterations: Int[Array, " batch"]
+    newton_steps: Int[Array, " batch"]
+    products: Int[Array, " batch"]
+
+
+class MatrixFree(AbstractSearch):
+    """For `Exact`, of K only products: whole images.
+
+    Accelerated Chambolle-Pock iterations in bursts, after each of them Newton steps at the active
+    sets reached, by conjugate gradients on the dual half; the adjoint likewise.
+
+    **Arguments**: `iterations`, of the first-order method at the most; `steps`, of conjugate
+    gradients a solve at the most.
+
+    **Errors**: a `ValueError` where G is not separable and strongly convex.
+
+    **Cost**: memory of some dual variables, whatever n. Iterations until the active sets are near.
+
+    **Caveat**: where free rows depend on each other (more filters than pixels that they leave free,
+    GroupL1 of flat regions) it takes many thousands of iterations; what has not arrived is
+    NOT_CERTIFIED. The rank in the certificate is -1, not known. Where the shortest dual solution
+    would have to leave its set on the way, the one that was found is kept: one of several.
+
+    **Source**: the same as `Exact`; Hestenes & Stiefel 1952.
+
+    >>> import hypergrad as hg
+    >>> hg.Exact(search=hg.MatrixFree(iterations=500)).label
+    'exact:most=150,matrix-free=500'
+    """
+
+    iterations: int = eqx.field(static=True, default=20_000)
+    steps: int = eqx.field(static=True, default=1_000)
+
+    def __check_init__(self) -> None:
+        check_count("iterations", self.iterations)
+        check_count("steps", self.steps)
+
+    @property
+    def label(self) -> str:
+        return f"matrix-free={self.iterations}"
+
+    def __call__(
+        self,
+        problem: LowerLevel,
+        x_tilde: Float[Array, "batch n"],
+        sizes: StepSizes,
+        start: State,
+        *,
+        most: int | Int[Array, ""],
+    ) -> ExactPair:
+        check_reducible(problem, "MatrixFree", "use Exact(), with K as a matrix")
+        normal_map, way = NormalMap(problem, x_tilde, sizes), RestartedHalpern()
+
+        def pair_of(at: Any) -> tuple[Array, Array]:
+            state = way.state(at)
+            return state.r, state.y
+
+        def burst(search: _Search) -> _Search:
+            done = jnp.max(search.iterations)
+            length = jnp.maximum(_FIRST_BURST, done // _GROWTH)
+            length = jnp.minimum(length, self.iterations - done)
+            at = way.advance(problem, x_tilde, sizes, search.at, length)
+            at, running = where(search.finished, search.at, at), ~search.finished
+            new, taken, products = self._polish(normal_map, pair_of(at), running)
+            better = running & (new.accepted | (new.residual < search.found.residual))
+            found = where(better, new, search.found)
+            return _Search(
+                at=at,
+                found=found,
+                finished=search.finished | found.accepted | ~jnp.isfinite(new.residual),
+                iterations=search.iterations + jnp.where(running, length, 0),
+                newton_steps=search.newton_steps + jnp.where(running, taken, 0),
+                products=search.products + jnp.where(running, products, 0),
+            )
+
+        def unfinished(search: _Search) -> Array:
+            left = (search.iterations < self.iterations) & (search.newton_steps < most)
+            return jnp.any(~search.finished & left)
+
+        at = way.begin(problem, x_tilde, sizes, start)
+        none = jnp.zeros(len(x_tilde), jnp.int32)
+        z = normal_map.arguments(*pair_of(at))
+        nothing = Found(z, jnp.full(none.shape, jnp.inf, x_tilde.dtype), none > 0)
+        search = _Search(at, nothing, none > 0, none, none, none)
+        search = jax.lax.while_loop(unfinished, burst, search)
+        found = search.found
+        system = KrylovSystem(LimitSystem(problem, sizes, found.z), self.steps)
+        unique_P, unique_D = system.unique()
+        return ExactPair(
+            z=found.z,
+            residual=found.residual,
+            unique_P=unique_P,
+            unique_D=unique_D,
+            system=system,
+            iterations=search.iterations,
+            newton_steps=search.newton_steps,
+            products=search.products,
+        )
+
+    def _polish(
+        self, normal_map: NormalMap, pair: tuple[Array, Array], running: Array
+    ) -> tuple[Found, Array, Array]:
+        """Newton steps, and from the best point to the pair of minimum norm; what that took."""
+        z = normal_map.arguments(*pair)
+        none = jnp.zeros(running.shape, z.z_P.dtype)
+        precise = 100 * float(jnp.finfo(none.dtype).eps)
+
+        def system_at(z: ProxArguments) -> KrylovSystem:
+            return KrylovSystem(LimitSystem(normal_map.problem, normal_map.sizes, z), self.steps)
+
+        def step(carry: Any) -> Any:
+            z, best, least, residual, taken, products = carry
+            system = system_at(z)
+            f, size = normal_map(z, none), pair_norm(normal_map.balanced(z))
+            by, steps = system.newton_step(jax.tree.map(jnp.negative, f), size)
+            wanted = running & (residual > precise)
+            z = where(wanted, normal_map.moved(z, none + 1, by), z)
+            residual = normal_map.relative(z, none)
+            best = where(residual < least, z, best)
+            products = products + jnp.where(wanted, _products(steps) + 4, 0)
+            return z, best, jnp.fmin(residual, least), residual, taken + 1, products
+
+        def unpolished(carry: Any) -> Array:
+            *_, residual, taken, _ = carry
+            return (taken < POLISHING) & jnp.any(running & (residual > precise))
+
+        residual, nothing = normal_map.relative(z, none), jnp.zeros(none.shape, jnp.int32)
+        carry = (z, z, residual, residual, jnp.zeros((), jnp.int32), nothing)
+        _, z, least, _, taken, products = jax.lax.while_loop(unpolished, step, carry)
+        r, y = normal_map.pair(z, none)
+        kernel, steps = system_at(z).onto_kernel(normal_map.balanced(ProxArguments(y, r)))
+        # No path leads here: where something sits on its kink, another pair may be shorter.
+        shortest = normal_map.moved(z, none - 1, kernel)
+        # Where the shortest is none, since it would leave its set, what is one is good enough.
+        best = Found(z, least, least <= normal_map.tolerance(z))
+        found = judge_shortest(normal_map, shortest, best, running)
+        found = found._replace(accepted=found.accepted | best.accepted)
+        return found, taken, products + _products(steps)

@@ -1,0 +1,86 @@
+"""The optimality conditions of the lower level as one equation: a normal map."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypergrad.chambolle_pock import (
+    ProxArguments,
+    StepSizes,
+    attainable_tolerance,
+    margin_of,
+    pair_scale,
+    rounding_of_pair,
+)
+from hypergrad.exact.smoothing import smoothed
+from hypergrad.problem.functions import prox, prox_conjugate
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
+
+__all__ = ["NormalMap"]
+
+
+class NormalMap(eqx.Module):
+    """The normal map of a batch, with smoothing `t` a sample."""
+
+    problem: LowerLevel
+    x_tilde: Float[Array, "batch n"]
+    sizes: StepSizes
+
+    def pair(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
+        """`r`, `y`."""
+        r = smoothed(prox, self.problem.G, z.z_P, self.sizes.tau, t)
+        return r, smoothed(prox_conjugate, self.problem.F, z.z_D, self.sizes.sigma, t)
+
+    def arguments(self, r: Array, y: Array) -> ProxArguments:
+        """The arguments that a solution `r`, `y` would have."""
+        K, (tau, sigma, _) = self.problem.K, self.sizes
+        z_D = y + sigma * apply(K, self.x_tilde + r)
+        return ProxArguments(z_D, r - tau * apply_transpose(K, y))
+
+    def balanced(self, z: ProxArguments) -> tuple[Array, Array]:
+        """Balanced unknowns, primal first."""
+        tau, sigma, _ = self.sizes
+        return z.z_P / jnp.sqrt(tau), z.z_D / jnp.sqrt(sigma)
+
+    def moved(self, z: ProxArguments, length: Array, by: tuple[Array, Array]) -> ProxArguments:
+        """`z` moved along a balanced direction."""
+        tau, sigma, _ = self.sizes
+        length = length[..., None]
+        return ProxArguments(
+            z.z_D + length * jnp.sqrt(sigma) * by[1], z.z_P + length * jnp.sqrt(tau) * by[0]
+        )
+
+    def __call__(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
+        """How far `z` is from where its pair would put it, balanced."""
+        r, y = self.pair(z, t)
+        wanted = self.arguments(r, y)
+        return self.balanced(ProxArguments(z.z_D - wanted.z_D, z.z_P - wanted.z_P))
+
+    def relative(self, z: ProxArguments, t: Array) -> Array:
+        """Return the size of the map relative to that of the pair, at the pair's own steps.
+
+        See `hypergrad.chambolle_pock.residuals`. The map divided by `tau` and `sigma` is the misfit
+        of the optimality conditions, whatever the step sizes.
+        """
+        (tau, sigma, _), (r, y) = self.sizes, self.pair(z, t)
+        wanted = self.arguments(r, y)
+        K_x, KT_y = (wanted.z_D - y) / sigma, (r - wanted.z_P) / tau
+        own = pair_scale(self.problem, self.sizes, self.x_tilde + r, r, y, K_x, KT_y)
+        in_z_P = (own.t / tau)[..., None] * (z.z_P - wanted.z_P)
+        return own.residual(in_z_P, (own.s / sigma)[..., None] * (z.z_D - wanted.z_D))
+
+    def tolerance(self, z: ProxArguments) -> Array:
+        """Return the relative size below which `z` counts as a solution."""
+        r, y = self.pair(z, jnp.zeros(z.z_P.shape[:1], z.z_P.dtype))
+        x = self.x_tilde + r
+        K_x, KT_y = apply(self.problem.K, x), apply_transpose(self.problem.K, y)
+        own = pair_scale(self.problem, self.sizes, x, r, y, K_x, KT_y)
+        return attainable_tolerance(rounding_of_pair(self.problem, x, own, self.sizes))
+
+    def margin(self, z: ProxArguments) -> Array:
+        """The relative distance to the nearest kink (unknown: infinite)."""
+        margin = margin_of(self.problem, self.sizes, z)
+        return jnp.nan_to_num(margin, nan=jnp.inf, posinf=jnp.inf)

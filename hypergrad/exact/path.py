@@ -1,0 +1,231 @@
+"""The path that Newton's method follows to the pair of minimum norm.
+
+Plain Newton on the active sets is quick where it works and cycles where it does not. What is
+followed instead is a path: `F*` and `G` with a quadratic added, (t/sigma)||y||^2 / 2 and
+(t/tau)||r||^2 / 2, whose proxes are `prox_{step/(1+t)}(z/(1+t))`. For t > 0 the solution is unique
+and every Newton system regular; as t falls to 0 it tends to the solution of minimum norm, primal
+and dual; and as soon as the active sets have settled, one step at t = 0 is exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from hypergrad._foundation.samples import where
+from hypergrad.adjoint import pair_norm
+from hypergrad.chambolle_pock import ProxArguments
+from hypergrad.exact.active_sets import REFINEMENTS, ActiveSystem, active_system, shrink_of
+from hypergrad.exact.normal_map import NormalMap
+from hypergrad.exact.smoothing import smoothed
+from hypergrad.problem.functions import prox, prox_conjugate
+from hypergrad.problem.operators import apply, apply_transpose
+
+__all__ = [
+    "POLISHING",
+    "Found",
+    "Path",
+    "judge_shortest",
+    "jump",
+    "least_margin",
+    "path_from",
+    "walk",
+]
+
+_FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 10.0
+# Where a coordinate sits on its kink, only a path that has come so far tells which of the optimal
+# dual variables has minimum norm.
+_STRICT_SMOOTHING = 1e-4
+_LENGTHS = 10  # step lengths 1, 1/2, …; each costs two products with K
+_MEMORY = 4  # the line search may rise above the last few residuals: pieces are crossed sooner
+_SUFFICIENT_DECREASE = 0.1
+POLISHING = 3  # Newton steps at t = 0 at the most
+_BURST = 50  # Chambolle-Pock iterations out of a dead end
+_SHORT = 0.25  # a step length that counts as a dead end
+
+
+def least_margin(dtype: jnp.dtype) -> float:
+    """A relative distance to a kink that is told from 0: 1e-9, and 1e-4 in single precision."""
+    return float(jnp.finfo(dtype).eps) ** 0.575
+
+
+class Found(NamedTuple):
+    """A point at t = 0, its relative residual, and whether nothing speaks against accepting it."""
+
+    z: ProxArguments
+    residual: Array
+    accepted: Array
+
+
+def jump(normal_map: NormalMap, z: ProxArguments, strict: Array) -> Found:
+    """From `z` by Newton steps at t = 0, and there to the pair of minimum norm.
+
+    What is accepted has a small residual with its kernel part taken away. That is the pair of
+    minimum norm among those with the same active sets, hence of all unless something sits on its
+    kink; then it has to come from far enough down the path (`strict`).
+
+    **Cost**: one factorisation where the active sets are right, `POLISHING` where not.
+    """
+    none = jnp.zeros(strict.shape, z.z_P.dtype)
+    precise = 100 * float(jnp.finfo(none.dtype).eps)
+
+    def system_at(z: ProxArguments) -> ActiveSystem:
+        return active_system(normal_map.problem, normal_map.sizes, z)
+
+    def polish(carry: Any):
+        z, _, best, least, done, _ = carry
+        system = system_at(z)
+        f = jax.tree.map(jnp.negative, normal_map(z, none))
+        z = normal_map.moved(z, none + 1, system.solve(f, refinements=REFINEMENTS))
+        residual = normal_map.relative(z, none)
+        better = residual < least
+        best, least = where(better, (z, residual), (best, least))
+        return z, system, best, least, done + 1, residual
+
+    def unpolished(carry: Any):
+        *_, done, residual = carry
+        return (done < POLISHING) & jnp.any(residual > precise)
+
+    shapes = eqx.filter_eval_shape(system_at, z)
+    system = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    carry = (z, system, z, normal_map.relative(z, none), jnp.zeros((), jnp.int32), none + jnp.inf)
+    z, system, best, least, *_ = jax.lax.while_loop(unpolished, polish, carry)
+    if system.D_P.basis is not None or system.D_D.basis is not None:
+        # Where the Jacobian is curved it has to be taken here. Elsewhere the sets of the last step
+        # are the better ones: where it led onto a kink, those that are read there are rounding.
+        system = system_at(z)
+    r, y = normal_map.pair(z, none)
+    kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
+    shortest = normal_map.moved(z, none - 1, kernel)
+    found = Found(best, least, jnp.zeros_like(strict))
+    return judge_shortest(normal_map, shortest, found, strict)
+
+
+def judge_shortest(
+    normal_map: NormalMap, shortest: ProxArguments, best: Found, strict: Array
+) -> Found:
+    """The pair without its part in the kernel, where it is a solution; else the best so far."""
+    residual = normal_map.relative(shortest, jnp.zeros_like(best.residual))
+    feasible = residual <= normal_map.tolerance(shortest)
+    off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
+    z = where(feasible, shortest, best.z)
+    return Found(z, jnp.where(feasible, residual, best.residual), feasible & (off_kinks | strict))
+
+
+class Path(NamedTuple):
+    """Where the samples are on their paths."""
+
+    z: ProxArguments
+    t: Array
+    recent: Array  # (batch, memory), residual norms at this t
+
+    @property
+    def strict(self) -> Array:
+        """Whether it has come so far that it tells which of the optimal pairs is shortest."""
+        return self.t <= _STRICT_SMOOTHING
+
+    @property
+    def ends(self) -> Array:
+        """Whether there is nothing further down."""
+        return self.t <= shrink_of(self.t.dtype)
+
+    def further_down(self, chosen: Array) -> Path:
+        """The chosen samples at their next t."""
+        t = jnp.where(chosen, self.t / _SMOOTHING_FACTOR, self.t)
+        return Path(self.z, t, jnp.where(chosen[:, None], -jnp.inf, self.recent))
+
+
+def path_from(z: ProxArguments) -> Path:
+    """Where a path begins."""
+    t = jnp.full(z.z_P.shape[:1], _FIRST_SMOOTHING, z.z_P.dtype)
+    return Path(z, t, jnp.full((len(t), _MEMORY), -jnp.inf, t.dtype))
+
+
+def _damped_newton(normal_map: NormalMap, path: Path) -> tuple[ProxArguments, Array, Array]:
+    """One Newton step at each sample's t, as long as a search allows; its length and residual."""
+    z, t, recent = path
+    system = active_system(normal_map.problem, normal_map.sizes, z, t)
+    f = normal_map(z, t)
+    direction = system.solve(jax.tree.map(jnp.negative, f))
+    lengths = 0.5 ** jnp.arange(_LENGTHS, dtype=t.dtype)
+
+    def residual_at(length: Array) -> Array:
+        value = pair_norm(normal_map(normal_map.moved(z, length * jnp.ones_like(t), direction), t))
+        return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+    tried = jax.lax.map(residual_at, lengths)
+    now = pair_norm(f)
+    reference = jnp.maximum(jnp.max(recent, axis=-1), now)
+    enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * reference[None]
+    chosen = jnp.where(jnp.any(enough, 0), jnp.argmax(enough, 0), jnp.argmin(tried, 0))
+    length = jnp.where(jnp.isfinite(jnp.min(tried, 0)), lengths[chosen], 0.0)
+    return normal_map.moved(z, length, direction), length, now
+
+
+def _burst(normal_map: NormalMap, z: ProxArguments, t: Array) -> ProxArguments:
+    """Chambolle-Pock iterations on the smoothed problem: they change many active sets at once."""
+    tau, sigma, _ = normal_map.sizes
+    K, x_tilde = normal_map.problem.K, normal_map.x_tilde
+
+    def body(_: Array, carry: Any):
+        r, r_bar, y = carry
+        z_D = y + sigma * apply(K, x_tilde + r_bar)
+        y = smoothed(prox_conjugate, normal_map.problem.F, z_D, sigma, t)
+        new_r = smoothed(prox, normal_map.problem.G, r - tau * apply_transpose(K, y), tau, t)
+        return new_r, 2 * new_r - r, y
+
+    r, y = normal_map.pair(z, t)
+    r, _, y = jax.lax.fori_loop(0, _BURST, body, (r, r, y))
+    return normal_map.arguments(r, y)
+
+
+class Walk(NamedTuple):
+    """A walk along the paths at fixed t: who has settled there, and what that took."""
+
+    path: Path
+    settled: Array
+    iterations: Array
+    newton_steps: Array
+
+
+def walk(normal_map: NormalMap, path: Path, walking: Array, most: Array) -> Walk:
+    """Newton steps until one of the walking samples has settled at its t, or each took its `most`.
+
+    Where a step is stuck, a burst of first-order iterations follows.
+
+    **Cost**: for each step a factorisation and `2 _LENGTHS` products.
+    """
+    settled_below = float(jnp.finfo(path.t.dtype).eps) ** 0.6
+
+    def running(at: Walk) -> Array:
+        return walking & (at.newton_steps < most)
+
+    def step(at: Walk) -> Walk:
+        z, length, now = _damped_newton(normal_map, at.path)
+        z = where(running(at), z, at.path.z)
+        settled = running(at) & (normal_map.relative(z, path.t) <= settled_below)
+        stuck = running(at) & ~settled & (length <= _SHORT)
+
+        def burst(z: ProxArguments) -> ProxArguments:
+            return where(stuck, _burst(normal_map, z, path.t), z)
+
+        z = jax.lax.cond(jnp.any(stuck), burst, lambda z: z, z)
+        recent = jnp.concatenate([at.path.recent[:, 1:], now[:, None]], axis=-1)
+        recent = jnp.where(stuck[:, None], -jnp.inf, recent)
+        return Walk(
+            path=Path(z, path.t, recent),
+            settled=settled,
+            iterations=at.iterations + jnp.where(stuck, _BURST, 0),
+            newton_steps=at.newton_steps + jnp.where(running(at), 1, 0),
+        )
+
+    none = jnp.zeros(walking.shape, jnp.int32)
+    return jax.lax.while_loop(
+        lambda at: jnp.any(running(at)) & ~jnp.any(at.settled),
+        step,
+        Walk(path, jnp.zeros_like(walking), none, none),
+    )

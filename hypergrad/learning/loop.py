@@ -1,0 +1,413 @@
+"""A training run: learn leaves of the problem by a first-order method, resumably."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from hypergrad._foundation.checks import check_count, describe
+from hypergrad._foundation.contents import contents_on_disk
+from hypergrad._foundation.progress import progress_bar
+from hypergrad._foundation.rows import Rows
+from hypergrad.bilevel import Loss, half_mean_squared_error
+from hypergrad.bilevel.arguments import check_compatible, check_loss, check_problem, usual_solver
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.learning.checkpoints import Checkpoints
+from hypergrad.learning.chunks import evaluate
+from hypergrad.learning.devices import AbstractPlacement, placement
+from hypergrad.learning.pairs import Pair, batches, of_one_dtype
+from hypergrad.learning.result import Best, History, best_epoch
+from hypergrad.learning.updates import Learner, RunState
+from hypergrad.learning.variables import K_is_a_gauge, Variables, rescale_K
+from hypergrad.learning.warm_start import WarmStart, make_visit, nothing_left
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import of_a_function
+from hypergrad.strategies._base import AbstractStrategy
+
+if TYPE_CHECKING:
+    import optax
+    from rich.progress import Progress
+
+__all__ = ["train"]
+
+Projection = Callable[[LowerLevel], LowerLevel]
+
+
+def train(
+    problem: LowerLevel,
+    data: Pair,
+    *,
+    validation: Pair | None = None,
+    solver: ChambollePock | None = None,
+    strategy: AbstractStrategy,
+    optimizer: optax.GradientTransformation | None = None,
+    epochs: int = 50,
+    batch_size: int = 256,
+    seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    warm_start: WarmStart | bool = False,
+    trainable: Callable[[LowerLevel], Any] = lambda p: p.K,
+    project: Projection | None = None,
+    loss: Loss = half_mean_squared_error,
+    measure: Callable[[LowerLevel], Mapping[str, float]] = lambda p: {},
+    progress: Progress | bool = True,
+    devices: int | Mesh | None = None,
+) -> History:
+    """Learn leaves of a problem from pairs of observed and true samples.
+
+        min_p  mean_i loss(x_hat_i(p), x_true_i),     p = trainable(problem)
+
+    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`, arrays or what is
+    indexed by rows like one (`np.load(..., mmap_mode="r")`, a data set of HDF5), which is read
+    batch by batch and never held as a whole; `optimizer`, from optax (Adam with rate 2e-3 by
+    default); `trainable`, which leaves (or nodes) of the problem are learned; leaves that their
+    function declares positive are learned in the log; `project`, applied to the problem after each
+    update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, a
+    matrix or a filter bank is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
+    called again with the same arguments, it goes on from there; with others it is refused, and the
+    error names them; `warm_start`, True or a `WarmStart`: visits to a training sample go on from
+    its last one (losses of epoch 0 and of the validation data are those of cold solves); `loss`, a
+    mean over samples (its numbers are those at the call, see `hypergradient`); `measure`, called
+    with the problem before the first epoch and after each: its numbers are added to the record, its
+    time is not; `progress`, False or a shared `rich` bar; `devices`, over which each batch is
+    shared out in equal parts: how many of every process, or a `jax.sharding.Mesh`. Several
+    processes (`jax.distributed`) all call this, with the same arguments; the first of them alone
+    writes checkpoints and shows progress.
+
+    **Returns**: a `History`: the last problem, and the best one by the loss on validation data.
+
+    **Errors**: a `ValueError` for data that do not fit, for a checkpoint of another run, and for a
+    batch that the devices cannot share out. A checkpoint that is damaged is reported, and the one
+    before it used; where none can be read, that is reported and training starts anew. An
+    interruption (`KeyboardInterrupt`) leaves the last epoch's checkpoint.
+
+    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch, besides the data
+    where they are arrays (they are not copied) and the states of all samples with a `warm_start`.
+    On several devices, memory for its share on each, and a step sums up one vector of the size of
+    the gradient over all of them.
+
+    **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle. Over
+    several devices the loss must be a mean over the samples, warm starts need them in one process,
+    and validation and the losses of epoch 0 are computed on one device (by every process).
+
+    >>> import hypergrad as hg, numpy as np
+    >>> x_true = np.cumsum(np.random.default_rng(0).normal(size=(8, 5)), axis=1)
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(5), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> history = hg.train(problem, (x_true + 0.1, x_true), strategy=hg.Truncation(1), epochs=2,
+    ...                    batch_size=4, progress=False)
+    >>> len(history.records)
+    3
+    """
+    check_count("epochs", epochs, least=0)
+    check_count("batch_size", batch_size)
+    safeguard = _safeguard(warm_start)
+    check_problem(problem)
+    solver = usual_solver(solver)
+    check_compatible(strategy, solver)
+    updates = _usual_optimizer(optimizer)
+    problem, pair, held_out = of_one_dtype(problem, data, validation)
+    x_tilde, x_true = pair
+    batch_size = min(batch_size, len(x_tilde))
+    some = slice(batch_size)
+    example = x_tilde[some], x_true[some]
+    place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
+    variables = Variables(problem, trainable)
+    learner = Learner(
+        x_tilde,
+        x_true,
+        variables,
+        make_visit(solver, strategy, loss, safeguard, trainable),
+        updates,
+        _usual_projection(project, problem, variables),
+        0.0 if safeguard is None else safeguard.share,
+        place,
+    )
+    memory = None
+    if safeguard is not None:
+        settings = {"solver": solver, "strategy": strategy, "parameters": trainable}
+        memory = nothing_left(len(x_tilde), problem, *example, **settings)
+    with jax.numpy_dtype_promotion("standard"):  # see make_update
+        start = RunState(problem, updates.init(variables.free(problem)), memory)
+    lowered = learner.lower(start, some)
+
+    @functools.cache
+    def run() -> dict[str, str]:
+        return {
+            **_data_in_words(pair, held_out),
+            **_settings_in_words(learner, start, solver, strategy, loss, safeguard),
+            "number of epochs": str(epochs),
+            "batch size": str(batch_size),
+            "seed": str(seed),
+        }
+
+    place.check_alike(lambda: contents_on_disk((run(), checkpoint_dir is None)))
+    judge = _Judge(pair, held_out, solver, strategy, loss, batch_size, measure)
+    records = [judge.first_record(problem)]
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, run())
+    state, best, records = _resumed(checkpoints, place, start, records)
+    state, done = learner.spread(state), records[-1]["epoch"]
+    with _bar(progress if place.writes else False) as bar:
+        show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
+        compiled = lowered.compile()
+        for epoch in range(done + 1, epochs + 1):
+            started = time.perf_counter()
+            rows = batches(len(x_tilde), batch_size, seed, epoch)
+            state, measured = _one_epoch(learner, compiled, state, rows, show)
+            seconds = records[-1]["seconds"] + time.perf_counter() - started
+            now = place.here(state.problem)
+            records.append(judge.record(now, epoch, seconds, measured))
+            best = now if best_epoch(records) == epoch else best
+            if checkpoints is not None and place.writes:
+                checkpoints.save(epoch, (state, best), records)
+    return History(place.here(state.problem), records, Best(best, best_epoch(records)))
+
+
+# ------------------------------------------------------------------------------- what is given
+
+
+def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
+    if not isinstance(warm_start, (WarmStart, bool)):
+        raise ValueError(
+            f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
+        )
+    return WarmStart() if warm_start is True else warm_start or None
+
+
+def _usual_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
+    """The one given, if it has the two functions of optax (as not only its own class has); Adam."""
+    if optimizer is None:
+        import optax
+
+        return optax.adam(2e-3)
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise ValueError(
+            f"optimizer must be one of optax; got {describe(optimizer)}: pass for example "
+            "optax.adam(1e-3)"
+        )
+    return optimizer
+
+
+def _usual_projection(
+    project: Projection | None, problem: LowerLevel, variables: Variables
+) -> Projection | None:
+    """The one given, or K back to norm 1 where its scale is free."""
+    if project is None and K_is_a_gauge(problem, variables):
+        return rescale_K
+    return project
+
+
+def _checked_place(
+    problem: LowerLevel,
+    devices: int | Mesh | None,
+    loss: Loss,
+    example: tuple[Any, Any],
+    *,
+    warm: bool,
+) -> AbstractPlacement:
+    """Where to run, if K, a batch such as the example and its loss can be shared out there."""
+    x_tilde, x_true = map(jnp.asarray, example)
+    place = placement(devices)
+    if devices is not None and of_a_function(problem.K):
+        raise ValueError(
+            "K must be a matrix, a hypergrad.operators.AbstractOperator or made of matrices to be "
+            "used on several devices; got a lineax.FunctionLinearOperator, whose program is for "
+            "one: give its two products to a subclass of AbstractOperator"
+        )
+    place.check(len(x_tilde), warm=warm)
+    check_loss(loss, x_true)
+    place.check_loss(loss, x_tilde, x_true)
+    return place
+
+
+# ------------------------------------------------------------------------ which run this is
+
+# What makes a run what it is, by name: data and arrays by their bytes, settings by their fields,
+# functions by what they close over and, where they are not of an installed package, by their code.
+# No program is hashed, so that another version of JAX goes on with the same run, and neither is
+# what a function returns: a rate that differs in its last digit, or a schedule that differs in its
+# last epoch, is another run. In return a run is refused where its functions were rewritten to
+# compute the same, and user functions after a change of Python's version, whose bytecode is
+# another one.
+
+
+def _data_in_words(pair: tuple[Rows, Rows], held_out: tuple[Rows, Rows] | None) -> dict[str, str]:
+    def words(pair: tuple[Rows, Rows] | None) -> str:
+        return "none" if pair is None else contents_on_disk([rows.digest() for rows in pair])
+
+    return {"set of training data": words(pair), "set of validation data": words(held_out)}
+
+
+def _settings_in_words(
+    learner: Learner,
+    start: RunState,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+    loss: Loss,
+    safeguard: WarmStart | None,
+) -> dict[str, str]:
+    parts = {
+        "problem": start.problem,
+        "solver": solver,
+        "strategy": strategy,
+        # Its state too: some rates stand there (`optax.inject_hyperparams`).
+        "optimizer": (learner.optimizer, start.optimizer_state),
+        "projection": learner.project,
+        "loss": loss,
+        "warm start": safeguard,
+    }
+    digests = {name: contents_on_disk(part) for name, part in parts.items()}
+    return {**digests, "choice of what is learned": learner.variables.names}
+
+
+# ----------------------------------------------------------------------------------- the stages
+
+
+def _resumed(
+    checkpoints: Checkpoints | None,
+    place: AbstractPlacement,
+    start: RunState,
+    records: list[dict[str, Any]],
+) -> tuple[RunState, LowerLevel, list[dict[str, Any]]]:
+    """How far an earlier run came, its best problem and its records; or the start."""
+    if checkpoints is None:
+        return start, start.problem, records
+    both = start, start.problem
+    (state, best), records = place.from_first(lambda: checkpoints.load(both), (both, records))
+    memory = jax.tree.map(np.array, state.memory)  # to be written into
+    return state._replace(memory=memory), best, records
+
+
+def _one_epoch(
+    learner: Learner,
+    compiled: Any,
+    state: RunState,
+    rows: Iterable[np.ndarray],
+    show: Callable[[float], None],
+) -> tuple[RunState, list[dict[str, float]]]:
+    """One update for each batch of rows, and what was measured before each."""
+    measured = []
+    for batch in rows:
+        state, now = learner.step(compiled, state, batch)
+        measured.append(now)
+        show(now["train_loss"])
+    return state, measured
+
+
+def _shown(
+    bar: Progress, label: str, steps: int, done: int, epochs: int
+) -> Callable[[float], None]:
+    """A line of the bar for a run of `epochs` of so many steps; to be called after each step."""
+    task = bar.add_task(label, total=epochs * steps, completed=done * steps, loss="compiling")
+    return lambda loss: bar.update(task, advance=1, loss=f"loss {loss:.5f}")
+
+
+def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
+    """A bar of one's own, a silent one, or a shared one (which its owner opens and closes)."""
+    from rich.progress import Progress
+
+    if isinstance(progress, Progress):
+        return contextlib.nullcontext(progress)
+    return progress_bar(disable=not progress)
+
+
+# -------------------------------------------------------------------------- what is written down
+
+
+_COLUMNS = frozenset(
+    ("epoch", "seconds", "train_loss", "validation_loss", "residual", "converged", "counted")
+)
+
+
+def _plain_number(name: Any, value: Any) -> Any:
+    """A number of Python from one of NumPy or JAX; text and None stay what they are."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    array = np.asarray(value) if hasattr(value, "dtype") else None
+    if array is None or array.ndim > 0 or not isinstance(array.item(), (bool, int, float)):
+        raise ValueError(
+            f"measure must return one number for each name; got {describe(value)} for {name!r}: "
+            "return one name for each number"
+        )
+    return array.item()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """What is found out about a problem before the first epoch and after each."""
+
+    data: tuple[Rows, Rows]
+    validation: tuple[Rows, Rows] | None
+    solver: ChambollePock
+    strategy: AbstractStrategy
+    loss: Loss
+    piece: int
+    measure: Callable[[LowerLevel], Mapping[str, float]]
+
+    def _loss_on(self, pair: tuple[Rows, Rows] | None, problem: LowerLevel) -> float | None:
+        if pair is None:
+            return None
+        return evaluate(
+            problem,
+            *pair,
+            solver=self.solver,
+            strategy=self.strategy,
+            loss=self.loss,
+            piece=self.piece,
+        )
+
+    def _measured(self, problem: LowerLevel) -> dict[str, Any]:
+        """The user's numbers, as numbers of Python, which a file keeps."""
+        measured = self.measure(problem)
+        if not isinstance(measured, Mapping):
+            raise ValueError(
+                f"measure must return numbers by name; got {describe(measured)}: return a "
+                'dictionary, as in {"norm": 1.0}'
+            )
+        if taken := _COLUMNS.intersection(measured):
+            raise ValueError(
+                f"measure must return names of its own; got {', '.join(sorted(taken))}, which "
+                "train records itself: choose others"
+            )
+        return {str(name): _plain_number(name, value) for name, value in measured.items()}
+
+    def first_record(self, problem: LowerLevel) -> dict[str, Any]:
+        """Of the untrained problem: no update, and so nothing of its solves."""
+        return {
+            "epoch": 0,
+            "seconds": 0.0,
+            "train_loss": self._loss_on(self.data, problem),
+            "validation_loss": self._loss_on(self.validation, problem),
+            "residual": None,
+            "converged": None,
+            "counted": None,
+            **self._measured(problem),
+        }
+
+    def record(
+        self, problem: LowerLevel, epoch: int, seconds: float, measured: list[dict[str, float]]
+    ) -> dict[str, Any]:
+        """Of an epoch, from what was measured at each of its steps."""
+
+        def column(name: str) -> np.ndarray:
+            return np.array([entry[name] for entry in measured])
+
+        return {
+            "epoch": epoch,
+            "seconds": seconds,
+            "train_loss": float(np.mean(column("train_loss"))),
+            "validation_loss": self._loss_on(self.validation, problem),
+            "residual": float(np.max(column("residual"))),
+            "converged": float(np.mean(column("converged"))),
+            "counted": float(np.mean(column("counted"))),
+            **self._measured(problem),
+        }

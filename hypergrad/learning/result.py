@@ -1,0 +1,95 @@
+"""What a training run gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hypergrad._foundation.checks import describe
+from hypergrad._foundation.printing import worst
+from hypergrad.problem.lower_level import LowerLevel
+
+__all__ = ["Best", "History", "best_epoch"]
+
+
+class Best(NamedTuple):
+    """The problem of the epoch with the smallest loss on validation data, and that epoch."""
+
+    problem: LowerLevel
+    epoch: int
+
+
+def best_epoch(records: list[dict[str, Any]]) -> int:
+    """The epoch with the smallest validation loss, the first of equals; the last without any.
+
+    >>> best_epoch([{"epoch": 0, "validation_loss": 2.0}, {"epoch": 1, "validation_loss": 3.0}])
+    0
+    """
+    judged = [
+        record
+        for record in records
+        if record["validation_loss"] is not None and not np.isnan(record["validation_loss"])
+    ]
+    if not judged:
+        return records[-1]["epoch"]
+    return min(judged, key=lambda record: record["validation_loss"])["epoch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a training run gave: the last `problem`, its `records`, one an epoch, and the `best`.
+
+    `best` holds the `problem` and the `epoch` with the smallest loss on validation data, 0 where
+    learning made it worse; without validation data, those of the last epoch.
+
+    A record holds `epoch` (0 is the untrained problem), `seconds` (of the updates alone, summed up;
+    compilation and validation are not in it), `train_loss` (the mean over the epoch's batches, each
+    before its update; for epoch 0 over all data), `validation_loss` (None without validation data),
+    `residual` (the largest relative residual of a forward solve), `converged` (the share of samples
+    whose forward solve converged) and `counted` (the share whose gradient counted: all of them,
+    unless a `WarmStart` held some back).
+    """
+
+    problem: LowerLevel
+    records: list[dict[str, Any]]
+    best: Best
+
+    def column(self, name: str) -> np.ndarray:
+        """One entry of every record, NaN where a record has none (epoch 0 has no `residual`).
+
+        **Errors**: a `ValueError` that lists the columns, or says that one holds no numbers.
+        """
+        if name not in self.records[0]:
+            known = ", ".join(self.records[0])
+            raise ValueError(f"a column must be one of {known}; got {describe(name)}")
+        entries = [record[name] for record in self.records]
+        if all(entry is None for entry in entries):
+            raise ValueError(
+                f"column {name!r} must hold numbers; got none in {len(entries)} records: "
+                + (
+                    "give train validation data"
+                    if name == "validation_loss"
+                    else "it is known from epoch 1 on"
+                )
+            )
+        try:
+            return np.array(entries, dtype=float)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"column {name!r} must hold numbers; got {describe(entries[0])}: read it from "
+                "records"
+            ) from None
+
+    def __repr__(self) -> str:
+        last: dict[str, Any] = self.records[-1] if self.records else {}
+        epochs, seconds = worst(last.get("epoch"), ".0f"), worst(last.get("seconds"), ".1f")
+        better = (
+            "" if self.best.epoch == last.get("epoch") else f", best in epoch {self.best.epoch}"
+        )
+        return (
+            f"History({epochs} epochs in {seconds} s, "
+            f"train_loss={worst(last.get('train_loss'), '.6g')}, "
+            f"validation_loss={last.get('validation_loss')}{better})"
+        )

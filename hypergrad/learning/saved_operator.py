@@ -1,0 +1,233 @@
+"""A learned operator in one file, with all that is needed to restore with it.
+
+The file is a NumPy archive: its arrays (`K`, `F.weight`, …), and `about`, JSON that says what they
+are arrays of. Reading it executes nothing: classes are those of this package, looked up in a fixed
+table, or those that the caller hands over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad._foundation.checks import check_count, describe
+from hypergrad._foundation.records import to_json, write_npz
+from hypergrad.chambolle_pock import ChambollePock, RestartedHalpern
+from hypergrad.problem import functions
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import matrix_of
+from hypergrad.strategies import STRATEGIES, AbstractStrategy, parse_strategy
+
+__all__ = ["SavedOperator", "load_operator"]
+
+_FORMAT = 1
+_FUNCTIONS = {
+    name: f
+    for name, f in vars(functions).items()
+    if isinstance(f, type) and issubclass(f, functions.AbstractFunction)
+}
+_CLASSES = {**_FUNCTIONS, "ChambollePock": ChambollePock, "RestartedHalpern": RestartedHalpern}
+_NAMES = {cls: name for name, cls in _CLASSES.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SavedOperator:
+    """A lower level that was learned, and how it is to be applied.
+
+    **Arguments**: `problem`, `K` a matrix; `solver` and `strategy`, those it was learned with (the
+    strategy counts where it changes what is returned, as averages do); `shape` of one sample before
+    it was flattened, `(8, 8)` or `(160,)`; `stride`, entries from one sample to the next where a
+    picture or a sound is cut into overlapping ones; `rate` in Hz for sound, None for others;
+    `settings`, whatever else of the run is worth keeping, as JSON takes it.
+
+    **Errors**: a `ValueError` where `shape` does not fit K, or a setting is out of range.
+
+    >>> import hypergrad as hg, tempfile
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> learned = hg.SavedOperator(problem, hg.ChambollePock(50), hg.Truncation(1), (4,), stride=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     learned.save(f"{folder}/operator.npz")
+    ...     print(hg.load_operator(f"{folder}/operator.npz").problem.K.shape)
+    (3, 4)
+    """
+
+    problem: LowerLevel
+    solver: ChambollePock
+    strategy: AbstractStrategy
+    shape: tuple[int, ...]
+    stride: int
+    rate: int | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.shape) not in (1, 2) or math.prod(self.shape) != self.problem.n:
+            raise ValueError(
+                f"shape must be that of one sample, a row or a patch of n={self.problem.n} entries"
+                f"; got {self.shape}: give the shape before flattening"
+            )
+        check_count("stride", self.stride)
+        if self.stride > min(self.shape):
+            raise ValueError(
+                f"stride must be at most the sides of a sample, {self.shape}; got {self.stride}: "
+                "larger ones leave gaps"
+            )
+        if self.rate is not None:
+            check_count("rate", self.rate)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all.
+
+        **Errors**: a `ValueError` for what cannot be written down: an operator without a matrix,
+        or a strategy that no word of the command line makes.
+        """
+        K = matrix_of(self.problem.K)
+        if K is None:
+            raise ValueError(
+                f"K must be a matrix to be saved; got {describe(self.problem.K)}: keep its arrays "
+                "with numpy.savez, and build it again from them"
+            )
+        arrays: dict[str, np.ndarray] = {"K": np.asarray(K)}
+        about = {
+            "format": _FORMAT,
+            "F": _describe(self.problem.F, "F", arrays),
+            "G": _describe(self.problem.G, "G", arrays),
+            "solver": _describe(self.solver, "solver", arrays),
+            "strategy": _spell(self.strategy),
+            "shape": self.shape,
+            "stride": self.stride,
+            "rate": self.rate,
+            "settings": self.settings,
+        }
+        write_npz(path, {**arrays, "about": np.array(to_json(about))})
+
+
+def load_operator(path: str | Path, *, own: Iterable[type] = ()) -> SavedOperator:
+    """Read what `SavedOperator.save` wrote (and `hypergrad train` and `compare` do).
+
+    **Arguments**: `path`, the file; `own`, classes of the caller's that it was learned with
+    (functions, a strategy): a file names them, and does not get them imported.
+
+    **Errors**: FileNotFoundError where there is no file; a `ValueError`, naming the file, for one
+    that holds something else, or needs a class that was not handed over.
+    """
+    path = Path(path)
+    try:
+        about, arrays = _read(path)
+        classes = {**_CLASSES, **{_full_name(cls): cls for cls in own}}
+        parts = {name: _rebuild(about[name], arrays, classes) for name in ("F", "G", "solver")}
+        return SavedOperator(
+            LowerLevel(K=jnp.asarray(arrays["K"]), F=parts["F"], G=parts["G"]),
+            parts["solver"],
+            _strategy(about["strategy"], classes),
+            tuple(about["shape"]),
+            about["stride"],
+            about["rate"],
+            about["settings"],
+        )
+    except OSError:
+        raise
+    except _UnknownClassError as error:
+        raise ValueError(f"{path} {error}") from None
+    except Exception as error:  # whatever a damaged or a foreign archive makes its reader raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{path} must be an operator that `hypergrad train` or `compare` saved; got another "
+            f"file ({reason}): name one of theirs"
+        ) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):  # np.load would advise to unpickle it
+            raise ValueError("no NumPy archive")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    if "about" not in arrays:
+        raise ValueError(f"arrays alone ({', '.join(arrays)}), and nothing about them")
+    return json.loads(str(arrays.pop("about"))), arrays
+
+
+class _UnknownClassError(Exception):
+    """The file names a class that is neither this package's nor handed over."""
+
+    def __init__(self, name: object):
+        self.args = (
+            f"was learned with {name}, which a file may name but not import: hand it over, by "
+            f"--own {name} or load_operator(..., own=[...])",
+        )
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+# ---------------------------------------------------------------------------------- as JSON
+
+
+def _describe(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """A part as JSON; its arrays go where they belong, by their own names."""
+    if isinstance(part, (jax.Array, np.ndarray)):
+        arrays[name] = np.asarray(part)
+        return {"array": name}
+    if isinstance(part, (tuple, list)):
+        return [_describe(entry, f"{name}.{i}", arrays) for i, entry in enumerate(part)]
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    if not dataclasses.is_dataclass(part):
+        raise ValueError(
+            f"{name} must be made of functions, numbers and arrays to be saved; got "
+            f"{describe(part)}: keep it with code of your own"
+        )
+    fields = {
+        field.name: _describe(getattr(part, field.name), f"{name}.{field.name}", arrays)
+        for field in dataclasses.fields(part)
+    }
+    cls = type(part)
+    return {"class": _NAMES.get(cls, _full_name(cls)), "fields": fields}
+
+
+def _rebuild(about: Any, arrays: Mapping[str, np.ndarray], classes: Mapping[str, type]) -> Any:
+    if isinstance(about, list):
+        return tuple(_rebuild(entry, arrays, classes) for entry in about)
+    if not isinstance(about, dict):
+        return about
+    if "array" in about:
+        return jnp.asarray(arrays[about["array"]])
+    if about["class"] not in classes:
+        raise _UnknownClassError(about["class"])
+    fields = {k: _rebuild(entry, arrays, classes) for k, entry in about["fields"].items()}
+    return classes[about["class"]](**fields)
+
+
+def _spell(strategy: AbstractStrategy) -> dict[str, str]:
+    """Its class, and its options as words."""
+    cls, options = type(strategy), strategy.label.partition(":")[2]
+    about = {"class": _strategy_name(cls), "options": options}
+    if not eqx.tree_equal(_strategy(about, {about["class"]: cls}), strategy):
+        raise ValueError(
+            f"a strategy must be one that words make to be saved; got {strategy}: use another one, "
+            "or keep it with code of your own"
+        )
+    return about
+
+
+def _strategy_name(cls: type[AbstractStrategy]) -> str:
+    return cls.name if STRATEGIES.get(cls.name) is cls else _full_name(cls)
+
+
+def _strategy(about: Mapping[str, str], classes: Mapping[str, type]) -> AbstractStrategy:
+    if about["class"] not in STRATEGIES and about["class"] not in classes:
+        raise _UnknownClassError(about["class"])
+    # Of this package, or imported by the caller already.
+    return parse_strategy(":".join(filter(None, [about["class"], about["options"]])))

@@ -1,0 +1,1 @@
+"""The lower-level problem: its functions, its operator, and both together."""

@@ -1,0 +1,101 @@
+"""Functions without a kink."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, Int
+
+from hypergrad._foundation.checks import check_finite, check_positive, inexact
+from hypergrad.problem.functions._base import AbstractFunction, Scalar, Values, Vector
+from hypergrad.problem.functions._blocks import check_length, indicator_of, spread
+
+__all__ = ["Quadratic", "Zero"]
+
+
+class Quadratic(AbstractFunction):
+    """`f(v) = (weight / 2) ||v - center||^2`.
+
+    >>> print(Quadratic(2.0, center=1.0)(jnp.array([2.0, -2.0])))
+    10.0
+    """
+
+    weight: Float[Array, "..."] = eqx.field(converter=inexact("Quadratic.weight"))
+    center: Float[Array, "..."] = eqx.field(converter=inexact("Quadratic.center"), default=0.0)
+    positive: ClassVar[tuple[str, ...]] = ("weight",)
+    separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+
+    def __check_init__(self) -> None:
+        check_positive(self, "weight")
+        check_finite("Quadratic.center", self.center)
+
+    def __call__(self, v: Vector) -> Values:
+        weight, center = spread(self.weight, v), spread(self.center, v)
+        return jnp.sum(weight / 2 * (v - center) ** 2, axis=-1)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        weight, center = spread(self.weight, z), spread(self.center, z)
+        return (z + step * weight * center) / (1 + step * weight)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        weight, center = spread(self.weight, z), spread(self.center, z)
+        return (z - step * center) * weight / (weight + step)
+
+    def conjugate(self, y: Vector) -> Values:
+        weight, center = spread(self.weight, y), spread(self.center, y)
+        return jnp.sum(y**2 / (2 * weight) + y * center, axis=-1)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return jnp.zeros(z.shape, jnp.int32)
+
+    def check_size(self, size: int) -> None:
+        check_length(self, "weight", size)
+        check_length(self, "center", size)
+
+    @property
+    def strong_convexity(self) -> Array | None:
+        return jnp.min(self.weight)
+
+    @property
+    def smoothness(self) -> Array | None:
+        return jnp.max(self.weight)
+
+
+class Zero(AbstractFunction):
+    """`f(v) = 0`; its conjugate is the indicator of the origin.
+
+    >>> print(Zero().prox(jnp.array([2.0]), 1.0), Zero().conjugate(jnp.array([2.0])))
+    [2.] inf
+    """
+
+    homogeneous: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+
+    def __call__(self, v: Vector) -> Values:
+        return jnp.zeros(v.shape[:-1], v.dtype)
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return z
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return jnp.zeros_like(z)
+
+    def conjugate(self, y: Vector) -> Values:
+        return indicator_of(jnp.abs(y), jnp.ones((), y.dtype))
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return jnp.zeros(z.shape, jnp.int32)
+
+    @property
+    def smoothness(self) -> Array | None:
+        return jnp.zeros(())

@@ -1,0 +1,148 @@
+"""Filters of a whole image as an operator, matrix-free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hypergrad._foundation.checks import as_inexact, check_finite, is_concrete
+from hypergrad.problem.operators._base import AbstractOperator, check_image_shape
+from hypergrad.problem.operators.boundaries import AbstractBoundary, Margins, Symmetric
+from hypergrad.problem.operators.convolutions import (
+    AbstractConvolution,
+    correlate,
+    correlate_adjoint,
+    fastest_convolution,
+)
+
+__all__ = ["FilterBank"]
+
+
+class FilterBank(AbstractOperator):
+    """Every filter applied to an image: `K` of a whole photograph, learnable in its filters.
+
+        (K x)[f, i, j] = sum_{p,q} filters[f, p, q] x[i + p - (h-1)//2, j + q - (w-1)//2]
+
+    **Arguments**: `filters (f, h, w)`; `image_shape`, `(height, width)`; `boundary`, what lies
+    outside the image: `Symmetric()`, `ZeroOutside()` or `Periodic()`; `convolution`, `Direct()` or
+    `FFT()`, which agree to rounding; by default `Direct` for filters of up to 100 taps.
+
+    `n = height * width`, row by row; `m = f n`, filter by filter. The learned leaf is `filters`
+    (`trainable=lambda p: p.K.filters`).
+
+    **Errors**: a `ValueError` if the filters are no `(f, h, w)` array of finite numbers, not all 0,
+    or are larger than the image.
+
+    **Cost**: a product of either side, `2 f h w` operations a pixel, or `2 f` transforms; memory
+    for the image and the responses. The derivative in the filters costs the like.
+
+    **Caveat**: `as_matrix` builds `m n` numbers: for small images only.
+
+    >>> bank = FilterBank(jnp.array([[[-1.0, 1.0]], [[0.5, 0.5]]]), (1, 4))
+    >>> print(bank.mv(jnp.array([1.0, 2.0, 4.0, 4.0])).reshape(2, 4))
+    [[1.  2.  0.  0. ]
+     [1.5 3.  4.  4. ]]
+    """
+
+    filters: Float[Array, "f h w"]
+    image_shape: tuple[int, int] = eqx.field(static=True)
+    boundary: AbstractBoundary = eqx.field(static=True)
+    convolution: AbstractConvolution = eqx.field(static=True)
+
+    def __init__(
+        self,
+        filters: Any,
+        image_shape: Any,
+        boundary: Any = None,
+        convolution: Any = None,
+    ):
+        filters = as_inexact(filters, "filters", rule="an (f, h, w) array")
+        _check_filters(filters, image_shape)
+        boundary = Symmetric() if boundary is None else boundary
+        convolution = fastest_convolution(filters.shape[1:]) if convolution is None else convolution
+        _check_choice("boundary", boundary, AbstractBoundary, "Symmetric()")
+        _check_choice("convolution", convolution, AbstractConvolution, "Direct()")
+        self.filters = filters
+        self.image_shape = image_shape
+        self.boundary = boundary
+        self.convolution = convolution
+
+    @property
+    def margins(self) -> Margins:
+        """How far a filter reaches over the border."""
+        _, h, w = self.filters.shape
+        return ((h - 1) // 2, h // 2), ((w - 1) // 2, w // 2)
+
+    def mv(self, vector: Float[Array, " n"]) -> Float[Array, " m"]:
+        padded = self.boundary.pad(vector.reshape(self.image_shape), self.margins)
+        return correlate(self.filters, padded[None], self.convolution).ravel()
+
+    def rmv(self, vector: Float[Array, " m"]) -> Float[Array, " n"]:
+        """`K^T y`."""
+        responses = vector.reshape(1, len(self.filters), *self.image_shape)
+        padded = correlate_adjoint(self.filters, responses, self.convolution)
+        return self.boundary.fold(padded[0], self.margins).ravel()
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        height, width = self.image_shape
+        return jax.ShapeDtypeStruct((height * width,), self.filters.dtype)
+
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        height, width = self.image_shape
+        return jax.ShapeDtypeStruct((len(self.filters) * height * width,), self.filters.dtype)
+
+    def norm_bound(self) -> Float[Array, ""] | None:
+        """The norm on a torus of which this is a part, by the spectrum; None without a near one.
+
+            ||K||^2 <= max_omega sum_f |F filters_f|^2 = max_omega F(sum_f autocorrelation of f)
+
+        With equality for `Periodic()`. One transform of the size of the image.
+        """
+        torus = self.boundary.torus(self.image_shape, self.margins)
+        if torus is None:
+            return None
+        _, h, w = self.filters.shape
+        largest = jnp.max(jnp.abs(self.filters))
+        unit = jnp.where(largest > 0, largest, 1.0)  # squares must neither overflow nor vanish
+        filters = self.filters / unit
+        frame = jnp.pad(filters, ((0, 0), (h - 1, h - 1), (w - 1, w - 1)))
+        autocorrelation = correlate(filters, frame, self.convolution)
+        kernel = jnp.einsum("ffpq->pq", autocorrelation)
+        # As an image on the torus; where it is longer than the torus it overlaps itself.
+        rows, columns = jnp.arange(2 * h - 1) % torus[0], jnp.arange(2 * w - 1) % torus[1]
+        image = jnp.zeros(torus, kernel.dtype).at[rows[:, None], columns].add(kernel)
+        power = jnp.max(jnp.abs(jnp.fft.rfft2(image)))
+        rounding = 100 * jnp.finfo(kernel.dtype).eps
+        return unit * jnp.sqrt(power) * (1 + rounding)
+
+
+def _check_filters(filters: Array, image_shape: Any) -> None:
+    check_image_shape(image_shape)
+    if filters.ndim != 3 or 0 in filters.shape:
+        raise ValueError(
+            f"filters must have shape (f, h, w); got {filters.shape}: a single one is filters[None]"
+        )
+    check_finite("filters", filters)
+    if is_concrete(filters) and not np.any(np.asarray(filters)):
+        raise ValueError(
+            "filters must not be zero (their norm sets the step sizes); got only zeros: start from "
+            "differences, a DCT or random filters"
+        )
+    if filters.shape[1] > image_shape[0] or filters.shape[2] > image_shape[1]:
+        raise ValueError(
+            f"filters must not be larger than the image; got {filters.shape[1:]} on an image of "
+            f"{image_shape}: crop the filters"
+        )
+
+
+def _check_choice(name: str, value: Any, kind: type, example: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{name} must be an object of hypergrad.operators; got {value!r}: take "
+            f"hypergrad.operators.{example}"
+        )

@@ -1,0 +1,345 @@
+"""The laws that every function obeys, looked at in one function at random points."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad._foundation.checks import cast_leaves, check_count
+from hypergrad.problem.functions._base import AbstractFunction, check_is_function
+from hypergrad.testing._probe import (
+    PARTNERS,
+    ROUNDINGS,
+    TRUSTED,
+    Draws,
+    Seen,
+    draw,
+    see,
+)
+
+__all__ = ["check_function"]
+
+_DOUBLE = jnp.dtype("float64")
+
+# Ten times what the differences themselves may be off by.
+_DERIVATIVE_ERROR = 1e-2
+
+
+def check_function(f: AbstractFunction, size: int, *, seed: int = 0) -> None:
+    """Look whether a function obeys the laws that hypergrad relies on, on vectors of a size.
+
+    A prox that belongs to another function goes unseen otherwise: iterations converge all the
+    same, to the solution of another problem. At random points `z` and steps it is checked that
+
+    - `p = prox(z, step)` and `f(p)` are finite, of the right shape and dtype, and that a batch is
+      treated as its samples are;
+    - nothing beats the prox: `step f(u) + ||u - z||^2 / 2` is not lower at any `u` tried, near `p`
+      (along coordinates, towards other points of the domain) or far away;
+    - `f` is convex between two such points, and the prox firmly non-expansive;
+    - `prox_conjugate` agrees with Moreau's identity, and `conjugate` with that of Fenchel and
+      Young, `f(p) + f*(y) = <p, y>` at `y = (z - p) / step`;
+    - the derivatives of both proxes are finite, symmetric, and those that differences have;
+    - `separable`, `homogeneous` and `indicator` are true where they are said.
+
+    **Arguments**: `f`, the function; `size`, that of the vectors it acts on (m for F, n for G);
+    `seed` of the points.
+
+    **Returns** nothing.
+
+    **Errors**: a `ValueError` that names the class, the law, the point and what was got.
+
+    **Cost**: one or two seconds, nearly all of it compiling, for up to some thousand entries; it
+    takes 25,000 values of `f`.
+
+    **Caveat**: random points prove nothing, and derivatives in the parameters are only looked at
+    for being finite, `margin`, `piece`, `smooth`, `strong_convexity` and the scales not at all. It
+    is looked at in double precision, whatever JAX is set to: what a prox loses by cancelling in
+    single goes unseen. One that is off by more than 1e-7 of its size is found, so one by an inner
+    iteration has to be that good. Say an indicator with some slack (64 roundings), or it is
+    infinite at its own projection.
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> hg.check_function(hg.L1(0.5), 8)
+    >>> class Wrong(hg.AbstractFunction):
+    ...     weight: float
+    ...     def __call__(self, v):
+    ...         return self.weight * jnp.sum(v**2, axis=-1)
+    ...     def prox(self, z, step):
+    ...         return z / (1 + step * self.weight)  # of half the value
+    >>> try:
+    ...     hg.check_function(Wrong(0.5), 8)
+    ... except ValueError as error:
+    ...     print(str(error)[:70])
+    Wrong.prox must minimise step f(u) + ||u - z||^2 / 2; got a value that
+    """
+    check_is_function("f", f)
+    check_count("size", size)
+    f.check_size(size)
+    # In single precision what is wrong cannot be told from what is rounded (a prox may cancel).
+    with jax.enable_x64(True):
+        f = cast_leaves(f, _DOUBLE)
+        _check_shapes(f, size, _DOUBLE)
+        draws = draw(size, seed, _DOUBLE)
+        seen = _in_words_of(f, "value and prox", lambda: jax.jit(lambda d: see(f, d))(draws))
+        seen = Seen(*(np.asarray(found, float) for found in seen))
+        for law in _laws(f, draws, seen, float(jnp.finfo(_DOUBLE).eps)):
+            law.enforce(type(f).__name__, draws)
+
+
+# ---------------------------------------------------------------------------------- shapes
+
+
+def _in_words_of(f: AbstractFunction, method: str, call: Callable[[], Any]) -> Any:
+    """What it returns; what the user's code raises, in a line."""
+    try:
+        return call()
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{type(f).__name__}: {method} must take what JAX traces, a vector or a batch of them, "
+            f"and be differentiable in reverse mode; got {type(error).__name__}: {said}"
+        ) from error
+
+
+def _check_shapes(f: AbstractFunction, size: int, dtype: Any) -> None:
+    """By tracing alone: nothing is computed yet."""
+    step = jax.ShapeDtypeStruct((), dtype)
+    for batch in ((), (3,), (2, 3)):
+        z = jax.ShapeDtypeStruct((*batch, size), dtype)
+        for method, given, shape, rule in (
+            ("__call__", (z,), batch, "one number a sample: sum over the last axis alone, axis=-1"),
+            ("prox", (z, step), z.shape, "a vector a sample, of its size and dtype"),
+            ("prox_conjugate", (z, step), z.shape, "a vector a sample, of its size and dtype"),
+            (
+                "conjugate",
+                (z,),
+                batch,
+                "one number a sample: sum over the last axis alone, axis=-1",
+            ),
+        ):
+            out = _in_words_of(
+                f,
+                method,
+                functools.partial(jax.eval_shape, getattr(f, method), *given),
+            )
+            got = getattr(out, "shape", None), getattr(out, "dtype", None)
+            if got != (shape, dtype):
+                raise ValueError(
+                    f"{type(f).__name__}.{method} must return shape {shape} and {dtype} for a "
+                    f"batch of shape {z.shape}; got shape {got[0]} and {got[1]}: return {rule}"
+                )
+
+
+# --------------------------------------------------------------------------------------- laws
+
+
+class _Law(NamedTuple):
+    """One law: by how much each point breaks it, in units of what is allowed."""
+
+    rule: str
+    broken: np.ndarray  # (steps, points, ...), more than 1 or NaN where it does
+    got: Callable[[tuple[Any, ...]], str]
+    advice: str
+
+    def enforce(self, name: str, draws: Draws) -> None:
+        if np.all(self.broken <= 1):
+            return
+        worst = np.where(np.isnan(self.broken), np.inf, self.broken)
+        at = np.unravel_index(np.argmax(worst), worst.shape)
+        z = np.asarray(draws.z[at[1]])
+        shown = ", ".join(f"{entry:.4g}" for entry in z[:4]) + ", ..." * (z.size > 4)
+        raise ValueError(
+            f"{name}{self.rule}; got {self.got(at)} at z = ({shown}), step = "
+            f"{float(draws.steps[at[0]]):g}: {self.advice}"
+        )
+
+
+def _laws(f: AbstractFunction, draws: Draws, seen: Seen, eps: float) -> Iterator[_Law]:
+    """One after the other: the later take it that the earlier hold."""
+    z = np.asarray(draws.z, float)
+    yield from _laws_of_existence(seen)
+    yield from _laws_of_batches(seen, eps)
+    noise = TRUSTED * seen.noise
+    yield _law_of_convexity(seen, noise, eps)
+    yield _law_of_the_minimum(draws, seen, noise, eps)
+    yield _law_of_expansion(z, seen, eps)
+    yield from _laws_of_the_conjugate(z, seen, eps)
+    tangents = np.asarray(draws.tangents, float)
+    for method, along, mismatch in (
+        ("prox", seen.derivatives, seen.mismatch),
+        ("prox_conjugate", seen.conjugate_derivatives, seen.conjugate_mismatch),
+    ):
+        yield from _laws_of_derivatives(method, along, tangents, eps)
+        yield _Law(
+            f".{method} must have the derivative in z that its differences have",
+            mismatch / _DERIVATIVE_ERROR,
+            lambda at, mismatch=mismatch: f"a relative difference of {mismatch[at]:.3g}",
+            "something holds it fixed, or its derivative was written wrongly",
+        )
+    yield from _laws_that_are_said(f, seen, noise, tangents, eps)
+
+
+def _not_finite(found: np.ndarray) -> np.ndarray:
+    """Of each point: the sample as a whole."""
+    finite = np.isfinite(found).reshape(*found.shape[:2], -1)
+    return np.where(np.all(finite, axis=-1), 0.0, np.inf)
+
+
+def _laws_of_existence(seen: Seen) -> Iterator[_Law]:
+    yield _Law(
+        ".prox must be finite",
+        _not_finite(seen.prox),
+        lambda at: f"{np.sum(~np.isfinite(seen.prox[at]))} entries NaN or infinite",
+        "a prox exists everywhere; divide by no norm that may be 0",
+    )
+    yield _Law(
+        ".prox must lie where the value is finite",
+        _not_finite(seen.value),
+        lambda at: f"a value of {seen.value[at]:g}",
+        "one of the two is of another function; or let the value have a slack of 64 roundings, "
+        "since p may lie on a bound",
+    )
+
+
+def _laws_of_batches(seen: Seen, eps: float) -> Iterator[_Law]:
+    for method, batch, alone in (
+        (".prox", seen.prox, seen.prox_alone),
+        ("", seen.value[..., None], seen.value_alone[..., None]),
+    ):
+        difference = np.max(np.abs(batch - alone), axis=-1)
+        size = np.max(np.abs(alone), axis=-1) + seen.noise[..., None].max(-1) / eps
+        yield _Law(
+            f"{method} must treat each sample of a batch as it is treated alone",
+            difference / _allowed(eps * size),
+            lambda at, difference=difference: f"a difference of {difference[at]:.3g}",
+            "act on the last axis alone, as in jnp.sum(..., axis=-1, keepdims=True)",
+        )
+
+
+def _allowed(rounding: np.ndarray) -> np.ndarray:
+    """So many roundings; and what is 0 may be off by nothing that could be seen."""
+    return ROUNDINGS * rounding + np.finfo(float).tiny
+
+
+def _law_of_convexity(seen: Seen, noise: np.ndarray, eps: float) -> _Law:
+    added = np.abs(seen.value)[..., None] + np.abs(seen.value[:, PARTNERS])[:, None]
+    rounding = noise[..., None] + noise[:, PARTNERS][:, None]
+    return _Law(
+        " must be convex",
+        np.where(np.isnan(seen.convex), np.inf, seen.convex) / (_allowed(eps * added) + rounding),
+        lambda at: (
+            f"a value in the middle between two points that is {seen.convex[at]:.3g} above the "
+            "mean of theirs"
+        ),
+        "a lower level with it has no unique answer; take a convex one",
+    )
+
+
+def _law_of_the_minimum(draws: Draws, seen: Seen, noise: np.ndarray, eps: float) -> _Law:
+    step = np.asarray(draws.steps, float)[:, None, None, None]
+    return _Law(
+        ".prox must minimise step f(u) + ||u - z||^2 / 2",
+        seen.gain / (_allowed(eps * seen.gain_scale) + step * noise[..., None, None]),
+        lambda at: f"a value that is {seen.gain[at]:.3g} lower elsewhere",
+        "value and prox are of different functions, or the step is not where it belongs; does the "
+        "prox of c f at step 1 equal that of f at step c?",
+    )
+
+
+def _law_of_expansion(z: np.ndarray, seen: Seen, eps: float) -> _Law:
+    p = seen.prox
+    moved = p[:, :, None] - p[:, None, PARTNERS]
+    apart = (z[:, None] - z[PARTNERS])[None]
+    length = functools.partial(np.linalg.norm, axis=-1)
+    excess = np.sum(moved * (moved - apart), axis=-1)
+    sizes = length(z)[:, None] + length(z)[PARTNERS]
+    sizes = sizes + length(p)[:, :, None] + length(p)[:, None, PARTNERS]
+    return _Law(
+        ".prox must be firmly non-expansive",
+        excess / _allowed(eps * sizes * (length(moved) + length(apart))),
+        lambda at: f"||p - p'||^2 - <p - p', z - z'> = {excess[at]:.3g} for another z'",
+        "it is no prox of a convex function",
+    )
+
+
+def _laws_of_the_conjugate(z: np.ndarray, seen: Seen, eps: float) -> Iterator[_Law]:
+    difference = np.max(np.abs(seen.prox_conjugate - seen.by_moreau), axis=-1)
+    size = np.max(np.abs(z), axis=-1) + np.max(np.abs(seen.by_moreau), axis=-1)
+    yield _Law(
+        ".prox_conjugate must be z - step prox(z / step, 1 / step)",
+        difference / _allowed(eps * size),
+        lambda at: f"a difference of {difference[at]:.3g}",
+        "correct it, or leave it out: this is what it is by default",
+    )
+    yield _Law(
+        ".conjugate must satisfy f(v) + f*(y) = <v, y> at y = prox_conjugate(z, step), "
+        "v = (z - y) / step",
+        np.where(np.isnan(seen.fenchel_young), 0.0, np.abs(seen.fenchel_young))
+        / (seen.fenchel_young_allowed + np.finfo(float).tiny),
+        lambda at: f"a difference of {seen.fenchel_young[at]:.3g}",
+        "correct it, or leave it out: then there is no primal-dual gap",
+    )
+
+
+def _laws_of_derivatives(
+    method: str, along: np.ndarray, tangents: np.ndarray, eps: float
+) -> Iterator[_Law]:
+    """`along` is `(steps, points, tangents, size)`."""
+    first, second = along[..., 0, :], along[..., 1, :]
+    yield _Law(
+        f".{method} must have finite derivatives, in z and in the parameters of the function",
+        _not_finite(along),
+        lambda at: "NaN or infinity",
+        "a root or a norm has none at 0: take it where it is used alone, in a jnp.where",
+    )
+    a, b = tangents[0], tangents[1]
+    crossed = np.sum(b * first, axis=-1) - np.sum(a * second, axis=-1)
+    size = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    # A derivative is no prox: what is approximate in it is let pass, what is wrong is not.
+    allowed = np.sqrt(eps) * size
+    yield _Law(
+        f".{method} must have a symmetric derivative in z",
+        np.abs(crossed) / allowed,
+        lambda at: f"<b, J a> - <a, J b> = {crossed[at]:.3g}",
+        "it is no prox of a convex function, or its derivative was written wrongly",
+    )
+    expansion = np.sum(first * (first - a), axis=-1)
+    yield _Law(
+        f".{method} must have a derivative J in z with ||J a||^2 <= <a, J a>",
+        expansion / (np.sqrt(eps) * np.sum(a**2, axis=-1)),
+        lambda at: f"{expansion[at]:.3g} more",
+        "it is no prox of a convex function, or its derivative was written wrongly",
+    )
+
+
+def _laws_that_are_said(
+    f: AbstractFunction, seen: Seen, noise: np.ndarray, tangents: np.ndarray, eps: float
+) -> Iterator[_Law]:
+    """What the class variables claim."""
+    advice = "say False, or leave it out"
+    along, signs = seen.derivatives, np.sign(tangents[0] * tangents[2])
+    mixed = np.max(np.abs(along[..., 2, :] - signs * along[..., 0, :]), axis=-1)
+    doubled = np.abs(seen.doubled - 2 * seen.value)
+    said = {
+        "separable": (mixed, np.sqrt(eps) * np.linalg.norm(tangents[0], axis=-1)),
+        "homogeneous": (doubled, _allowed(eps * np.abs(seen.value)) + noise),
+        "indicator": (np.abs(seen.value), np.finfo(float).tiny),
+    }
+    meaning = {
+        "separable": "each coordinate of its prox must depend on that of z alone",
+        "homogeneous": "f(2 p) must be 2 f(p)",
+        "indicator": "its value must be 0 or infinite",
+    }
+    for claim, (difference, allowed) in said.items():
+        if getattr(f, claim):
+            yield _Law(
+                f" says {claim} = True, so that {meaning[claim]}",
+                difference / allowed,
+                lambda at, difference=difference: f"a difference of {difference[at]:.3g}",
+                advice,
+            )

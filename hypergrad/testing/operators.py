@@ -1,0 +1,98 @@
+"""The laws that every operator obeys, looked at in one operator at random points."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypergrad.problem.operators._base import AbstractOperator
+from hypergrad.problem.operators.norm import operator_norm
+from hypergrad.problem.operators.products import (
+    Operator,
+    apply,
+    apply_transpose,
+    operator_dtype,
+    operator_shape,
+)
+
+__all__ = ["check_operator"]
+
+_POINTS = 8
+# In units of the machine precision and of the root of the length of a sum.
+_ROUNDINGS = 64.0
+
+
+def check_operator(K: Operator, *, seed: int = 0) -> None:
+    """Look whether the products of an operator belong together.
+
+    With a `rmv` that is not the transpose of `mv` the iteration goes nowhere in particular, and
+    says no more than that it has not arrived. At random `x`, `v`, `y` it is checked that
+
+        <K x, y> = <x, K^T y>,    K (x + v) = K x + K v,    ||K x|| <= ||K|| ||x||
+
+    and that products are finite; `||K||` is what step sizes are made of (a `norm_bound`, say).
+
+    **Arguments**: `K`, an operator (a matrix passes); `seed` of the points.
+
+    **Returns** nothing.
+
+    **Errors**: a `ValueError` that names the class, the law and what was got.
+
+    **Cost**: 40 products with K, and its norm.
+
+    **Caveat**: random points prove nothing, and what is wrong by rounding alone is let pass: in
+    single precision that is 1e-4 of the size of the products for a long vector.
+
+    >>> from hypergrad.problem.operators import difference_operator
+    >>> check_operator(difference_operator((3, 4)))
+    """
+    m, n = operator_shape(K)
+    dtype, name = operator_dtype(K), type(K).__name__
+    rng = np.random.default_rng(seed)
+    x, v = (jnp.asarray(rng.standard_normal((_POINTS, n)), dtype) for _ in range(2))
+    y = jnp.asarray(rng.standard_normal((_POINTS, m)), dtype)
+    K_x, K_v, KT_y = apply(K, x), apply(K, v), apply_transpose(K, y)
+    for product, size, method in ((K_x, m, "mv"), (KT_y, n, "rmv")):
+        if product.shape != (_POINTS, size) or not bool(jnp.all(jnp.isfinite(product))):
+            raise ValueError(
+                f"{name}.{method} must give finite vectors of {size} entries; got shape "
+                f"{product.shape[1:]} or NaN: look at its structures and at what it divides by"
+            )
+    # The largest of all sizes, since a single product may be 0 and its rounding is not.
+    length = _largest(K_x) * _largest(y) + _largest(x) * _largest(KT_y)
+    allowed = _ROUNDINGS * float(jnp.finfo(dtype).eps) * (m + n) ** 0.5
+    crossed = float(jnp.max(jnp.abs(jnp.sum(K_x * y, axis=-1) - jnp.sum(x * KT_y, axis=-1))))
+    if not crossed <= allowed * length:
+        raise ValueError(
+            f"{name}.rmv must be the transpose of mv, <K x, y> = <x, K^T y>; got a difference of "
+            f"{crossed:.3g}, where both are of size {length:.3g}: derive it anew, or compare its "
+            "matrix for a small size"
+        )
+    bent = _largest(apply(K, x + v) - K_x - K_v)
+    if not bent <= allowed * (_largest(K_x) + _largest(K_v)):
+        raise ValueError(
+            f"{name}.mv must be linear, K (x + v) = K x + K v; got a difference of {bent:.3g}: "
+            "leave out what is constant (it belongs to x_tilde or to F) or not linear"
+        )
+    _check_norm(K, name, x)
+
+
+def _check_norm(K: Operator, name: str, x: jax.Array) -> None:
+    """Towards the vector that is made longest, by the power method."""
+    for _ in range(_POINTS):
+        x = apply_transpose(K, apply(K, x))
+        x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny)
+    reached, norm = _largest(apply(K, x)), float(operator_norm(K))
+    if not reached <= norm * (1 + 1e-5):
+        bound = isinstance(K, AbstractOperator) and K.norm_bound() is not None
+        method = "norm_bound" if bound else "norm, as estimated,"
+        raise ValueError(
+            f"{name}.{method} must be at least ||K x|| / ||x||; got {norm:.6g}, and {reached:.6g} "
+            "for some x: the step sizes would be too long"
+        )
+
+
+def _largest(v: jax.Array) -> float:
+    """The largest norm of a batch."""
+    return float(jnp.max(jnp.linalg.norm(v, axis=-1)))

@@ -1,0 +1,1 @@
+"""Files, screens and studies: the command line, the benchmark, data and sweeps."""

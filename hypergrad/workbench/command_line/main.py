@@ -1,0 +1,394 @@
+"""The command line: `hypergrad compare | train | restore | bench | strategies`.
+
+Usage errors end with status 2, unusable data or settings with 1, an interruption with 130; in each
+case with one line and without a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import re
+import shutil
+import sys
+import tempfile
+import textwrap
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from rich.console import Console
+
+from hypergrad._foundation.errors import DATA, INTERRUPTED, USAGE, explained, one_line, parsing
+from hypergrad.workbench.command_line.commands import (
+    COMMANDS,
+    Bench,
+    Command,
+    Compare,
+    DeviceOptions,
+    PartOptions,
+    Restore,
+    RunOptions,
+    Strategies,
+    Train,
+)
+
+if TYPE_CHECKING:  # imported once the settings of JAX are made
+    from hypergrad.workbench.restored_files import Restored
+
+__all__ = ["main"]
+
+# Programs that took longer to compile (s) are kept on disk; reading one takes about a tenth of it.
+_WORTH_KEEPING = 0.1
+
+# JAX makes every device of a CPU, threads and all, before anything else happens.
+_MOST_DEVICES = 4096
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words == ["--version"]:
+        print(f"hypergrad {_version()}")
+        return 0
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        console.print(f"hypergrad: {_no_command(words[0])}", markup=False)
+        return USAGE
+    with parsing("hypergrad"):
+        command = tyro.cli(
+            Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
+            args=words,
+            prog="hypergrad",
+            description="Hypergradients of bilevel problems, side by side (--version tells which).",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+        )
+    try:
+        if isinstance(command, Strategies):
+            _list_strategies()
+        elif isinstance(command, Compare):
+            _study("compare", command.run, command.parts, command.on, command.strategies)
+        elif isinstance(command, Restore):
+            _restore(command)
+        elif isinstance(command, Bench):
+            return _bench(command)
+        else:
+            assert isinstance(command, Train)
+            _study("train", command.run, command.parts, command.on, (command.strategy,))
+        sys.stdout.flush()  # here, where a full disk can still be told
+    except _UsageError as error:
+        console.print(f"hypergrad: {one_line(str(error))}", markup=False)
+        return USAGE
+    except _EndedError as ended:
+        text, status = ended.args
+        console.print(f"\nhypergrad: {text}", markup=False)
+        return status
+    except KeyboardInterrupt:
+        console.print("\nhypergrad: interrupted; what is written is whole", markup=False)
+        return INTERRUPTED
+    except Exception as error:
+        if (line := explained(error)) is None:
+            raise
+        console.print(f"hypergrad: {line}", markup=False)
+        return DATA
+    return 0
+
+
+def _version() -> str:
+    """That of what is installed."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("hypergrad-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a folder that is not installed"
+
+
+def _no_command(word: str) -> str:
+    """What there is, and what is nearest."""
+    import difflib
+
+    nearest = difflib.get_close_matches(word, COMMANDS, n=1)
+    meant = f"perhaps you meant {nearest[0]}; " if nearest else ""
+    return one_line(
+        f"a command must be one of {', '.join(COMMANDS)}; got {word!r}: {meant}hypergrad --help "
+        "says what each does"
+    )
+
+
+class _UsageError(Exception):
+    """The words of the command line do not make sense."""
+
+
+class _EndedError(Exception):
+    """The user or the machine stopped a run; its arguments are the text and the exit status."""
+
+
+def _ended(what: str, out: Path, status: int) -> _EndedError:
+    """Says what is finished and how to go on."""
+    done = ", ".join(sorted(path.name for path in out.glob("*.*"))) or "nothing yet"
+    return _EndedError(
+        f"{what}; finished and whole in {out}: {done}. "
+        f"Give the same command with --out {out} to go on.",
+        status,
+    )
+
+
+def _study(
+    name: str,
+    options: RunOptions,
+    parts: PartOptions,
+    on: DeviceOptions,
+    strategies: tuple[str, ...],
+) -> None:
+    # The command line owns the process, so it may set JAX's global precision; the library may not.
+    import jax
+
+    jax.config.update("jax_enable_x64", options.dtype == "float64")
+    _start_processes(on)
+    _keep_programs()
+    from hypergrad.chambolle_pock import ChambollePock
+    from hypergrad.learning.devices import data_parallel
+    from hypergrad.strategies import parse_strategy
+    from hypergrad.workbench.command_line.specs import (
+        check_operator_text,
+        parse_function,
+        parse_loss,
+    )
+    from hypergrad.workbench.studies import ImageStudy, run_image_study
+
+    _look_for_modules_here()
+    settings = ("epochs", "batch_size", "iterations", "learning_rate", "noise", "patch", "frame")
+    given = {
+        field: getattr(options, field)
+        for field in (*settings, "bits", "rate")
+        if getattr(options, field) is not None
+    }
+    if options.patch is not None:  # the photograph at the end is cut into overlapping ones
+        given["stride"] = max(1, options.patch // 2)
+    several = on.devices is not None or jax.process_count() > 1
+    try:
+        config = dataclasses.replace(
+            ImageStudy().quick() if options.quick else ImageStudy(),
+            strategies=strategies,
+            seed=options.seed,
+            dtype=options.dtype,
+            data=options.data,
+            skip_unreadable=options.skip_unreadable,
+            **dataclasses.asdict(parts),
+            **given,
+        )
+        for text in strategies:
+            parse_strategy(text).check(ChambollePock(config.iterations))
+        parse_function(parts.F).example()
+        parse_function(parts.G).built()
+        if parts.K is not None:
+            check_operator_text(parts.K)
+        if parts.loss is not None:
+            parse_loss(parts.loss)
+        mesh = data_parallel(on.devices) if several else None
+    except ValueError as error:
+        raise _UsageError(error) from None
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = options.out or Path("results") / f"{name}-{stamp}"
+    console = Console(highlight=False, soft_wrap=True, quiet=jax.process_index() > 0)
+    try:
+        with _folder_of_this_process(out) as folder:
+            run_image_study(config, folder, console, mesh)
+        if options.quick:
+            console.print(
+                f"smoke test: {config.epochs} epochs on at most {config.samples} samples, not a "
+                "result"
+            )
+    except KeyboardInterrupt:
+        raise _ended("interrupted", out, INTERRUPTED) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        # Before the folder is the run's, nothing can be lost, and another one may be wanted.
+        if (line := explained(error)) is None or not (out / "config.json").exists():
+            raise
+        raise _ended(line, out, DATA) from None
+
+
+def _restore(options: Restore) -> None:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)  # an operator of float32 stays one
+    _keep_programs()
+    from hypergrad.learning.saved_operator import load_operator
+    from hypergrad.workbench.command_line.specs import import_part
+    from hypergrad.workbench.restored_files import restore_file, restore_folder
+
+    _look_for_modules_here()
+    try:
+        own = [import_part(text) for text in options.own]
+    except ValueError as error:
+        raise _UsageError(error) from None
+    operator = load_operator(options.operator, own=own)
+    given = {"out": options.out, "truth": options.truth, "stride": options.stride}
+    console = Console(highlight=False, soft_wrap=True)
+    if not options.file.is_dir():
+        restored = restore_file(operator, options.file, **given)
+        console.print("\n".join(_in_words(restored)), markup=False)
+        return
+    skipped: list[str] = []
+
+    def skip(why: str) -> None:
+        skipped.append(why)
+        console.print(f"skipped: {why}", markup=False)
+
+    done = 0
+    skip_or_not = skip if options.skip_unreadable else None
+    for restored in restore_folder(operator, options.file, skip=skip_or_not, **given):
+        console.print("; ".join(reversed(_in_words(restored))), markup=False)
+        done += 1
+    console.print(f"restored: {done}, skipped: {len(skipped)}")
+
+
+def _in_words(restored: Restored) -> list[str]:
+    """What there is to say of a file, and last where it is."""
+    words = []
+    if restored.restored is not None:
+        words.append(
+            f"PSNR {restored.observed:.2f} dB observed, {restored.restored:.2f} dB restored"
+        )
+    if restored.clipped > 0:
+        words.append(
+            f"{100 * restored.clipped:.2g} % of the values lay outside what the file can hold, and "
+            "are at the end of its range now"
+        )
+    return [*words, f"written to {restored.out}"]
+
+
+def _look_for_modules_here() -> None:
+    """Modules of the user's in this folder are found, too; what is installed comes first."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def _start_processes(on: DeviceOptions) -> None:
+    """What has to be said to JAX before it looks for its devices."""
+    import jax
+
+    from hypergrad._foundation.checks import check_count
+
+    words = {name: getattr(on, name) for name in ("coordinator", "processes", "process")}
+    given = [f"--{name}" for name, value in words.items() if value is not None]
+    if given and (on.cluster or len(given) < len(words)):
+        raise _UsageError(
+            "several processes must be given --coordinator, --processes and --process, or "
+            f"--cluster alone; got {', '.join([*given, *['--cluster'] * on.cluster])}: add what is "
+            "missing, or leave it to a scheduler"
+        )
+    if on.coordinator is not None and re.fullmatch(r"\S+:\d+", on.coordinator) is None:
+        raise _UsageError(
+            f"coordinator must be host:port; got {on.coordinator!r}: try {on.coordinator}:12345"
+        )
+    try:
+        if on.devices is not None:
+            check_count("devices", on.devices, most=_MOST_DEVICES)
+            jax.config.update("jax_num_cpu_devices", on.devices)  # other devices stay as they are
+        if on.cluster or given:
+            jax.distributed.initialize(on.coordinator, on.processes, on.process)
+    except (ValueError, RuntimeError) as error:
+        raise _UsageError(f"JAX cannot start here: {error}") from None
+
+
+@contextlib.contextmanager
+def _folder_of_this_process(out: Path) -> Generator[Path]:
+    """Where it writes: what others than the first one write is what the first one writes, too."""
+    import jax
+
+    if jax.process_index() == 0:
+        yield out
+        return
+    with tempfile.TemporaryDirectory() as nowhere:
+        yield Path(nowhere)
+
+
+def _keep_programs() -> None:
+    """Let JAX keep what it compiles in the user's cache, so that the next run need not.
+
+    Only where nobody has settled it already: `JAX_COMPILATION_CACHE_DIR` names another folder,
+    `JAX_ENABLE_COMPILATION_CACHE=false` has none. Without a folder to write to, nothing is kept.
+    """
+    import jax
+
+    settled, folder = jax.config.values, _cache_folder()
+    if not settled["jax_enable_compilation_cache"] or folder is None:
+        return
+    if settled["jax_compilation_cache_dir"] is None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+
+
+def _cache_folder() -> Path | None:
+    """Where this system keeps what can be made again; None for a user without a home."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    if sys.platform == "darwin":
+        caches = home / "Library" / "Caches"
+    elif sys.platform == "win32":
+        caches = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    else:
+        # The XDG convention: a relative path does not count.
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        caches = named if named.is_absolute() else home / ".cache"
+    return caches / "hypergrad" / "programs"
+
+
+def _bench(options: Bench) -> int:
+    import jax
+
+    # Sections say themselves where they want float32.
+    jax.config.update("jax_enable_x64", True)
+    from hypergrad.workbench.benchmark import Benchmark, cells, report
+    from hypergrad.workbench.sweep import Options, run_experiment
+
+    try:
+        benchmark = Benchmark(only=options.only) if options.only else Benchmark()
+    except ValueError as error:
+        raise _UsageError(error) from None
+    sweep = Options(benchmark, options.out, options.quick, options.shard)
+    return run_experiment("bench", sweep, cells, report)
+
+
+def _list_strategies() -> None:
+    from hypergrad.strategies import STRATEGIES
+
+    indent = max(map(len, STRATEGIES)) + 1
+    # A pipe has no width: one line for each.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    margin = " " * indent
+    wrap = textwrap.TextWrapper(
+        width, initial_indent=margin, subsequent_indent=f"{margin}  ", break_on_hyphens=False
+    )
+    for name, strategy in STRATEGIES.items():
+        options = [
+            *strategy.choices,
+            *(
+                f"{field.name}=…"
+                for field in dataclasses.fields(strategy)
+                if field.type in (int, "int", "int | None")
+            ),
+        ]
+        lines = [strategy.formula, f"cost: {strategy.cost}", f"caveat: {strategy.caveat}"]
+        if options:
+            lines.append(f"options: {', '.join(options)}")
+        print(f"{name:<{indent}}" + "\n".join(map(wrap.fill, lines))[indent:])
+    guides = Path(__file__).parents[1] / "guides"
+    print(f"\nWhen each misleads, and which figure shows it: {guides / 'strategies.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

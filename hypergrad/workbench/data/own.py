@@ -1,0 +1,109 @@
+"""One's own data: rows of a `.npy`, images, or sound."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hypergrad._foundation.arrays import native
+from hypergrad.workbench.data._checks import require
+from hypergrad.workbench.data._files import (
+    AUDIO,
+    IMAGES,
+    Skip,
+    files_below,
+    finite,
+    part_of,
+    read_each,
+    read_picture,
+    read_with,
+)
+from hypergrad.workbench.data.photographs import grey_of, windows_of
+from hypergrad.workbench.data.samples import Floats, Samples, Split, noisy, stacked
+from hypergrad.workbench.data.speech import quantised
+
+_NAME_OWN = "name a .npy of shape (samples, n), a folder of images, or a folder of WAV or FLAC"
+
+
+def load_own(
+    path: str | Path,
+    *,
+    noise: float = 0.1,
+    size: int = 8,
+    frame: int = 160,
+    bits: int = 3,
+    rate: int = 8000,
+    seed: int,
+    split_seed: int = 0,
+    most: Mapping[Split, int] | None = None,
+    skip: Skip | None = None,
+) -> dict[str, Samples]:
+    """One's own data as `{"train": Samples, "test": Samples}`, a fifth of it held out.
+
+    * A `.npy` of shape `(samples, n)`: `noise`, in its units, is added, and the last fifth of the
+      rows tests (so keep rows that are alike together). Of a split with a `most`, so many rows are
+      drawn with `seed` where there are more: the file may be larger than the memory.
+    * A folder of PNG, JPEG or TIFF: grey in [0, 1], patches side by side, `noise` added.
+    * A folder of WAV or FLAC: as `speech_frames`, all frames, no file left out.
+
+    Folders are split by file, and linked folders are followed. FileNotFoundError where `path` is
+    missing; ValueError, naming the file, for what cannot be used. With `skip`, a function such as
+    `print` or `warnings.warn`, a file of a folder that cannot be used is left out instead, and
+    `skip` is called with the reason.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/own.npy", np.zeros((10, 3)))
+    ...     {split: len(own) for split, own in load_own(f"{folder}/own.npy", seed=0).items()}
+    {'train': 8, 'test': 2}
+    """
+    path, rng = Path(path), np.random.default_rng(seed)
+    require(path.exists(), "path must exist", path, _NAME_OWN, FileNotFoundError)
+    is_rows = path.suffix.lower() == ".npy" and not path.is_dir()
+    require(is_rows or path.is_dir(), "path must be a .npy or a folder", path, _NAME_OWN)
+    files = [] if is_rows else files_below(path, IMAGES + AUDIO, skip)
+    audio = [file for file in files if file.suffix.lower() in AUDIO]
+    found = f"{len(files) - len(audio)} images and {len(audio)} audio files in {path}"
+    one_kind = is_rows or (len(files) > 0 and len(audio) in (0, len(files)))
+    require(one_kind, "path must hold one kind of data", found, _NAME_OWN)
+
+    def load(split: Split) -> Samples:
+        if is_rows:
+            rows = _npy_rows(path, split, (most or {}).get(split), rng)
+            return stacked({path.name: rows}, rows.shape[1:], lambda x: noisy(x, noise, rng))
+        part = part_of(files, split, split_seed, choose=0.0)
+        if audio:
+            return quantised(path, part, frame, bits, rate, skip)
+        patches = read_each(part, path, lambda file: _patches_of(file, size), skip)
+        return stacked(patches, (size, size), lambda x: noisy(x, noise, rng))
+
+    return {"train": load("train"), "test": load("test")}
+
+
+def _npy_rows(file: Path, split: Split, most: int | None, rng: np.random.Generator) -> Floats:
+    # np.load would unpickle and unzip as well.
+    rows = read_with(file, lambda file: np.lib.format.open_memmap(file, mode="r"))
+    usable = rows.ndim == 2 and len(rows) > 1 and rows.size > 0 and rows.dtype.kind in "fiu"
+    rule = "a .npy must hold real numbers of shape (samples, n), two samples at least"
+    got = f"{rows.dtype} of shape {rows.shape} in {file}"
+    require(usable, rule, got, "save one flattened sample a row")
+    held_out = max(1, round(len(rows) / 5))
+    rows = rows[-held_out:] if split == "test" else rows[:-held_out]
+    if most is not None and len(rows) > most:
+        rows = rows[np.sort(rng.choice(len(rows), most, replace=False))]
+    return finite(np.array(rows, float), file)
+
+
+def _patches_of(file: Path, size: int) -> Floats:
+    def values_of(picture: Any) -> NDArray[Any]:
+        is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
+        return native(np.asarray(picture if is_grey else picture.convert("RGBA")))
+
+    read = functools.partial(read_picture, from_pillow=values_of, from_array=np.asarray)
+    image = grey_of(read_with(file, read), file)
+    return windows_of(image, size, file)[::size, ::size].reshape(-1, size * size)

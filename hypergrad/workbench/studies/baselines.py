@@ -1,0 +1,150 @@
+"""The untrained operators, each with its best weight, and what converged means."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from hypergrad._foundation.errors import reason_of
+from hypergrad.bilevel.arguments import check_loss
+from hypergrad.problem import operators
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.workbench.baselines import Converged, best_weight, solve_to_tolerance
+from hypergrad.workbench.command_line.specs import (
+    NamedFunction,
+    parse_function,
+    parse_loss,
+    parse_operator,
+)
+from hypergrad.workbench.studies.samples import StudyData, piece_size
+from hypergrad.workbench.studies.settings import ImageStudy
+
+__all__ = [
+    "CONVERGED_TOLERANCE",
+    "NAMES",
+    "Tuned",
+    "checked_operators",
+    "converge",
+    "in_words",
+    "tuned_problems",
+]
+
+# Names of what is not learned, in tables and pictures; a strategy with one of them is numbered.
+NAMES = frozenset({"DCT", "differences", "identity", "noisy", "observed", "truth", "untrained"})
+
+# Weights tried first for each operator, in units of the noise (or of the observed error of own
+# data); where the best one is an end, more are tried beyond it.
+_WEIGHTS = (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.3)
+
+
+# "Converged" is a residual, never a number of iterations; the share that arrives is in the table.
+CONVERGED_TOLERANCE = 1e-6
+
+
+def _analysis_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
+    """DCT without its constant row, differences, and the untrained operator: both, or one's own."""
+    if len(shape) == 2:
+        dct = operators.dct2((shape[0], shape[1]), constant=False)
+        differences = operators.differences2((shape[0], shape[1]))
+    else:
+        dct = operators.dct(shape[0], constant=False)
+        differences = operators.differences(shape[0])
+    return {
+        "DCT": dct,
+        "differences": differences,
+        "untrained": operators.stack([dct, differences])
+        if config.K is None
+        else parse_operator(config.K, shape),
+    }
+
+
+def converge(
+    config: ImageStudy, samples: StudyData, problem: LowerLevel, x_tilde: Any
+) -> Converged:
+    return solve_to_tolerance(
+        problem,
+        x_tilde,
+        primal_scale=samples.noise,
+        tolerance=CONVERGED_TOLERANCE,
+        most=config.converged_iterations,
+        piece=piece_size(config, samples),
+    )
+
+
+class Tuned(NamedTuple):
+    """An operator at its best weight; `at_an_end`: none beyond it was tried, though one may do."""
+
+    problem: LowerLevel
+    at_an_end: bool
+
+
+def tuned_problems(
+    config: ImageStudy, samples: StudyData, analysis_operators: Mapping[str, Any]
+) -> dict[str, Tuned]:
+    """Each operator with the weight that is best at a converged lower level on training data."""
+    few = samples.train.take(slice(0, config.tuning_samples))
+    G = parse_function(config.G).built()
+
+    def restore(problem: LowerLevel, x_tilde: Any) -> np.ndarray:
+        return converge(config, samples, problem, x_tilde).x
+
+    def tuned(K: Any, F: NamedFunction) -> Tuned:
+        if not F.weight_is_free:
+            return Tuned(LowerLevel(K=K, F=F.built(), G=G), at_an_end=False)
+        weights = [a * samples.noise for a in _WEIGHTS]
+        problem, _, at_an_end = best_weight(
+            lambda weight: LowerLevel(K=K, F=F.built(weight=weight), G=G),
+            weights, few.x_tilde, few.x_true, restore,
+        )  # fmt: skip
+        return Tuned(problem, at_an_end)
+
+    # What is not learned stays what it is, whatever F is: something to be held against.
+    return {
+        name: tuned(K, parse_function(config.F if name == "untrained" else "L1"))
+        for name, K in analysis_operators.items()
+    }
+
+
+def checked_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The untrained operators, once F, G and the loss are checked: before anything is written.
+
+    **Errors**: a `ValueError` with the rule that a part breaks.
+    """
+    found = _analysis_operators(config, shape)
+    K, F, G = found["untrained"], parse_function(config.F), parse_function(config.G)
+    m, n = K.shape
+    F.check(m)
+    G.check(n)
+    problem = LowerLevel(K=K, F=F.example(), G=G.built())
+    if config.loss is not None:
+        _check_loss_text(config.loss, jnp.zeros((config.batch_size, n), problem.dtype))
+    return found
+
+
+def _check_loss_text(text: str, x: Array) -> None:
+    try:
+        check_loss(parse_loss(text), x)
+    except Exception as error:  # the user's function may raise anything
+        raise ValueError(
+            f"{text!r} must be a loss of x and x_true; got {reason_of(error)}"
+        ) from None
+
+
+def in_words(tuned: Tuned) -> str:
+    """F: its class, and its parameters that are one number; and where its weight is an end."""
+    F = tuned.problem.F
+    fields = ((field.name, getattr(F, field.name)) for field in dataclasses.fields(F))
+    arrays = ((name, np.asarray(value)) for name, value in fields)
+    numbers = [f"{name}={a:.3g}" for name, a in arrays if a.ndim == 0 and a.dtype.kind in "fiu"]
+    words = f"F = {type(F).__name__}({', '.join(numbers)})"
+    if not tuned.at_an_end:
+        return words
+    return (
+        f"{words}, the end of all weights that were tried (a thousand times beyond the usual "
+        "ones): a better one may lie farther; give F another scale, or the weight yourself"
+    )

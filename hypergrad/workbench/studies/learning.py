@@ -1,0 +1,123 @@
+"""All strategies on one batch, and K learned with each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+from rich.progress import Progress
+
+from hypergrad._foundation.records import write_jsonl
+from hypergrad.bilevel import Loss, half_mean_squared_error
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.comparison import Comparison, compare
+from hypergrad.learning import History, train
+from hypergrad.learning.saved_operator import SavedOperator
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.strategies import AbstractStrategy
+from hypergrad.workbench.command_line.specs import parse_loss
+from hypergrad.workbench.studies.samples import StudyData
+from hypergrad.workbench.studies.settings import ImageStudy
+
+__all__ = ["compare_on_a_batch", "file_name", "train_all", "training_records"]
+
+
+def compare_on_a_batch(
+    config: ImageStudy,
+    samples: StudyData,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategies: Mapping[str, AbstractStrategy],
+) -> Comparison:
+    batch = samples.train.take(slice(0, config.batch_size))
+    return compare(
+        problem,
+        batch.x_tilde,
+        batch.x_true,
+        solver=solver,
+        strategies=list(strategies.values()),
+        loss=_loss(config),
+        repeats=config.repeats,
+    )
+
+
+def train_all(
+    config: ImageStudy,
+    samples: StudyData,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategies: Mapping[str, AbstractStrategy],
+    out: Path,
+    bar: Progress,
+    devices: Mesh | None,
+) -> dict[str, History]:
+    held_out = (samples.held_out.x_tilde, samples.held_out.x_true)
+    steps = config.epochs * (len(samples.train) // min(config.batch_size, len(samples.train)))
+    schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps, 1))
+    histories: dict[str, History] = {}
+    for label, strategy in strategies.items():
+        history = train(
+            problem,
+            (samples.train.x_tilde, samples.train.x_true),
+            validation=held_out,
+            solver=solver,
+            strategy=strategy,
+            optimizer=optax.adam(schedule),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            loss=_loss(config),
+            checkpoint_dir=out / "checkpoints" / file_name(label),
+            progress=bar,
+            devices=devices,
+        )
+        histories[label] = history
+        # Written after each strategy: an interruption loses none that is finished.
+        write_jsonl(out / "records.jsonl", training_records(histories))
+        saved = _saved(config, samples, history.best.problem, solver, strategy)
+        saved.save(out / f"operator_{file_name(label)}.npz")
+    return histories
+
+
+def _loss(config: ImageStudy) -> Loss:
+    return half_mean_squared_error if config.loss is None else parse_loss(config.loss)
+
+
+def _saved(
+    config: ImageStudy,
+    samples: StudyData,
+    problem: LowerLevel,
+    solver: ChambollePock,
+    strategy: AbstractStrategy,
+) -> SavedOperator:
+    """What was learned, with all that it takes to restore by it."""
+    is_sound = len(samples.shape) == 1 and config.data is not None and Path(config.data).is_dir()
+    return SavedOperator(
+        problem,
+        solver,
+        strategy,
+        samples.shape,
+        stride=max(1, min(samples.shape) // 2),
+        rate=config.rate if is_sound else None,
+        settings=dataclasses.asdict(config),
+    )
+
+
+def training_records(histories: Mapping[str, History]) -> Iterator[dict[str, Any]]:
+    for label, history in histories.items():
+        for record in history.records:
+            yield {"kind": "training", "strategy": label, **record}
+
+
+def file_name(label: str) -> str:
+    """A label as part of the name of a file.
+
+    >>> file_name("limit:tolerance=1e-06 #2")
+    'limit_tolerance-1e-06_2'
+    """
+    letters = str.maketrans({":": "_", "=": "-", ",": "_", ".": "p", " ": "_", "#": None})
+    return label.translate(letters).replace("__", "_")

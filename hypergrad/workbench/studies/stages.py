@@ -1,0 +1,125 @@
+"""The stages of a run, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from hypergrad import plotting
+from hypergrad._foundation.progress import progress_bar
+from hypergrad._foundation.records import (
+    claim_folder,
+    environment,
+    in_use,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from hypergrad._foundation.terminal import note
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.comparison import distinct_labels
+from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
+from hypergrad.workbench.studies.baselines import NAMES, checked_operators, in_words, tuned_problems
+from hypergrad.workbench.studies.contents import CONTENTS_FILE, write_contents
+from hypergrad.workbench.studies.evaluation import evaluate_all, make_restorer
+from hypergrad.workbench.studies.learning import compare_on_a_batch, train_all, training_records
+from hypergrad.workbench.studies.pictures import draw
+from hypergrad.workbench.studies.samples import StudyData, contents_of, load, piece_size
+from hypergrad.workbench.studies.settings import ImageStudy
+from hypergrad.workbench.studies.tables import (
+    about_the_table,
+    learning_table,
+    nothing_gained,
+    report,
+)
+
+__all__ = ["run_image_study"]
+
+
+def run_image_study(
+    config: ImageStudy, out: Path, console: Console, devices: Mesh | None = None
+) -> None:
+    """Run all stages, write everything under `out`; finished training is taken from there.
+
+    `devices` are those that learn: see `train`. A quiet console shows no progress, either.
+    """
+    strategies = distinct_labels(list(map(parse_strategy, config.strategies)), taken=NAMES)
+    for strategy in strategies.values():
+        strategy.check(ChambollePock(config.iterations))
+
+    console.print("[bold]1/5[/] data")
+    samples = load(config, functools.partial(console.print, markup=False))
+    analysis_operators = checked_operators(config, samples.shape)
+    # With what stands behind the settings: a run that has changed is refused before it writes.
+    claim_folder(out, dataclasses.asdict(config) | contents_of(config, samples))
+    with in_use(out):
+        _run_stages(config, samples, analysis_operators, strategies, out, console, devices)
+
+
+def _run_stages(
+    config: ImageStudy,
+    samples: StudyData,
+    analysis_operators: Mapping[str, Any],
+    strategies: Mapping[str, AbstractStrategy],
+    out: Path,
+    console: Console,
+    devices: Mesh | None,
+) -> None:
+    started = time.perf_counter()
+    write_json(out / "environment.json", environment())
+    write_contents(out)
+    solver = ChambollePock(config.iterations, primal_scale=samples.noise)
+    console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
+
+    console.print("[bold]2/5[/] baselines, tuned on training data")
+    tuned = tuned_problems(config, samples, analysis_operators)
+    for name, found in tuned.items():
+        console.print(f"    {name}: {in_words(found)}")
+    problems = {name: found.problem for name, found in tuned.items()}
+
+    console.print("[bold]3/5[/] hypergradients on one batch")
+    comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
+    comparison.save(out)
+    _print(console, comparison.brief(console.width))
+    _print(console, comparison.notes(console.width))
+
+    console.print("[bold]4/5[/] learning K")
+    with progress_bar(disable=console.quiet) as bar:
+        histories = train_all(
+            config, samples, problems["untrained"], solver, strategies, out, bar, devices
+        )
+
+    console.print("[bold]5/5[/] evaluation, tables and figures")
+    rows = evaluate_all(config, samples, problems, histories, solver, strategies)
+    training = list(training_records(histories))
+    write_jsonl(out / "records.jsonl", [*training, *rows])
+    learned = {label: history.best.problem for label, history in histories.items()}
+    piece = piece_size(config, samples)
+    restorers = {"untrained": make_restorer(piece, problems["untrained"], solver, Truncation(1))}
+    for label, problem in learned.items():
+        restorers[label] = make_restorer(piece, problem, solver, strategies[label])
+    write_text(out / "table.md", report(config, samples, comparison, rows, training))
+    drawn = {"untrained": problems["untrained"], **learned}
+    draw(config, samples, drawn, restorers, training, rows, out)
+    if any(record.get("relative_error") for record in comparison.records):
+        plotting.save_figure(comparison.plot(), out / "comparison")
+    _print(console, learning_table(rows, console.width))
+    _print(console, note(about_the_table(config), width=console.width))
+    if gained := nothing_gained(config, samples, rows, training):
+        _print(console, "\n" + note(gained, width=console.width))
+    seconds = time.perf_counter() - started
+    console.print(
+        f"written to {out} in {seconds:.0f} s; {out / CONTENTS_FILE} says what each file is"
+    )
+
+
+def _print(console: Console, text: str) -> None:
+    """Lines as they are: a label that is wider than the terminal is its own to break."""
+    console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,406 @@
+"""Sweeps: the independent cells of an experiment, each whole on disk before the next begins.
+
+    out/config.json          what the run is; another run is refused the folder
+    out/environment.json     where it ran
+    out/cells/<name>.json    key, records and checksum of a finished cell
+    out/cells/<name>.npz     its arrays, if it has any
+    out/checkpoints/<name>/  of a cell at work; removed when the cell is finished
+    out/files/<name>/        what else a cell leaves for a person to look at or listen to
+    out/records.jsonl        all records in the order of the cells, once the last one is finished
+
+Started again after an interruption, a sweep takes finished cells from the disk and the one that was
+at work from its checkpoints. A cell that cannot be read is said to be damaged and computed again.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import tyro
+from rich.progress import Progress
+
+from hypergrad._foundation.errors import DATA, INTERRUPTED, USAGE, explained, parsing, reason_of
+from hypergrad._foundation.progress import progress_bar
+from hypergrad._foundation.records import (
+    claim_folder,
+    environment,
+    in_use,
+    read_json,
+    read_jsonl,
+    round_numbers,
+    to_json,
+    write_json,
+    write_jsonl,
+    write_npz,
+    write_text,
+)
+
+__all__ = [
+    "AbstractSettings",
+    "Cell",
+    "Options",
+    "Result",
+    "Shard",
+    "Workspace",
+    "main",
+    "run_experiment",
+    "run_of",
+    "run_sweep",
+    "store",
+]
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """What a cell gets: the folder of its checkpoints, and a bar to show its steps in.
+
+    And a folder for files that stay with the run: they are neither records nor stored.
+    """
+
+    checkpoints: Path
+    bar: Progress
+    files: Path
+
+    def part(self, name: str) -> Workspace:
+        """For one of several runs in a cell: checkpoints of its own."""
+        return dataclasses.replace(self, checkpoints=self.checkpoints / name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a cell gives: flat records (its key is added to each) and arrays for the figures."""
+
+    records: Sequence[Record]
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One independent piece of a sweep.
+
+    `key`, its parameters, plain values and different from those of any other cell; `compute`, a
+    function of the key and the files under its workspace alone; `cost`, relative to other cells
+    (the time left is estimated from it).
+    """
+
+    key: Record
+    compute: Callable[[Workspace], Result]
+    cost: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The name of its files: the key in words, and a digest of it.
+
+        >>> Cell({"strategy": "truncation:k=1", "seed": 0}, lambda workspace: Result([])).name
+        'truncation-k-1-0-aac87a97'
+        """
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, self.key.values())))
+        return f"{words[:60]}-{_digest(self.key)[:8]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Every `of`-th cell from number `index` on: what one job of a batch queue computes."""
+
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.of:
+            raise ValueError(
+                f"a shard must be i/n with 0 <= i < n; got {self.index}/{self.of}: try 0/{self.of}"
+            )
+
+    @staticmethod
+    def parse(text: str) -> Shard:
+        """From `i/n`.
+
+        >>> Shard.parse("1/4")
+        Shard(index=1, of=4)
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None:
+            raise ValueError(f"a shard must be i/n; got {text!r}: try 0/1")
+        return Shard(int(match[1]), int(match[2]))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------ finished cells
+
+
+class _Finished:
+    """The finished cells of a folder."""
+
+    def __init__(self, out: Path):
+        self.folder = out / "cells"
+
+    def _paths(self, cell: Cell) -> tuple[Path, Path]:
+        return self.folder / f"{cell.name}.json", self.folder / f"{cell.name}.npz"
+
+    def write(self, cell: Cell, result: Result) -> None:
+        """The arrays first: a cell is finished when its records are there."""
+        path, arrays_path = self._paths(cell)
+        digest = None
+        if result.arrays:
+            write_npz(arrays_path, result.arrays)
+            digest = hashlib.sha256(arrays_path.read_bytes()).hexdigest()
+        content = {
+            "key": dict(cell.key),
+            "records": [{**cell.key, **record} for record in result.records],
+            "arrays": digest,
+        }
+        write_json(path, {**content, "checksum": _digest(content)})
+
+    def read(self, cell: Cell) -> list[Record] | None:
+        """The records, or None where the cell is not finished; a damaged one is said to be."""
+        path, arrays_path = self._paths(cell)
+        if not path.exists():
+            return None
+        try:
+            content = read_json(path)
+            checksum = content.pop("checksum")
+            whole = checksum == _digest(content)
+            if whole and content["arrays"] is not None:
+                whole = hashlib.sha256(arrays_path.read_bytes()).hexdigest() == content["arrays"]
+            reason = "" if whole else "its checksum is another"
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+            content, reason = {}, reason_of(error)
+        if reason:
+            print(f"{path} is damaged ({reason}): the cell is computed again", file=sys.stderr)
+            return None
+        return content["records"]
+
+
+# ------------------------------------------------------------------------------------ the run
+
+
+def run_sweep(
+    cells: Sequence[Cell],
+    out: str | Path,
+    *,
+    config: Record,
+    shard: Shard | None = None,
+    progress: bool = True,
+) -> list[Record] | None:
+    """Compute what is not finished yet; all records in the order of the cells.
+
+    **Arguments**: `cells`, with different keys; `out`, a new folder or that of the same run;
+    `config`, what makes the run what it is (JSON); `shard`, which cells are this process's;
+    `progress`, a bar with the time left.
+
+    **Returns**: the records, or None while cells of other shards are not finished.
+
+    **Errors**: a `ValueError` where `out` holds another run, or is in use by one that does not
+    share it (shards share it), or two cells have one key. An
+    interruption leaves finished cells, and the checkpoints of the one at work.
+
+    >>> import tempfile
+    >>> def square(i):
+    ...     return Cell({"i": i}, lambda workspace: Result([{"square": i * i}]))
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     run_sweep([square(i) for i in range(3)], out, config={}, progress=False)[2]
+    {'i': 2, 'square': 4}
+    """
+    out, shard = Path(out), shard or Shard()
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"cells must have different keys; got twice: {', '.join(twice)}")
+    claim_folder(out, config)
+    with in_use(out, shared=shard.of > 1):
+        if not (out / "environment.json").exists():
+            write_json(out / "environment.json", environment())
+        finished = _Finished(out)
+        _compute_missing(cells[shard.index :: shard.of], finished, out, progress)
+        found = [finished.read(cell) for cell in cells]
+        if any(records is None for records in found):
+            return None
+        records = [record for records in found for record in records or ()]
+        write_jsonl(out / "records.jsonl", records)
+        return records
+
+
+def _compute_missing(cells: Sequence[Cell], finished: _Finished, out: Path, progress: bool) -> None:
+    missing = [cell for cell in cells if finished.read(cell) is None]
+    # In thousandths of the whole, since cells are of different cost.
+    scale = 1000 / max(sum(cell.cost for cell in cells), 1e-12)
+    done = 1000 - round(scale * sum(cell.cost for cell in missing))
+    with progress_bar(disable=not progress) as bar:
+        task = bar.add_task("all cells (per mille)", total=1000, completed=done, loss="")
+        for cell in missing:
+            checkpoints, files = (out / part / cell.name for part in ("checkpoints", "files"))
+            bar.update(task, loss=cell.name[:40])
+            shown = set(bar.task_ids)
+            finished.write(cell, cell.compute(Workspace(checkpoints, bar, files)))
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            for step in set(bar.task_ids) - shown:
+                bar.remove_task(step)
+            bar.advance(task, cell.cost * scale)
+
+
+def store(out: str | Path, folder: str | Path) -> None:
+    """What figures need of a finished sweep in compact form: six digits, arrays in float32."""
+    out, folder = Path(out), Path(folder)
+    write_jsonl(folder / "records.jsonl", round_numbers(read_jsonl(out / "records.jsonl")))
+    for name in ("config.json", "environment.json"):
+        write_json(folder / name, read_json(out / name))
+    for path in sorted((out / "cells").glob("*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            compact = {name: _single(arrays[name]) for name in arrays.files}
+        write_npz(folder / path.name, compact, compress=True)
+
+
+def _single(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+# ----------------------------------------------------------------- an experiment's command line
+
+
+class AbstractSettings(Protocol):
+    """A frozen dataclass: what an experiment is."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @abc.abstractmethod
+    def quick(self) -> Any:
+        """The same in miniature: a smoke test, not a result."""
+
+
+C = TypeVar("C", bound=AbstractSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Generic[C]):
+    """What an experiment is told on its command line."""
+
+    config: Annotated[C, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run; given again with the same settings, it goes on there."""
+    quick: bool = False
+    """The same in miniature: a smoke test, not a result."""
+    shard: str = "0/1"
+    """i/n: every n-th cell from number i on, for a batch queue; all share one folder."""
+    store: Path | None = None
+    """Also write the finished records in compact form to this folder."""
+
+
+def _without_places(settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Settings as they are recorded: of a path its last part, since the rest is one machine's."""
+    return {name: value.name if isinstance(value, Path) else value for name, value in settings}
+
+
+def run_of(name: str, settings: Any) -> dict[str, Any]:
+    """What a run is: the experiment and its settings, as its folder holds them."""
+    return {"experiment": name, **dataclasses.asdict(settings, dict_factory=_without_places)}
+
+
+def main(
+    name: str,
+    settings: type[C],
+    cells: Callable[[C], Sequence[Cell]],
+    report: Callable[[C, list[Record]], str] | None = None,
+) -> None:
+    """The command line of an experiment: its settings, `--out`, `--quick`, `--shard`, `--store`.
+
+    `report(settings, records)`, the results in words and tables, is printed and written to
+    `report.md`.
+    """
+    with parsing(program := f"experiments/{name}.py"):
+        options = tyro.cli(Options[settings], prog=program)
+    try:
+        _check_settings(options.config)
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    if (status := run_experiment(name, options, cells, report)) != 0:
+        sys.exit(status)
+
+
+def run_experiment(
+    name: str,
+    options: Options[C],
+    cells: Callable[[C], Sequence[Cell]],
+    report: Callable[[C, list[Record]], str] | None = None,
+) -> int:
+    """Run the cells, print and write the report; the exit status."""
+    out = options.out or Path("results") / (f"{name}-quick" if options.quick else name)
+    try:
+        shard = Shard.parse(options.shard)
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return USAGE
+    try:
+        _run_and_report(name, options, out, shard, cells, report)
+        sys.stdout.flush()  # here, where a full disk can still be told
+    except Exception as error:
+        if (line := explained(error)) is None:
+            raise
+        is_refused = isinstance(error, ValueError) or not (out / "config.json").exists()
+        goes_on = "" if is_refused else f"; the same command goes on in {out}"
+        print(f"{name}: {line}{goes_on}", file=sys.stderr)
+        return DATA
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; the same command goes on in {out}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _run_and_report(
+    name: str,
+    options: Options[C],
+    out: Path,
+    shard: Shard,
+    cells: Callable[[C], Sequence[Cell]],
+    report: Callable[[C, list[Record]], str] | None,
+) -> None:
+    config = options.config.quick() if options.quick else options.config
+    records = run_sweep(cells(config), out, config=run_of(name, config), shard=shard)
+    if records is None:
+        print(f"{name}: this shard is finished, others are not; their cells are missing in {out}")
+        return
+    if report is not None:
+        text = report(config, records)
+        write_text(out / "report.md", text)
+        print(text)
+    print(f"{name}: {len(records)} records in {out / 'records.jsonl'}")
+    if options.store is not None:
+        store(out, options.store)
+
+
+def _check_settings(settings: Any, owner: str = "") -> None:
+    """Refuse numbers that no experiment can use: all are finite, and positive.
+
+    But for seeds, and for what is 0 by default.
+    """
+    for field in dataclasses.fields(settings):
+        name, value = f"{owner}{field.name}", getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_settings(value, f"{name}.")
+        if value == ():
+            raise ValueError(f"{name} must not be empty; got (): name one value or more")
+        words = field.name.split("_")
+        are_seeds = "seed" in words or (isinstance(value, tuple) and "seeds" in words)
+        least = 0 if are_seeds or field.default == 0 else math.ulp(0.0)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if not least <= number < math.inf:
+                raise ValueError(
+                    f"{name} must be positive and finite; got {number}: pass another number"
+                )
