@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 
-from hypergrad._foundation.errors import DATA, INTERRUPTED, USAGE, explained, one_line, parsing
+from hypergrad._foundation.errors import DATA, INTERRUPTED, USAGE, one_line, parsing, user_message
 from hypergrad.workbench.command_line.commands import (
     COMMANDS,
     Bench,
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print("\nhypergrad: interrupted; what is written is whole", markup=False)
         return INTERRUPTED
     except Exception as error:
-        if (line := explained(error)) is None:
+        if (line := user_message(error)) is None:
             raise
         console.print(f"hypergrad: {line}", markup=False)
         return DATA
@@ -207,7 +207,7 @@ def _study(
         raise _ended("interrupted", out, INTERRUPTED) from None
     except (OSError, MemoryError, RuntimeError) as error:
         # Before the folder is the run's, nothing can be lost, and another one may be wanted.
-        if (line := explained(error)) is None or not (out / "config.json").exists():
+        if (line := user_message(error)) is None or not (out / "config.json").exists():
             raise
         raise _ended(line, out, DATA) from None
 
