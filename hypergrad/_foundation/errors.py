@@ -6,12 +6,7 @@ interruption with 130.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
-import re
-import sys
-from collections.abc import Generator
 from pathlib import Path
 
 __all__ = [
@@ -20,7 +15,6 @@ __all__ = [
     "USAGE",
     "HypergradError",
     "one_line",
-    "parsing",
     "reason_of",
     "user_message",
 ]
@@ -59,39 +53,6 @@ _MEMORY = (
     "memory ran out ({}): take a smaller batch, a smaller patch or frame, fewer samples, float32, "
     "or a strategy whose memory does not grow with the iterations"
 )
-
-
-@contextlib.contextmanager
-def parsing(program: str) -> Generator[None]:
-    """What the parser of a command line refuses, in one line instead of a frame of many.
-
-    >>> with parsing("program"):
-    ...     words = "parsed"
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            yield
-    except SystemExit:
-        if said.getvalue():
-            print(f"{program}: {_sentences(said.getvalue())}", file=sys.stderr)
-        raise
-    sys.stderr.write(said.getvalue())
-
-
-def _sentences(framed: str) -> str:
-    """What a frame is about, what it says, the nearest option that there is, where to find all."""
-    title, *rows = (row.strip("╭─╮│| ") for row in framed.splitlines())
-    parts: list[list[str]] = [[]]
-    for row in rows:
-        if re.search(r"\w", row):
-            parts[-1].append(row)
-        else:
-            parts.append([])
-    message, *more = [" ".join(part) for part in parts if part] or [""]
-    nearest = [f"Perhaps you meant {p[1]}" for p in parts if p and p[0].startswith("Perhaps you")]
-    message = message if message.startswith(title) else f"{title}: {message}"
-    return one_line(". ".join(part.rstrip(". ") for part in (message, *nearest, *more[-1:])))
 
 
 def user_message(error: Exception) -> str | None:

@@ -34,7 +34,6 @@ from hypergrad._foundation.errors import (
     INTERRUPTED,
     USAGE,
     HypergradError,
-    parsing,
     reason_of,
     user_message,
 )
@@ -329,8 +328,7 @@ def main(
     `report(settings, records)`, the results in words and tables, is printed and written to
     `report.md`.
     """
-    with parsing(program := f"experiments/{name}.py"):
-        options = tyro.cli(Options[settings], prog=program)
+    options = tyro.cli(Options[settings], prog=f"experiments/{name}.py")
     try:
         _check_settings(options.config)
     except ValueError as error:
