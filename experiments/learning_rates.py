@@ -23,6 +23,7 @@ import numpy as np
 from _images import Learning, Optimizer
 
 import hypergrad as hg
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import markdown_table, read_jsonl
 from hypergrad._foundation.statistics import group
 from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
@@ -112,7 +113,7 @@ def best_rate(
     depth = min(L, max((r["L"] for r in mine), default=L))
     tried = [r for r in mine if r["L"] == depth]
     if not tried:
-        raise ValueError(
+        raise HypergradError(
             f"a rate for {strategy} at L = {L} must have been looked for; got none in {STORED}: "
             "run experiments/learning_rates.py --store experiments/records/learning_rates"
         )

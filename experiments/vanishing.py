@@ -28,6 +28,7 @@ import numpy as np
 from _gradients import Task, noisy_patches, quantiles, random_denoising, rounded
 
 import hypergrad as hg
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.statistics import mean_interval
 from hypergrad.chambolle_pock import ProxArguments, State, StepSizes, step
@@ -94,7 +95,7 @@ class Config:
 def cells(config: Config) -> list[Cell]:
     """One for each problem and seed."""
     if config.shown not in config.depths:
-        raise ValueError(f"shown must be one of {config.depths}; got {config.shown}")
+        raise HypergradError(f"shown must be one of {config.depths}; got {config.shown}")
     return [
         Cell(
             {"problem": problem, "seed": seed},

@@ -6,6 +6,7 @@ min_K  sum_i loss(x_hat_i, x_true_i)    with    x_hat_i = argmin_x F(K x) + G(x 
 import sys
 from typing import Any
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.renamed import renamed
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
@@ -111,6 +112,7 @@ __all__ = [
     "GroupL1",
     "History",
     "Huber",
+    "HypergradError",
     "Hypergradient",
     "JaxoptBiCGStab",
     "JaxoptGMRES",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from hypergrad._foundation.errors import explained, one_line, reason_of
+from hypergrad._foundation.errors import HypergradError, one_line, reason_of, user_message
 from hypergrad._foundation.records import read_jsonl
 from hypergrad.plotting import save_figure
 
@@ -26,7 +26,7 @@ def read(folder: Path) -> list[Record]:
     """The records of an experiment; says how to make them where there are none."""
     path = folder / "records.jsonl"
     if not path.exists():
-        raise ValueError(
+        raise HypergradError(
             f"{path} must hold the records of the experiment; got no such file: run "
             f"python experiments/{folder.name}.py --store {folder}"
         )
@@ -47,9 +47,9 @@ def values(records: Sequence[Record], column: str) -> list[float]:
     for record in records:
         if record.get(column) is None:
             about = {k: v for k, v in record.items() if isinstance(v, str | int)}
-            raise ValueError(f"{column} must be a number in every record; got none in {about}")
+            raise HypergradError(f"{column} must be a number in every record; got none in {about}")
     if not records:
-        raise ValueError(f"there must be records with {column}; got none: run the experiment")
+        raise HypergradError(f"there must be records with {column}; got none: run the experiment")
     return [float(record[column]) for record in records]
 
 
@@ -63,11 +63,11 @@ def paired(column: str, *methods: Sequence[Record]) -> list[np.ndarray]:
     for records in methods:
         seeds = [record["seed"] for record in records]
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"there must be one record a seed; got the seeds {seeds}")
+            raise HypergradError(f"there must be one record a seed; got the seeds {seeds}")
         columns.append(dict(zip(seeds, values(records, column), strict=True)))
     common = sorted(set.intersection(*(set(found) for found in columns)))
     if not common:
-        raise ValueError(f"{column} must be measured with common seeds; got none")
+        raise HypergradError(f"{column} must be measured with common seeds; got none")
     return [np.array([found[seed] for seed in common]) for found in columns]
 
 
@@ -84,12 +84,14 @@ def arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
     """The stored arrays of the one cell whose file begins with `prefix`."""
     paths = sorted(folder.glob(f"{prefix}*.npz"))
     if len(paths) != 1:
-        raise ValueError(f"{folder} must hold one {prefix}*.npz; got {len(paths)}: store it again")
+        raise HypergradError(
+            f"{folder} must hold one {prefix}*.npz; got {len(paths)}: store it again"
+        )
     try:
         with np.load(paths[0], allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except Exception as error:  # whatever a damaged archive makes its reader raise
-        raise ValueError(
+        raise HypergradError(
             f"{paths[0]} must be an archive of arrays; got {reason_of(error)}: store it again"
         ) from None
 
@@ -100,7 +102,7 @@ def why_not(error: Exception, folder: Path) -> str:
     Others may be those of a quick run, of another version, or damaged: what they lack shows where.
     """
     if isinstance(error, ValueError | OSError):
-        return explained(error) or one_line(str(error))
+        return user_message(error) or one_line(str(error))
     if STORED in (folder.resolve(), folder.resolve().parent):
         raise error
     at = [f for f in traceback.extract_tb(error.__traceback__) if "paper_figs" in f.filename][-1]

@@ -15,6 +15,7 @@ import numpy as np
 from _common import Record, decibels_over, paired, read, select, values
 from fig04_backprop_steps import ENOUGH, over_full, shares
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.statistics import Interval, group, mean_interval, paired_interval
 
 UNIFORM = "ergodic:uniform"
@@ -46,7 +47,7 @@ def verdict_of(cases: Iterable[Case]) -> Verdict:
     """
     cases = list(cases)
     if not cases:
-        raise ValueError("there must be a case to judge; got none: are the records quick ones?")
+        raise HypergradError("there must be a case to judge; got none: are the records quick ones?")
     if all(cases):
         return "holds"
     if any(cases):
@@ -303,7 +304,7 @@ def resources(folder: Path) -> Finding:
     costs = select(read(folder / "solver_depth"), kind="cost", what="full")
     at, deepest = {r["L"]: r for r in costs}, max(r["L"] for r in costs)
     if deepest <= 100:
-        raise ValueError(f"costs must reach beyond L = 100; got {deepest}: run it in full")
+        raise HypergradError(f"costs must reach beyond L = 100; got {deepest}: run it in full")
     ratios = [at[deepest][c] / at[100][c] for c in ("milliseconds", "megabytes")]
     return Finding(
         f"full unrolling from L = 100 to {deepest}: {ratios[0]:.3g} times the time, "

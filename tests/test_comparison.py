@@ -229,7 +229,7 @@ def test_a_strategy_that_fails_is_a_row_with_its_reason(comparison) -> None:
         "error": "RuntimeError: no luck today",
     }
     reason = _row(comparison, f"truncation:k={L + 1}")["error"]
-    assert reason.startswith(f"ValueError: k must be at most iterations; got k={L + 1}")
+    assert reason.startswith(f"HypergradError: k must be at most iterations; got k={L + 1}")
 
 
 def test_costs_are_there(comparison) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from fuzzing import picture_of
 
-from hypergrad._foundation import errors as door
+from hypergrad._foundation import errors as cli_errors
 from hypergrad._foundation import records
 from hypergrad._foundation.checks import check_count
 from hypergrad.learning.checkpoints import Checkpoints
@@ -90,7 +90,7 @@ def test_an_experiment_says_what_to_do(code, tmp_path, monkeypatch, capsys) -> N
     options = Options(_NoSettings(), out=tmp_path / "run")
     with monkeypatch.context() as patch:
         _fail_at(4, code, patch)
-        assert run_experiment("x", options, lambda _: _cells([])) == door.DATA
+        assert run_experiment("x", options, lambda _: _cells([])) == cli_errors.DATA
     said = capsys.readouterr().err.splitlines()[-1]
     assert str(tmp_path / "run" / "cells") in said
     assert "Errno" not in said
@@ -103,7 +103,7 @@ def test_a_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, capsys) 
     with monkeypatch.context() as patch:
         _fail_at(11, errno.ENOSPC, patch)
         given = run_experiment("x", options, lambda _: _cells([]), lambda *_: "report")
-    assert given == door.DATA
+    assert given == cli_errors.DATA
     assert "make room" in capsys.readouterr().err
     assert len(records.read_jsonl(tmp_path / "run" / "records.jsonl")) == 4
 
@@ -126,7 +126,7 @@ def test_a_full_disk_behind_standard_output_is_told(capsys) -> None:
         with pytest.raises(OSError, match="No space left"):
             full.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # or closing it raises again
-    assert status == door.DATA
+    assert status == cli_errors.DATA
     assert capsys.readouterr().err.endswith("make room, or name a folder on another disk\n")
 
 
@@ -206,7 +206,7 @@ def test_a_folder_with_other_things_is_no_place_for_a_run(tmp_path) -> None:
     assert os.listdir(tmp_path) == ["table.md"]
 
 
-# ------------------------------------------------------------------------------- the door
+# ---------------------------------------------------------------- errors of a command
 
 
 def _said(monkeypatch, error: Any, *, claimed: bool, out: Path) -> tuple[int, str]:
@@ -238,7 +238,7 @@ FAULTS = {
 @pytest.mark.parametrize("claimed", [True, False])
 def test_faults_say_what_to_do(error, advice, claimed, tmp_path, monkeypatch) -> None:
     status, said = _said(monkeypatch, error, claimed=claimed, out=tmp_path / "run")
-    assert status == door.DATA
+    assert status == cli_errors.DATA
     assert said.startswith("hypergrad: ")
     assert "\n" not in said
     assert advice in said
@@ -262,10 +262,10 @@ def test_a_bug_shows_its_traceback(error, tmp_path, monkeypatch) -> None:
 
 
 def test_a_value_error_is_told_where_it_is_a_rule_and_traced_where_it_is_a_librarys() -> None:
-    assert door.explained(_numpys_error()) is None
+    assert cli_errors.user_message(_numpys_error()) is None
     with pytest.raises(ValueError, match="must be a whole number") as caught:
         check_count("k", 0)
-    assert door.explained(caught.value) == str(caught.value)
+    assert cli_errors.user_message(caught.value) == str(caught.value)
 
 
 # ------------------------------------------------------------------------------- by hand
@@ -336,7 +336,7 @@ def test_a_real_limit_on_files_and_the_run_goes_on_without_it(rows, tmp_path) ->
     """As a full disk: what is larger than 16 kB (a picture, a checkpoint) cannot be written."""
     out, limit = tmp_path / "run", "RLIMIT_FSIZE, (16_384, 16_384)"
     status, said = _ended(_start(rows, out, limit=limit))
-    assert (status, "Traceback" in said) == (door.DATA, False), said
+    assert (status, "Traceback" in said) == (cli_errors.DATA, False), said
     last = said.splitlines()[-1]
     assert "make room" in last
     assert f"--out {out} to go on" in last
@@ -349,5 +349,5 @@ def test_what_is_beyond_the_memory_is_told(tmp_path) -> None:
     np.save(tmp_path / "wide.npy", np.random.default_rng(0).uniform(size=(8, 40_000)))
     limit = f"RLIMIT_AS, ({8 * 2**30}, {8 * 2**30})"
     status, said = _ended(_start(tmp_path / "wide.npy", tmp_path / "run", limit=limit))
-    assert (status, "Traceback" in said) == (door.DATA, False), said
+    assert (status, "Traceback" in said) == (cli_errors.DATA, False), said
     assert "smaller batch" in said.splitlines()[-1]

@@ -73,16 +73,18 @@ def _wrong(case: Case, folder: Path, command: Callable[[list[str]], int | None])
     case.lay(folder)
     before, out, err = picture_of(folder), io.StringIO(), io.StringIO()
     status: Any = None
+    from_parser = False
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = command(list(case.words))
     except SystemExit as end:
         status = end.code
+        from_parser = status == 2 and "--help" in err.getvalue()  # a frame of several lines
     except _AcceptedError:
         return None if case.harmless and not exploded(folder) else "accepted"
     except Exception as error:
         return f"a traceback: {error!r}"
-    if status not in (1, 2) or err.getvalue().count("\n") != 1:
+    if status not in (1, 2) or not (from_parser or err.getvalue().count("\n") == 1):
         return f"status {status}, and said: {err.getvalue()!r}"
     return None if picture_of(folder) == before else "files were changed"
 

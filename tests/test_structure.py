@@ -115,6 +115,14 @@ def test_no_module_is_long(module):
     assert len(SOURCES[module].read_text().splitlines()) <= 500
 
 
+@every_module
+def test_errors_of_ours_are_a_class_of_ours(module):
+    """A plain ValueError counts as a bug and shows its traceback on the command line."""
+    raised = {ast.unparse(node) for node in ast.walk(TREES[module]) if isinstance(node, ast.Raise)}
+    assert not [text for text in raised if text.startswith("raise ValueError")]
+    assert issubclass(hg.HypergradError, ValueError)
+
+
 def test_the_public_names_are_those_that_are_imported():
     imported = {
         alias.name

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from hypergrad._foundation.errors import HypergradError
+
 __all__ = ["native", "refuse_masked", "unmasked"]
 
 
@@ -14,12 +16,12 @@ def refuse_masked(value: Any, name: str) -> None:
 
     **Errors**: a `ValueError` that counts the masked entries.
 
-    >>> refuse_masked(np.ma.masked_equal([1.0, 9.0], 9.0), "x")
+    >>> refuse_masked(np.ma.masked_equal([1.0, 9.0], 9.0), "x")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: x must have no masked entries; got 1 out of 2: fill or drop the masked entries first
+    hypergrad.HypergradError: x must have no masked entries; got 1 out of 2: fill or drop ...
     """
     if masked := _masked_entries(value):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must have no masked entries; got {masked} out of {np.size(value)}: fill or "
             "drop the masked entries first"
         )

@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 
 from hypergrad._foundation.arrays import native, refuse_masked
+from hypergrad._foundation.errors import HypergradError
 
 
 def describe(value: Any) -> str:
@@ -65,9 +66,9 @@ def as_inexact(
     except (TypeError, ValueError):
         array = None
     if array is None:
-        raise ValueError(f"{name} must be {rule}; got {_described(value)}: {advice}")
+        raise HypergradError(f"{name} must be {rule}; got {_described(value)}: {advice}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be real; got {array.dtype}: split it into its real and its imaginary part"
         )
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
@@ -114,7 +115,7 @@ def check_finite(name: str, value: Any) -> None:
         return
     bad = np.sum(~np.isfinite(np.asarray(value)))
     if bad:
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be finite; got {bad} NaN or infinite entries out of {np.size(value)}: "
             "remove or replace them first"
         )
@@ -130,7 +131,7 @@ def check_positive(owner: object, name: str, *, zero_allowed: bool = False) -> N
         least = float(np.min(np.asarray(value), initial=np.inf))
         if least < 0 or (least == 0 and not zero_allowed):
             rule = "non-negative" if zero_allowed else "positive"
-            raise ValueError(f"{label} must be {rule}; got {least:g}: pass a {rule} number")
+            raise HypergradError(f"{label} must be {rule}; got {least:g}: pass a {rule} number")
 
 
 def check_again(name: str, module: eqx.Module) -> None:
@@ -150,7 +151,7 @@ def check_again(name: str, module: eqx.Module) -> None:
         for check in filter(None, checks):
             check(module)
     except ValueError as error:
-        raise ValueError(
+        raise HypergradError(
             f"{error} ({name} was valid when it was made: if an update changed it, take a smaller "
             "step, clip it, or learn its logarithm, as hg.train does)"
         ) from error
@@ -166,18 +167,18 @@ _MOST = 2**31 - 1
 def check_count(name: str, value: Any, *, least: int = 1, most: int = _MOST) -> None:
     """Refuse a count that is no whole number, lies below `least` or above `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be a whole number of at least {least}; got {value!r}: "
             f"pass {name}={least} or more"
         )
     if value > most:
-        raise ValueError(f"{name} must be at most {most}; got {value}: pass a smaller one")
+        raise HypergradError(f"{name} must be at most {most}; got {value}: pass a smaller one")
 
 
 def check_counts(name: str, values: Any) -> None:
     """Refuse what is no tuple of whole numbers of at least 1."""
     if not isinstance(values, tuple):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be a tuple of whole numbers; got {describe(values)}: pass for example "
             "(2, 3)"
         )
@@ -197,7 +198,7 @@ def check_number(name: str, value: Any, *, above: float = 0.0) -> None:
     if isinstance(value, Tracer):
         return
     if not above < _one_number(value) < np.inf:
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be one finite number above {above:g}; got {_shown(value)}: pass a float"
         )
 
@@ -212,7 +213,7 @@ def check_fraction(
     if 0 < number < 1 or (zero_allowed and number == 0) or (one_allowed and number == 1):
         return
     interval = ("[" if zero_allowed else "(") + "0, 1" + ("]" if one_allowed else ")")
-    raise ValueError(f"{name} must lie in {interval}; got {_shown(value)}: {advice}")
+    raise HypergradError(f"{name} must lie in {interval}; got {_shown(value)}: {advice}")
 
 
 def _shown(value: Any) -> str:
@@ -223,4 +224,6 @@ def _shown(value: Any) -> str:
 def check_flag(name: str, value: Any) -> None:
     """Refuse a switch that is neither True nor False: any text would count as True."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False; got {describe(value)}: try {name}=True")
+        raise HypergradError(
+            f"{name} must be True or False; got {describe(value)}: try {name}=True"
+        )

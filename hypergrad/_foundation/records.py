@@ -20,6 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from hypergrad._foundation.errors import HypergradError
+
 __all__ = [
     "claim_folder",
     "environment",
@@ -137,7 +139,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return _parsed(Path(path).read_bytes())
     except ValueError as error:
-        raise ValueError(
+        raise HypergradError(
             f"{path} must be JSON; got {error}: repair it, or name another folder"
         ) from None
 
@@ -147,7 +149,7 @@ def _parsed(text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8"))
     except RecursionError:
-        raise ValueError("too many brackets in each other") from None
+        raise HypergradError("too many brackets in each other") from None
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -183,7 +185,7 @@ def claim_folder(out: str | Path, config: Mapping[str, Any]) -> None:
     held = [held.name for held in Path(out).glob("[!.]*")]
     if not path.exists():
         if held:
-            raise ValueError(
+            raise HypergradError(
                 f"{out} must be a new folder, an empty one or one of the same run; got one with "
                 f"other files ({', '.join(sorted(held)[:3])}): name another folder"
             )
@@ -194,7 +196,7 @@ def claim_folder(out: str | Path, config: Mapping[str, Any]) -> None:
     if stored != ours:
         stored = stored if isinstance(stored, dict) else {}
         other = [key for key in {**ours, **stored} if stored.get(key) != ours.get(key)]
-        raise ValueError(
+        raise HypergradError(
             f"{out} must be a new folder or one of the same run; got one with other settings "
             f"({', '.join(other)}): name another folder"
         )
@@ -229,7 +231,7 @@ def in_use(out: str | Path, *, shared: bool = False) -> Generator[None]:
             try:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(
+                raise HypergradError(
                     f"{out} must be a folder that no other run is at work in; got one that is in "
                     "use: wait for that run, stop it, or name another folder"
                 ) from None
@@ -250,7 +252,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         else:
             reason = type(record).__name__
         if not isinstance(record, dict):
-            raise ValueError(
+            raise HypergradError(
                 f"{path} must hold one JSON object a line; got something else in line {number}: "
                 f"{reason}"
             )

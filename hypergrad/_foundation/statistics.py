@@ -11,6 +11,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from hypergrad._foundation.errors import HypergradError
+
 __all__ = [
     "Interval",
     "group",
@@ -50,7 +52,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """
     values = np.asarray(values, float)
     if values.size == 0:
-        raise ValueError("values must not be empty; got none: are there records of this kind?")
+        raise HypergradError("values must not be empty; got none: are there records of this kind?")
     count = values.size
     if count == 1:
         return Interval(float(values.mean()), math.nan, 1)
@@ -78,7 +80,7 @@ def paired_interval(values: ArrayLike, others: ArrayLike, level: float = 0.95) -
     """
     values, others = np.asarray(values, float), np.asarray(others, float)
     if values.shape != others.shape:
-        raise ValueError(f"pairs must be as many; got {values.shape} and {others.shape}")
+        raise HypergradError(f"pairs must be as many; got {values.shape} and {others.shape}")
     return mean_interval(values - others, level)
 
 

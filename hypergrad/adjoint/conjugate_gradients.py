@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import magnitude
 from hypergrad.adjoint.delta_solves import CGLS, AbstractKrylovSolve
 from hypergrad.adjoint.limit_system import LimitSystem
@@ -71,7 +72,7 @@ class ConjugateGradients(AbstractKrylovSolve):
 def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:
     """Refuse a G whose `I - D_P` cannot be divided by."""
     if not problem.G.separable or problem.G.strong_convexity is None:
-        raise ValueError(
+        raise HypergradError(
             f"{name} must have a G that is separable and strongly convex; got "
             f"{type(problem.G).__name__}: {instead}"
         )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from hypergrad._foundation.arrays import native, refuse_masked
 from hypergrad._foundation.checks import as_inexact, check_again, check_finite, check_flag, describe
 from hypergrad._foundation.compiled import shape_of
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.problem.functions._base import positive_leaves
 from hypergrad.problem.lower_level import LowerLevel, cast_floats
@@ -45,7 +46,7 @@ Data = Float[Array, "..."] | Float[np.ndarray, "..."]
 def check_problem(problem: Any) -> None:
     """Refuse what is no lower level, or is one no longer since its parameters were updated."""
     if not isinstance(problem, LowerLevel):
-        raise ValueError(
+        raise HypergradError(
             f"problem must be a hypergrad.LowerLevel; got {describe(problem)}: pass "
             "hg.LowerLevel(K=K, F=F, G=G)"
         )
@@ -57,7 +58,7 @@ def usual_solver(solver: Any) -> ChambollePock:
     if solver is None:
         return ChambollePock()
     if not isinstance(solver, ChambollePock):
-        raise ValueError(
+        raise HypergradError(
             f"solver must be a hypergrad.ChambollePock; got {describe(solver)}: pass for example "
             "hg.ChambollePock(iterations=100)"
         )
@@ -70,11 +71,11 @@ def check_is_strategy(name: str, strategy: Any) -> None:
     if not isinstance(strategy, AbstractStrategy):
         by_name = f"hg.parse_strategy({strategy!r})"
         advice = by_name if isinstance(strategy, str) else "for example hg.Truncation(k=1)"
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be a hypergrad strategy; got {describe(strategy)}: use {advice}"
         )
     if not isinstance(getattr(strategy, "name", None), str):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must have a name for tables; got a {type(strategy).__name__} without one: "
             'write name: ClassVar[str] = "mine" in its class'
         )
@@ -84,7 +85,7 @@ def check_compatible(strategy: Any, solver: ChambollePock) -> None:
     """Refuse what is no strategy, or does not go with the solver."""
     check_is_strategy("strategy", strategy)
     if strategy.differentiates_every_iteration and solver.acceleration is not None:
-        raise ValueError(
+        raise HypergradError(
             f"{strategy.label} must have plain iterations, since it differentiates them all; got a "
             "solver with an acceleration: leave it out, or use Truncation or LimitFormula"
         )
@@ -95,11 +96,11 @@ def check_trace(trace: Any, strategy: AbstractStrategy, solver: ChambollePock) -
     """Refuse a trace of iterates that are not those of the strategy's own solve."""
     check_flag("trace", trace)
     if trace and solver.acceleration is not None:
-        raise ValueError(
+        raise HypergradError(
             "trace=True must have plain iterations; got a solver with an acceleration: leave it out"
         )
     if trace and not strategy.follows_solver:
-        raise ValueError(
+        raise HypergradError(
             f"trace=True must have a strategy that takes the solver's iterations; got "
             f"{strategy.label}, which does not: trace another one, hg.Truncation(k=1) say"
         )
@@ -108,17 +109,17 @@ def check_trace(trace: Any, strategy: AbstractStrategy, solver: ChambollePock) -
 def check_loss(loss: Any, x_true: Array) -> None:
     """Refuse a loss that is not one number for the whole batch."""
     if not callable(loss):
-        raise ValueError(
+        raise HypergradError(
             f"loss must be a function loss(x, x_true); got {describe(loss)}: leave it out for half "
             "the mean squared error"
         )
     value = shape_of(loss, x_true, x_true)
     if not isinstance(value, jax.ShapeDtypeStruct):
-        raise ValueError(
+        raise HypergradError(
             f"loss must return one number; got {describe(value)}: return its mean alone"
         )
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
+        raise HypergradError(
             f"loss must return one float for the whole batch; got shape {value.shape} of "
             f"{value.dtype} for x of shape {x_true.shape}: return the mean over the batch"
         )
@@ -183,12 +184,12 @@ def prepare_hypergradient(
 
 def _check_batch(name: str, x: Array, n: int) -> None:
     if x.ndim == 0 or x.shape[-1] != n:
-        raise ValueError(
+        raise HypergradError(
             f"{name} must have shape (..., {n}), the columns of K last; got {x.shape}: "
             "reshape each sample to a vector"
         )
     if x.size == 0:
-        raise ValueError(f"{name} must hold at least one sample; got shape {x.shape}")
+        raise HypergradError(f"{name} must hold at least one sample; got shape {x.shape}")
     check_finite(name, x)
 
 
@@ -204,17 +205,17 @@ def prepare_truth(x_true: Any, x_tilde: Array, loss: Any) -> Array:
 def check_samples(shape: tuple[int, ...], n: int) -> None:
     """Refuse what is not one sample a row."""
     if len(shape) != 2 or shape[1] != n:
-        raise ValueError(
+        raise HypergradError(
             f"x_tilde must have shape (samples, {n}); got {shape}: one sample is x_tilde[None]"
         )
     if shape[0] == 0:
-        raise ValueError("x_tilde must hold at least one sample; got none")
+        raise HypergradError("x_tilde must hold at least one sample; got none")
 
 
 def check_truth_shape(x_true: tuple[int, ...], x_tilde: tuple[int, ...]) -> None:
     """Refuse a truth of another shape than what was observed."""
     if x_true != x_tilde:
-        raise ValueError(
+        raise HypergradError(
             f"x_true must have the shape of x_tilde, {x_tilde}; got {x_true}: one true sample for "
             "each observed one"
         )
@@ -222,7 +223,7 @@ def check_truth_shape(x_true: tuple[int, ...], x_tilde: tuple[int, ...]) -> None
 
 def _check_init(init: Any, problem: LowerLevel, x_tilde: Array) -> None:
     if not isinstance(init, State):
-        raise ValueError(
+        raise HypergradError(
             f"init must be a hypergrad.State; got {describe(init)}: pass the .state of a solution "
             "or of a hypergradient"
         )
@@ -235,7 +236,7 @@ def _check_init(init: Any, problem: LowerLevel, x_tilde: Array) -> None:
         refuse_masked(leaf, "init")
     got = tuple(leaf.shape for leaf in jax.tree.leaves(init))
     if got != expected:
-        raise ValueError(
+        raise HypergradError(
             f"init must have shapes {expected} ({names}); got {got}: use the state of a solve of "
             "the same batch"
         )

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from hypergrad._foundation.checks import check_fraction, is_concrete
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.status import Status
 from hypergrad.bilevel.losses import Loss
 from hypergrad.bilevel.passes import compute_hypergradient
@@ -30,12 +31,12 @@ def check_target(target_error: float, strategy: AbstractStrategy, x_tilde: Array
     """Refuse a target that cannot be driven to."""
     check_fraction("target_error", target_error, "try 1e-6")
     if not is_concrete(x_tilde):
-        raise ValueError(
+        raise HypergradError(
             "target_error must be used outside jit, since the bound decides how to go on; got "
             "traced data: call hypergradient itself, its rounds are compiled"
         )
     if strategy.with_tolerance(jnp.asarray(target_error, x_tilde.dtype)) is None:
-        raise ValueError(
+        raise HypergradError(
             f"target_error must have a strategy with a tolerance; got {strategy.label}: pass "
             "hg.LimitFormula(hg.Tolerance())"
         )

@@ -18,6 +18,7 @@ from hypergrad._foundation.checks import (
     is_concrete,
 )
 from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import where
 from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, residual_of
@@ -125,7 +126,7 @@ class ChambollePock(eqx.Module):
         self.primal_scale = _number_or_none("primal_scale", primal_scale)
         self.tolerance = _number_or_none("tolerance", tolerance)
         if acceleration is not None and not isinstance(acceleration, AbstractAcceleration):
-            raise ValueError(
+            raise HypergradError(
                 f"acceleration must be one of this package; got {describe(acceleration)}: pass "
                 "hg.RestartedHalpern() or None"
             )
@@ -189,7 +190,7 @@ class ChambollePock(eqx.Module):
         # The norm is an upper bound (its margin), so 1 itself may come out a little above 1.
         slack = 1e-4 if matrix_of(problem.K) is not None else _LANCZOS_SLACK
         if product > 1 + slack:
-            raise ValueError(
+            raise HypergradError(
                 f"tau * sigma * ||K||^2 must be at most 1; got {product:.3g} (||K|| = {norm:.4g}): "
                 "shorten the steps, or leave one of them out and it follows from the norm"
             )

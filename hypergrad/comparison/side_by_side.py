@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from hypergrad._foundation.checks import check_count, check_flag, describe
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import environment
 from hypergrad._foundation.timing import interleaved_medians
 from hypergrad.bilevel import Hypergradient, Loss, half_mean_squared_error
@@ -97,13 +98,15 @@ def compare(
 
 def _as_strategies(strategies: Any) -> list[AbstractStrategy]:
     if not isinstance(strategies, Iterable) or isinstance(strategies, str):
-        raise ValueError(
+        raise HypergradError(
             f"strategies must be a list of strategies; got {describe(strategies)}: put it in "
             "brackets, as in [hg.Truncation(k=1)]"
         )
     strategies = list(strategies)
     if not strategies:
-        raise ValueError("strategies must name at least one; got none: try [hg.FullUnrolling()]")
+        raise HypergradError(
+            "strategies must name at least one; got none: try [hg.FullUnrolling()]"
+        )
     for strategy in strategies:
         check_is_strategy("each of strategies", strategy)
     return strategies

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import Cotangent
 from hypergrad.bilevel.arguments import flatten_batch
 from hypergrad.bilevel.losses import Loss, of_rows
@@ -37,7 +38,7 @@ def flat(tree: Any) -> Array:
 def check_learnable(name: str, part: Any) -> None:
     """Refuse a part of a problem whose gradient has no entries: its errors would all be 0."""
     if not jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must have a parameter for its gradient to be looked at; got a "
             f"{type(part).__name__} without any: use a matrix or an operator with array fields"
         )

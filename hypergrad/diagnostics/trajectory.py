@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.compiled import compiled
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.printing import as_sentence, extent
 from hypergrad._foundation.samples import safe_norm
 from hypergrad.adjoint import (
@@ -157,7 +158,7 @@ def _adjoint_trajectory(
     rows, init = flatten_batch((x_tilde, init), batch)
     solution, recorded = strategy.forward(problem, rows, solver, init)
     if not isinstance(recorded, Recorded):
-        raise ValueError(
+        raise HypergradError(
             f"strategy must go back through recorded iterations; got {strategy.label}, which has "
             "no layers: use FullUnrolling, Truncation or ErgodicUnrolling"
         )

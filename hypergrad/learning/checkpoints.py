@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import write_npz
 
 __all__ = ["Checkpoints", "from_stored", "to_stored"]
@@ -84,7 +85,7 @@ class Checkpoints:
         if not other and list(map(_kind, leaves)) != [_kind(to_stored(t)) for t in template]:
             other = f"other arrays ({len(leaves)} where there are {len(template)} here)"
         if other:
-            raise ValueError(
+            raise HypergradError(
                 f"checkpoint {path} must come from the same run; got one of {other}: name another "
                 "folder, or remove this one"
             )

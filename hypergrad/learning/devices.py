@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from hypergrad._foundation.checks import check_count, describe
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.bilevel import Loss
 from hypergrad.learning.checkpoints import from_stored, to_stored
 from hypergrad.learning.warm_start import Visit, Visited
@@ -73,7 +74,7 @@ def data_parallel(devices: int | None = None) -> Mesh:
     if devices is not None:
         check_count("devices", devices)
         if devices > fewest:
-            raise ValueError(
+            raise HypergradError(
                 f"devices must be at most as many as a process has; got {devices}, and "
                 f"{fewest} of {found[0][0].device_kind}: a CPU is taken for several by "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={devices}"
@@ -185,7 +186,7 @@ class OnMesh(AbstractPlacement):
     def __post_init__(self) -> None:
         everyone, members = set(range(jax.process_count())), self._processes
         if members not in ({jax.process_index()}, everyone):
-            raise ValueError(
+            raise HypergradError(
                 "a mesh must be one of this process's devices, or hold some of every process; got "
                 f"one of process {sorted(members)} in process {jax.process_index()} of "
                 f"{len(everyone)}: try hypergrad.devices.data_parallel()"
@@ -203,12 +204,12 @@ class OnMesh(AbstractPlacement):
         size = self.mesh.size
         if batch_size % size:
             advice = f"take {size * (batch_size // size) or size}"
-            raise ValueError(
+            raise HypergradError(
                 "batch_size must be a multiple of the number of devices; got "
                 f"{batch_size} samples for {size} devices: {advice}"
             )
         if warm and len(self._processes) > 1:
-            raise ValueError(
+            raise HypergradError(
                 "warm_start must stay within one process, which keeps what visits leave; got "
                 f"{len(self._processes)} processes: leave it out, or use the devices of one"
             )
@@ -218,7 +219,7 @@ class OnMesh(AbstractPlacement):
         parts = zip(x.reshape(shares), x_true.reshape(shares), strict=True)
         mean, whole = np.mean([float(loss(*part)) for part in parts]), float(loss(x, x_true))
         if not np.isclose(whole, mean, rtol=1e-3):
-            raise ValueError(
+            raise HypergradError(
                 "loss must be a mean over the samples where several devices share a batch; got "
                 f"{whole:.6g} of a batch, and {mean:.6g} as the mean of its shares: divide a sum "
                 "by the number of samples"
@@ -235,7 +236,7 @@ class OnMesh(AbstractPlacement):
         # The mean over all: no digest but the same one is that in each of its bytes.
         total = jax.jit(add)(self.rows(np.tile(ours, (self.mesh.size, 1))))
         if np.any(np.asarray(total) != self.mesh.size * ours):
-            raise ValueError(
+            raise HypergradError(
                 "every process must train with the same arguments; got others in one of the "
                 f"{len(self._processes)}: give them the same data and settings"
             )
@@ -288,7 +289,7 @@ class OnMesh(AbstractPlacement):
             error = str(refused)
         state, (records, error) = _broadcast(state, (records, error))
         if error is not None:
-            raise ValueError(error)
+            raise HypergradError(error)
         return state, records
 
 
@@ -313,7 +314,7 @@ def placement(devices: int | Mesh | None) -> AbstractPlacement:
     if isinstance(devices, Mesh):
         return OnMesh(devices)
     if isinstance(devices, bool) or not isinstance(devices, int):
-        raise ValueError(
+        raise HypergradError(
             "devices must be a number of devices, a jax.sharding.Mesh or None; got "
             f"{describe(devices)}: try hypergrad.devices.data_parallel()"
         )

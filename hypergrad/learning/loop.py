@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from hypergrad._foundation.checks import check_count, describe
 from hypergrad._foundation.contents import contents_on_disk
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.progress import progress_bar
 from hypergrad._foundation.rows import Rows
 from hypergrad.bilevel import Loss, half_mean_squared_error
@@ -177,7 +178,7 @@ def train(
 
 def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
     if not isinstance(warm_start, (WarmStart, bool)):
-        raise ValueError(
+        raise HypergradError(
             f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
         )
     return WarmStart() if warm_start is True else warm_start or None
@@ -190,7 +191,7 @@ def _usual_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
 
         return optax.adam(2e-3)
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise ValueError(
+        raise HypergradError(
             f"optimizer must be one of optax; got {describe(optimizer)}: pass for example "
             "optax.adam(1e-3)"
         )
@@ -218,7 +219,7 @@ def _checked_place(
     x_tilde, x_true = map(jnp.asarray, example)
     place = placement(devices)
     if devices is not None and of_a_function(problem.K):
-        raise ValueError(
+        raise HypergradError(
             "K must be a matrix, a hypergrad.operators.AbstractOperator or made of matrices to be "
             "used on several devices; got a lineax.FunctionLinearOperator, whose program is for "
             "one: give its two products to a subclass of AbstractOperator"
@@ -334,7 +335,7 @@ def _plain_number(name: Any, value: Any) -> Any:
         return value
     array = np.asarray(value) if hasattr(value, "dtype") else None
     if array is None or array.ndim > 0 or not isinstance(array.item(), (bool, int, float)):
-        raise ValueError(
+        raise HypergradError(
             f"measure must return one number for each name; got {describe(value)} for {name!r}: "
             "return one name for each number"
         )
@@ -369,12 +370,12 @@ class _Judge:
         """The user's numbers, as numbers of Python, which a file keeps."""
         measured = self.measure(problem)
         if not isinstance(measured, Mapping):
-            raise ValueError(
+            raise HypergradError(
                 f"measure must return numbers by name; got {describe(measured)}: return a "
                 'dictionary, as in {"norm": 1.0}'
             )
         if taken := _COLUMNS.intersection(measured):
-            raise ValueError(
+            raise HypergradError(
                 f"measure must return names of its own; got {', '.join(sorted(taken))}, which "
                 "train records itself: choose others"
             )

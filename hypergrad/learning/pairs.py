@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.rows import Rows, rows_of
 from hypergrad.problem.lower_level import LowerLevel
 
@@ -32,18 +33,18 @@ def of_one_dtype(
 def check_pair(name: str, pair: Pair, n: int) -> tuple[Rows, Rows]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = type(pair).__name__ + (f" of {len(pair)}" if hasattr(pair, "__len__") else "")
-        raise ValueError(f"{name} must be a pair (x_tilde, x_true); got a {got}")
+        raise HypergradError(f"{name} must be a pair (x_tilde, x_true); got a {got}")
     x_tilde, x_true = (
         rows_of(array, f"{part} of {name}")
         for part, array in zip(("x_tilde", "x_true"), pair, strict=True)
     )
     if x_tilde.shape != x_true.shape or len(x_tilde.shape) != 2 or x_tilde.shape[1] != n:
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be two arrays of the same shape (samples, {n}); got {x_tilde.shape} and "
             f"{x_true.shape}"
         )
     if len(x_tilde) == 0:
-        raise ValueError(f"{name} must hold at least one sample; got none")
+        raise HypergradError(f"{name} must hold at least one sample; got none")
     for part in (x_tilde, x_true):
         part.check_finite(name)
     return x_tilde, x_true

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hypergrad._foundation.arrays import unmasked
 from hypergrad._foundation.checks import check_count, check_finite
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.learning import solve_in_pieces
 from hypergrad.learning.saved_operator import SavedOperator
 
@@ -60,7 +61,7 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
     stride = operator.stride if stride is None else stride
     check_count("stride", stride)
     if stride > min(operator.shape):
-        raise ValueError(
+        raise HypergradError(
             f"stride must be at most the sides of a sample, {operator.shape}; got {stride}: larger "
             "ones leave gaps"
         )
@@ -85,7 +86,7 @@ def check_observed(operator: SavedOperator, x_tilde: Any) -> None:
     else:
         rule, fits = "a picture (h, w) or (h, w, channels)", len(shape) in (2, 3)
     if not fits or x_tilde.size == 0 or x_tilde.dtype.kind not in "fiu":
-        raise ValueError(
+        raise HypergradError(
             f"x_tilde must be {rule} for an operator learned on samples of shape {tile}; got "
             f"{x_tilde.dtype} of shape {shape}: choose the operator that goes with it"
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hypergrad._foundation.checks import describe
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.printing import worst
 from hypergrad.problem.lower_level import LowerLevel
 
@@ -63,10 +64,10 @@ class History:
         """
         if name not in self.records[0]:
             known = ", ".join(self.records[0])
-            raise ValueError(f"a column must be one of {known}; got {describe(name)}")
+            raise HypergradError(f"a column must be one of {known}; got {describe(name)}")
         entries = [record[name] for record in self.records]
         if all(entry is None for entry in entries):
-            raise ValueError(
+            raise HypergradError(
                 f"column {name!r} must hold numbers; got none in {len(entries)} records: "
                 + (
                     "give train validation data"
@@ -77,7 +78,7 @@ class History:
         try:
             return np.array(entries, dtype=float)
         except (TypeError, ValueError):
-            raise ValueError(
+            raise HypergradError(
                 f"column {name!r} must hold numbers; got {describe(entries[0])}: read it from "
                 "records"
             ) from None

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad._foundation.checks import check_count, describe
+from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad._foundation.records import to_json, write_npz
 from hypergrad.chambolle_pock import ChambollePock, RestartedHalpern
 from hypergrad.problem import functions
@@ -71,13 +72,13 @@ class SavedOperator:
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 2) or math.prod(self.shape) != self.problem.n:
-            raise ValueError(
+            raise HypergradError(
                 f"shape must be that of one sample, a row or a patch of n={self.problem.n} entries"
                 f"; got {self.shape}: give the shape before flattening"
             )
         check_count("stride", self.stride)
         if self.stride > min(self.shape):
-            raise ValueError(
+            raise HypergradError(
                 f"stride must be at most the sides of a sample, {self.shape}; got {self.stride}: "
                 "larger ones leave gaps"
             )
@@ -92,7 +93,7 @@ class SavedOperator:
         """
         K = matrix_of(self.problem.K)
         if K is None:
-            raise ValueError(
+            raise HypergradError(
                 f"K must be a matrix to be saved; got {describe(self.problem.K)}: keep its arrays "
                 "with numpy.savez, and build it again from them"
             )
@@ -137,10 +138,10 @@ def load_operator(path: str | Path, *, own: Iterable[type] = ()) -> SavedOperato
     except OSError:
         raise
     except _UnknownClassError as error:
-        raise ValueError(f"{path} {error}") from None
+        raise HypergradError(f"{path} {error}") from None
     except Exception as error:  # whatever a damaged or a foreign archive makes its reader raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
+        reason = reason_of(error).splitlines()[0]
+        raise HypergradError(
             f"{path} must be an operator that `hypergrad train` or `compare` saved; got another "
             f"file ({reason}): name one of theirs"
         ) from None
@@ -149,12 +150,12 @@ def load_operator(path: str | Path, *, own: Iterable[type] = ()) -> SavedOperato
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):  # np.load would advise to unpickle it
-            raise ValueError("no NumPy archive")
+            raise HypergradError("no NumPy archive")
         file.seek(0)
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     if "about" not in arrays:
-        raise ValueError(f"arrays alone ({', '.join(arrays)}), and nothing about them")
+        raise HypergradError(f"arrays alone ({', '.join(arrays)}), and nothing about them")
     return json.loads(str(arrays.pop("about"))), arrays
 
 
@@ -185,7 +186,7 @@ def _describe(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     if part is None or isinstance(part, (bool, int, float, str)):
         return part
     if not dataclasses.is_dataclass(part):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be made of functions, numbers and arrays to be saved; got "
             f"{describe(part)}: keep it with code of your own"
         )
@@ -215,7 +216,7 @@ def _spell(strategy: AbstractStrategy) -> dict[str, str]:
     cls, options = type(strategy), strategy.label.partition(":")[2]
     about = {"class": _strategy_name(cls), "options": options}
     if not eqx.tree_equal(_strategy(about, {about["class"]: cls}), strategy):
-        raise ValueError(
+        raise HypergradError(
             f"a strategy must be one that words make to be saved; got {strategy}: use another one, "
             "or keep it with code of your own"
         )

@@ -12,6 +12,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.problem.operators import FilterBank, operator_norm
@@ -53,7 +54,7 @@ class Variables:
         self.in_log = eqx.filter(_positive_mask(problem), self.mask)
         for log, leaf in self._flagged(problem):
             if log and not np.all(np.asarray(leaf) > 0):
-                raise ValueError(
+                raise HypergradError(
                     "a positive leaf is learned in the log, so it must start above 0; got "
                     f"{np.min(leaf):g}"
                 )

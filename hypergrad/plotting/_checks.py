@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hypergrad._foundation.errors import HypergradError
+
 Records = Sequence[Mapping[str, Any]]
 Arrays = Mapping[str, ArrayLike]
 Floats = NDArray[np.float64]
@@ -36,4 +38,4 @@ def arrays_of(what: str, given: Arrays, shape: tuple[int, int] | None = None) ->
 
 def require(holds: bool, message: str) -> None:
     if not holds:
-        raise ValueError(message)
+        raise HypergradError(message)

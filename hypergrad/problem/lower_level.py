@@ -19,6 +19,7 @@ from hypergrad._foundation.checks import (
     describe,
     is_concrete,
 )
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.functions._base import check_is_function
 from hypergrad.problem.operators import (
@@ -91,13 +92,13 @@ def select_leaves(problem: LowerLevel, select: Callable[[LowerLevel], Any], name
             select, nothing, replace_fn=lambda node: jax.tree.map(lambda _: True, node)
         )
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be a function that picks parts of the problem; got {describe(select)}, "
             "which does not: try lambda p: p.K or lambda p: (p.K, p.F)"
         ) from error
     mask = jax.tree.map(lambda yes, leaf: yes and eqx.is_inexact_array(leaf), selected, problem)
     if not any(jax.tree.leaves(mask)):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must select at least one float leaf of the problem; got none: try lambda p: "
             "p.K, where K is a matrix or an operator with array fields"
         )
@@ -110,18 +111,18 @@ def _check_operator(K: Operator) -> None:
         for name, structure in (("in", K.in_structure()), ("out", K.out_structure())):
             shapes = [leaf.shape for leaf in jax.tree.leaves(structure)]
             if len(shapes) != 1 or len(shapes[0]) != 1:
-                raise ValueError(
+                raise HypergradError(
                     f"K must take vectors (n,) to vectors (m,); got {name}_structure {structure}: "
                     "reshape inside it"
                 )
     dtype = operator_dtype(K)
     if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise ValueError(
+        raise HypergradError(
             f"K must be real; got an operator of {dtype}: split it into its real and its imaginary "
             "part"
         )
     if not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 32:
-        raise ValueError(
+        raise HypergradError(
             f"K must have single or double precision; got {dtype}: cast it to float32 (norms and "
             "factorisations know no half precision)"
         )
@@ -129,7 +130,7 @@ def _check_operator(K: Operator) -> None:
         check_finite("K", leaf)
     matrix = matrix_of(K)
     if is_concrete(matrix) and not np.any(np.asarray(matrix)):
-        raise ValueError(
+        raise HypergradError(
             "K must not be zero (its norm sets the step sizes); got only zeros: "
             "start from a DCT, differences or a random matrix"
         )
@@ -157,11 +158,11 @@ class LowerLevel(eqx.Module):
 
     def __check_init__(self) -> None:
         if not isinstance(self.K, lx.AbstractLinearOperator) and jnp.ndim(self.K) != 2:
-            raise ValueError(
+            raise HypergradError(
                 f"K must be an (m, n) matrix or a lineax operator; got shape {jnp.shape(self.K)}"
             )
         if 0 in (self.m, self.n):
-            raise ValueError(f"K must have at least one row and column; got {(self.m, self.n)}")
+            raise HypergradError(f"K must have at least one row and column; got {(self.m, self.n)}")
         _check_operator(self.K)
         check_is_function("F", self.F)
         check_is_function("G", self.G)
@@ -196,12 +197,12 @@ class LowerLevel(eqx.Module):
         """
         dtype = jnp.dtype(dtype)
         if dtype not in (jnp.float32, jnp.float64) or jnp.zeros((), dtype).dtype != dtype:
-            raise ValueError(
+            raise HypergradError(
                 f"dtype must be float32 or float64; got {dtype}: for float64, set jax_enable_x64"
             )
         problem = cast_floats(self, dtype)
         if problem.dtype != dtype:
-            raise ValueError(
+            raise HypergradError(
                 f"all must be of one dtype, and K is of {problem.dtype} for good; got {dtype}: "
                 f"cast x_tilde and x_true to {problem.dtype}, or build K anew"
             )

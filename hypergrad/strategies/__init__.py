@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.imports import imported
 from hypergrad.adjoint import (
     CGLS,
@@ -118,17 +119,19 @@ def parse_strategy(text: str) -> AbstractStrategy:
         class_name, _, options = options.partition(":")
         strategy = _import_strategy(name, class_name, text)
     else:
-        raise ValueError(_unknown(name, text))
+        raise HypergradError(_unknown(name, text))
     fields: dict[str, object] = {}
     for option in filter(None, options.split(",")):
         field, value = _parse_option(strategy, option, text)
         if field in fields:
-            raise ValueError(f"a strategy takes each option once; got {field} twice in {text!r}")
+            raise HypergradError(
+                f"a strategy takes each option once; got {field} twice in {text!r}"
+            )
         fields[field] = value
     try:
         return strategy(**fields)
     except TypeError as error:
-        raise ValueError(f"{text!r} does not make a strategy: {error}") from None
+        raise HypergradError(f"{text!r} does not make a strategy: {error}") from None
 
 
 def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> tuple[str, object]:
@@ -140,10 +143,10 @@ def _parse_option(strategy: type[AbstractStrategy], option: str, text: str) -> t
             field, constructor = strategy.choices[word]
             return field, constructor(*arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"option {option!r} in {text!r} is not understood: {error}") from None
+        raise HypergradError(f"option {option!r} in {text!r} is not understood: {error}") from None
     if word not in names or not arguments:
         known = [*strategy.choices, *(f"{name}=…" for name in names)]
-        raise ValueError(
+        raise HypergradError(
             f"an option of {strategy.name!r} must be one of {', '.join(known) or '(none)'}; "
             f"got {option!r}"
         )
@@ -154,7 +157,7 @@ def _literal(text: str) -> object:
     try:
         return ast.literal_eval(text)
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
-        raise ValueError(
+        raise HypergradError(
             f"{text!r} is neither a number nor another Python literal (options are separated by "
             "commas)"
         ) from None
@@ -173,7 +176,7 @@ def _import_strategy(module: str, class_name: str, text: str) -> type[AbstractSt
     try:
         found = imported(module, class_name)
     except ImportError as error:
-        raise ValueError(f"{_unknown(module, text)}: {error}") from None
+        raise HypergradError(f"{_unknown(module, text)}: {error}") from None
     if not (isinstance(found, type) and issubclass(found, AbstractStrategy)):
-        raise ValueError(f"{text!r} must name a subclass of hypergrad.AbstractStrategy")
+        raise HypergradError(f"{text!r} must name a subclass of hypergrad.AbstractStrategy")
     return found

@@ -12,6 +12,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import describe, spelt
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -166,7 +167,7 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
         """What `run` returns, once it has been looked at."""
         solution = self.run(problem, x_tilde, solver, init)
         if not isinstance(solution, Solution):
-            raise ValueError(
+            raise HypergradError(
                 f"run of {type(self).__name__} must return a hypergrad.Solution; got "
                 f"{describe(solution)}: return solver.solution(problem, x_tilde, sizes, state, "
                 "taken)"

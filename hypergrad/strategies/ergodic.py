@@ -19,6 +19,7 @@ from hypergrad._foundation.checks import (
     is_concrete,
     spelt,
 )
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -142,13 +143,13 @@ class Given(AbstractWeights):
 
     def __check_init__(self) -> None:
         if jnp.ndim(self.weights) != 1:
-            raise ValueError(
+            raise HypergradError(
                 f"weights must be one number an iteration; got shape {jnp.shape(self.weights)}"
             )
         check_finite("weights", self.weights)
         total = np.sum(np.asarray(self.weights)) if is_concrete(self.weights) else 1.0
         if abs(total - 1) > 1e-4:
-            raise ValueError(
+            raise HypergradError(
                 f"weights must add up to 1, so that the output is an average; got "
                 f"{total:.6g}: divide them by their sum"
             )
@@ -203,14 +204,14 @@ class ErgodicUnrolling(AbstractStrategy):
 
     def check(self, solver: ChambollePock) -> None:
         if solver.tolerance is not None:
-            raise ValueError(
+            raise HypergradError(
                 "ErgodicUnrolling must know the number of iterations, so it takes no tolerance; "
                 "got tolerance set on the solver: drop it, or use Truncation or LimitFormula"
             )
         if isinstance(self.weights, Given):
             count = self.weights.weights.shape[0]
             if count != solver.iterations:
-                raise ValueError(
+                raise HypergradError(
                     f"weights must hold one number an iteration; got {count} for "
                     f"iterations={solver.iterations}"
                 )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from hypergrad._foundation.checks import check_count, describe
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import safe_norm
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import (
@@ -121,7 +122,7 @@ class Exact(AbstractStrategy):
         if not isinstance(self.most, Array):
             check_count("most", self.most)
         if self.search is not None and not isinstance(self.search, AbstractSearch):
-            raise ValueError(
+            raise HypergradError(
                 f"search must be a way to search for the exact pair; got {describe(self.search)}: "
                 "pass hg.MatrixFree() or None"
             )

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import (
     AdjointStats,
     Checkpointed,
@@ -60,12 +61,12 @@ class FullUnrolling(AbstractStrategy):
 
     def check(self, solver: ChambollePock) -> None:
         if solver.tolerance is not None:
-            raise ValueError(
+            raise HypergradError(
                 "FullUnrolling must know the number of iterations, so it takes no tolerance; got "
                 "tolerance set on the solver: drop it, or use Truncation or LimitFormula"
             )
         if self.checkpoints is not None and self.checkpoints > solver.iterations:
-            raise ValueError(
+            raise HypergradError(
                 f"checkpoints must be at most iterations; got checkpoints={self.checkpoints}, "
                 f"iterations={solver.iterations}: the square root of the iterations saves most"
             )

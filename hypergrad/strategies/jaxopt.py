@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import check_count, check_fraction, spelt
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.chambolle_pock import default_tolerance
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 
@@ -155,7 +156,7 @@ class JaxoptLU(AbstractJaxoptSolve):
 def _as_jaxopt_solve(solve: Any) -> Any:
     if callable(solve):
         return solve
-    raise ValueError(
+    raise HypergradError(
         f"linear_solver must be a function solve(matvec, b); got {solve!r}: use for example "
         "hg.JaxoptGMRES() or one of jaxopt.linear_solve"
     )

@@ -9,6 +9,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import (
     CGLS,
     LINEAX_SOLVERS,
@@ -42,7 +43,7 @@ def _as_adjoint_solve(adjoint: Any) -> AbstractAdjointSolve:
         return adjoint
     if isinstance(adjoint, lx.AbstractLinearSolver):
         return LinearSolve(adjoint)
-    raise ValueError(
+    raise HypergradError(
         f"adjoint must be a way to get Delta; got {adjoint!r}: use hg.Steps(k), "
         "hg.LastIterates(k), hg.Tolerance(rtol) or a lineax solver for unsymmetric systems"
     )
@@ -95,7 +96,7 @@ class LimitFormula(AbstractStrategy):
 
     def check(self, solver: ChambollePock) -> None:
         if self.adjoint.iterates > solver.iterations:
-            raise ValueError(
+            raise HypergradError(
                 f"k must be at most iterations; got k={self.adjoint.iterates}, "
                 f"iterations={solver.iterations}: take more iterations or fewer of the last ones"
             )

@@ -12,6 +12,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import LINEAX_SOLVERS, AdjointStats, Cotangent, Gradients
 from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes
 from hypergrad.problem.lower_level import LowerLevel
@@ -64,7 +65,7 @@ def _with_offset(s: Array, arguments: tuple[FixedPoint, Array]) -> Array:
 def _as_lineax_solver(solver: Any) -> lx.AbstractLinearSolver[Any]:
     if isinstance(solver, lx.AbstractLinearSolver):
         return solver
-    raise ValueError(
+    raise HypergradError(
         f"linear_solver must be a lineax solver; got {solver!r}: use for example lineax.LU()"
     )
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 
 from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
@@ -58,7 +59,7 @@ class Truncation(AbstractStrategy):
 
     def check(self, solver: ChambollePock) -> None:
         if self.k > solver.iterations:
-            raise ValueError(
+            raise HypergradError(
                 f"k must be at most iterations; got k={self.k}, iterations={solver.iterations}: "
                 "take more iterations or differentiate fewer"
             )

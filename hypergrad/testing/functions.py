@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad._foundation.checks import cast_leaves, check_count
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.functions._base import AbstractFunction, check_is_function
 from hypergrad.testing._probe import (
     PARTNERS,
@@ -100,7 +101,7 @@ def _in_words_of(f: AbstractFunction, method: str, call: Callable[[], Any]) -> A
         return call()
     except Exception as error:
         said = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise HypergradError(
             f"{type(f).__name__}: {method} must take what JAX traces, a vector or a batch of them, "
             f"and be differentiable in reverse mode; got {type(error).__name__}: {said}"
         ) from error
@@ -129,7 +130,7 @@ def _check_shapes(f: AbstractFunction, size: int, dtype: Any) -> None:
             )
             got = getattr(out, "shape", None), getattr(out, "dtype", None)
             if got != (shape, dtype):
-                raise ValueError(
+                raise HypergradError(
                     f"{type(f).__name__}.{method} must return shape {shape} and {dtype} for a "
                     f"batch of shape {z.shape}; got shape {got[0]} and {got[1]}: return {rule}"
                 )
@@ -153,7 +154,7 @@ class _Law(NamedTuple):
         at = np.unravel_index(np.argmax(worst), worst.shape)
         z = np.asarray(draws.z[at[1]])
         shown = ", ".join(f"{entry:.4g}" for entry in z[:4]) + ", ..." * (z.size > 4)
-        raise ValueError(
+        raise HypergradError(
             f"{name}{self.rule}; got {self.got(at)} at z = ({shown}), step = "
             f"{float(draws.steps[at[0]]):g}: {self.advice}"
         )

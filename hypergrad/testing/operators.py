@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.operators._base import AbstractOperator
 from hypergrad.problem.operators.norm import operator_norm
 from hypergrad.problem.operators.products import (
@@ -55,7 +56,7 @@ def check_operator(K: Operator, *, seed: int = 0) -> None:
     K_x, K_v, KT_y = apply(K, x), apply(K, v), apply_transpose(K, y)
     for product, size, method in ((K_x, m, "mv"), (KT_y, n, "rmv")):
         if product.shape != (_POINTS, size) or not bool(jnp.all(jnp.isfinite(product))):
-            raise ValueError(
+            raise HypergradError(
                 f"{name}.{method} must give finite vectors of {size} entries; got shape "
                 f"{product.shape[1:]} or NaN: look at its structures and at what it divides by"
             )
@@ -64,14 +65,14 @@ def check_operator(K: Operator, *, seed: int = 0) -> None:
     allowed = _ROUNDINGS * float(jnp.finfo(dtype).eps) * (m + n) ** 0.5
     crossed = float(jnp.max(jnp.abs(jnp.sum(K_x * y, axis=-1) - jnp.sum(x * KT_y, axis=-1))))
     if not crossed <= allowed * length:
-        raise ValueError(
+        raise HypergradError(
             f"{name}.rmv must be the transpose of mv, <K x, y> = <x, K^T y>; got a difference of "
             f"{crossed:.3g}, where both are of size {length:.3g}: derive it anew, or compare its "
             "matrix for a small size"
         )
     bent = _largest(apply(K, x + v) - K_x - K_v)
     if not bent <= allowed * (_largest(K_x) + _largest(K_v)):
-        raise ValueError(
+        raise HypergradError(
             f"{name}.mv must be linear, K (x + v) = K x + K v; got a difference of {bent:.3g}: "
             "leave out what is constant (it belongs to x_tilde or to F) or not linear"
         )
@@ -87,7 +88,7 @@ def _check_norm(K: Operator, name: str, x: jax.Array) -> None:
     if not reached <= norm * (1 + 1e-5):
         bound = isinstance(K, AbstractOperator) and K.norm_bound() is not None
         method = "norm_bound" if bound else "norm, as estimated,"
-        raise ValueError(
+        raise HypergradError(
             f"{name}.{method} must be at least ||K x|| / ||x||; got {norm:.6g}, and {reached:.6g} "
             "for some x: the step sizes would be too long"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from hypergrad._foundation.checks import describe
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
 from hypergrad.bilevel import Hypergradient, half_mean_squared_error, hypergradient, solve
@@ -119,7 +120,7 @@ def _in_words_of(strategy: AbstractStrategy, what: str, call: Callable[[], Any])
         return call()
     except Exception as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        raise ValueError(
+        raise HypergradError(
             f"{strategy.label}: {what} must work on a batch of {_BATCH} samples; got "
             f"{type(error).__name__}: {first}"
         ) from error
@@ -151,7 +152,7 @@ def _check_forward(strategy: AbstractStrategy, returned: Any, dtype: Any) -> Non
     is_pair = isinstance(returned, tuple) and len(returned) == 2
     solution: Any = returned[0] if is_pair else returned
     if not (is_pair and isinstance(solution, Solution)):
-        raise ValueError(
+        raise HypergradError(
             f"{strategy.label}: forward must return a pair, a hypergrad.Solution and what the "
             f"pullback needs; got {describe(returned)}: return solver.solution(...), kept"
         )
@@ -169,7 +170,7 @@ def _check_forward(strategy: AbstractStrategy, returned: Any, dtype: Any) -> Non
 def _check_pullback(strategy: AbstractStrategy, gradients: Any, problem: LowerLevel) -> None:
     method, stats = f"{strategy.label}: pullback", getattr(gradients, "stats", None)
     if not (isinstance(gradients, Gradients) and isinstance(stats, AdjointStats)):
-        raise ValueError(
+        raise HypergradError(
             f"{method} must return hypergrad.Gradients whose stats are hypergrad.AdjointStats; got "
             f"{describe(gradients)} with {describe(stats)}: see the docstrings of the two"
         )
@@ -187,7 +188,7 @@ def _check_pullback(strategy: AbstractStrategy, gradients: Any, problem: LowerLe
     floats = jax.tree.leaves_with_path(eqx.filter(problem, eqx.is_inexact_array))
     found = jax.tree.leaves(gradients.problem)
     if not isinstance(gradients.problem, LowerLevel) or len(found) != len(floats):
-        raise ValueError(
+        raise HypergradError(
             f"{method} must return the gradient in every float leaf of the problem, in its "
             f"structure; got {len(found)} leaves in a {type(gradients.problem).__name__} instead "
             f"of {len(floats)}: zeros where nothing depends on one, as eqx.filter_vjp returns them"
@@ -204,7 +205,7 @@ def _check_leaves(method: str, expected: dict[str, tuple[Any, tuple[int, ...], A
         if not (is_array and leaf.shape == shape and jnp.issubdtype(leaf.dtype, dtype)):
             kind = "whole numbers" if dtype is jnp.integer else dtype
             got = f"shape {leaf.shape} and {leaf.dtype}" if is_array else describe(leaf)
-            raise ValueError(
+            raise HypergradError(
                 f"{method} must return {name} of shape {shape} and {kind} for x_tilde of shape "
                 f"{(_BATCH, _N)}; got {got}: the batch comes first, and the dtype is that of the "
                 "problem"
@@ -312,7 +313,7 @@ class _Check:
         """Codes that there are, residuals that are some."""
         codes, residual = np.asarray(h.adjoint.status), np.asarray(h.adjoint.residual)
         if not np.all(np.isin(codes, list(Status))) or np.any(residual < 0):
-            raise ValueError(
+            raise HypergradError(
                 f"{self.strategy.label}: an adjoint must have a hg.Status and a residual of at "
                 f"least 0 (NaN: unknown); got {codes.tolist()} and {residual.tolist()}: make it by "
                 "hg.AdjointStats.judge, exact or unknown"
@@ -328,7 +329,7 @@ class _Check:
         ):
             relative = error / max(float(jnp.linalg.norm(leaf)), 1e-3 * size)
             if not relative <= allowed:
-                raise ValueError(
+                raise HypergradError(
                     f"{self.strategy.label}: {rule}; got a relative error of {relative:.2g}"
                     f"{where}: {advice}"
                 )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from hypergrad._foundation.arrays import unmasked
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.status import Status
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning import solve_in_pieces
@@ -128,7 +129,7 @@ def reciprocal_row_weights(K: Operator, x_true: ArrayLike) -> Float[Array, " m"]
     size = np.mean(np.abs(np.asarray(v)), axis=0)
     seen = size > 1e-12 * np.max(size, initial=0.0)
     if not np.any(seen):
-        raise ValueError("K must see something of x_true; got Kx = 0 for all samples")
+        raise HypergradError("K must see something of x_true; got Kx = 0 for all samples")
     weights = 1 / np.where(seen, size, np.min(size[seen]))
     return jnp.asarray(weights / np.exp(np.mean(np.log(weights))))
 
@@ -145,7 +146,7 @@ def best_of(
     """
     candidates = list(candidates)
     if not candidates:
-        raise ValueError("candidates must hold at least one problem; got none")
+        raise HypergradError("candidates must hold at least one problem; got none")
     losses = [mean_loss(restore(problem, x_tilde), x_true) for problem in candidates]
     return candidates[int(np.argmin(losses))]
 
@@ -202,7 +203,9 @@ def best_weight(
 
     grid = sorted(weights)
     if not grid or not (grid[0] > 0 and np.isfinite(grid[-1])):
-        raise ValueError(f"weights must be positive numbers, at least one; got {grid}: give a grid")
+        raise HypergradError(
+            f"weights must be positive numbers, at least one; got {grid}: give a grid"
+        )
     for weight in grid:
         look_at(weight)
     least, most = min(losses) / farthest, max(losses) * farthest

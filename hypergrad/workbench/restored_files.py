@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypergrad._foundation.arrays import native
-from hypergrad._foundation.errors import reason_of
+from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad._foundation.records import write_bytes
 from hypergrad.learning.restoration import check_observed, restore
 from hypergrad.learning.saved_operator import SavedOperator
@@ -77,9 +77,11 @@ def restore_file(
     observed = _read(kind, path)
     out = path.with_name(f"{path.stem}-restored{observed.suffix}") if out is None else Path(out)
     if out.is_dir():
-        raise ValueError(f"out must be a file; got the folder {out}: name a file in it")
+        raise HypergradError(f"out must be a file; got the folder {out}: name a file in it")
     if out.suffix.lower() not in kind.formats:
-        raise ValueError(f"out must end in one of {', '.join(kind.formats)}; got {out}: name it so")
+        raise HypergradError(
+            f"out must end in one of {', '.join(kind.formats)}; got {out}: name it so"
+        )
     if out.exists():
         raise FileExistsError(
             f"out must be a new file; got {out}, which exists: name another one by --out, or "
@@ -121,13 +123,13 @@ def restore_folder(
     """
     folder, kind, out = Path(folder), _kind_for(operator), _new_folder(Path(folder), out)
     if truth is not None and not Path(truth).is_dir():
-        raise ValueError(
+        raise HypergradError(
             f"truth must be a folder, since {folder} is one; got {truth}: name the folder with a "
             "true file of the same name for each"
         )
     files = files_below(folder, tuple(kind.formats), skip)
     if not files:
-        raise ValueError(
+        raise HypergradError(
             f"{folder} must hold {', '.join(kind.formats)} for this operator; got none: name "
             "another folder or operator"
         )
@@ -138,7 +140,7 @@ def restore_folder(
             if truth is not None:
                 _truth(kind, Path(truth) / file.relative_to(folder), observed)
         except OSError as error:
-            raise ValueError(f"{file} must be readable; got {reason_of(error)}") from None
+            raise HypergradError(f"{file} must be readable; got {reason_of(error)}") from None
         return observed.suffix
 
     names = _names_written(read_each(files, folder, suffix_of, skip))
@@ -230,7 +232,7 @@ def _kind_for(operator: SavedOperator) -> _Kind:
 def _check_picture(operator: SavedOperator, values: Floats) -> None:
     check_observed(operator, values)
     if np.any(np.abs(values - 0.5) > 0.5):
-        raise ValueError("grey must lie in [0, 1]; got floats outside: rescale them")
+        raise HypergradError("grey must lie in [0, 1]; got floats outside: rescale them")
 
 
 def _read(kind: _Kind, path: Path) -> _Observed:
@@ -239,14 +241,14 @@ def _read(kind: _Kind, path: Path) -> _Observed:
     try:
         kind.check(observed.values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise HypergradError(f"{path}: {error}") from None
     return observed
 
 
 def _truth(kind: _Kind, path: Path, observed: _Observed) -> Floats:
     exact = _read(kind, path).values
     if exact.shape != observed.values.shape:
-        raise ValueError(
+        raise HypergradError(
             f"truth must have the shape of what was observed, {observed.values.shape}; got "
             f"{exact.shape} in {path}: name the file that belongs to it"
         )
@@ -260,7 +262,7 @@ def _opened(path: Path, what: str, reader: Callable[[Path], Any]) -> Any:
         return reader(path)
     except Exception as error:  # whatever the many formats and their libraries come up with
         reason = reason_of(error)
-    raise ValueError(
+    raise HypergradError(
         f"{path} must be {what} for this operator; got {reason}: name another file or operator"
     ) from None
 
@@ -300,20 +302,22 @@ def _of_numbers(grey: NDArray[Any]) -> _Observed:
     if grey.ndim == 2 and grey.dtype == np.uint16:
         holds = functools.partial(_lossless, "16 bits", 65535)
         return _Observed(grey / 65535, ".png", _write_16_bits, holds)
-    raise ValueError(
+    raise HypergradError(
         f"{grey.dtype} of shape {grey.shape}, where 8 bits, 16 bits grey and floats grey are known"
     )
 
 
 def _lossless(what: str, steps: int, form: str) -> _Range:
     if form == "JPEG":
-        raise ValueError(f"{what} must be written as PNG or TIFF; got JPEG: let out end in .png")
+        raise HypergradError(
+            f"{what} must be written as PNG or TIFF; got JPEG: let out end in .png"
+        )
     return _Range(0, 1, 1 / steps)
 
 
 def _only_tiff(form: str) -> None:
     if form != "TIFF":
-        raise ValueError(f"floats must be written as TIFF; got {form}: let out end in .tif")
+        raise HypergradError(f"floats must be written as TIFF; got {form}: let out end in .tif")
 
 
 def _write_8_bits(file: BinaryIO, values: Floats, form: str, alpha: Floats | None = None) -> None:
@@ -352,7 +356,7 @@ def _read_sound(path: Path, rate: int) -> _Observed:
     def opened(path: Path) -> _Observed:
         with soundfile.SoundFile(path) as stored:
             if stored.samplerate != rate:
-                raise ValueError(f"{stored.samplerate} Hz, where {rate} Hz were learned on")
+                raise HypergradError(f"{stored.samplerate} Hz, where {rate} Hz were learned on")
             values, subtype = np.asarray(stored.read(dtype="float64"), float), stored.subtype
         suffix = path.suffix.lower() if path.suffix.lower() in _SOUNDS else ".wav"
         write = functools.partial(_write_sound, rate=rate, subtype=subtype)
@@ -392,7 +396,7 @@ def _write_sound(file: BinaryIO, values: Floats, form: str, *, rate: int, subtyp
     try:
         soundfile.write(file, stored, rate, format=form, subtype=subtype)
     except soundfile.LibsndfileError as error:  # 9 channels in FLAC, say
-        raise ValueError(
+        raise HypergradError(
             f"out must be of a format that holds such a sound; got {form}: {error}: let out end in "
             ".wav"
         ) from None

@@ -29,7 +29,14 @@ import numpy as np
 import tyro
 from rich.progress import Progress
 
-from hypergrad._foundation.errors import DATA, INTERRUPTED, USAGE, explained, parsing, reason_of
+from hypergrad._foundation.errors import (
+    DATA,
+    INTERRUPTED,
+    USAGE,
+    HypergradError,
+    reason_of,
+    user_message,
+)
 from hypergrad._foundation.progress import progress_bar
 from hypergrad._foundation.records import (
     claim_folder,
@@ -119,7 +126,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.of:
-            raise ValueError(
+            raise HypergradError(
                 f"a shard must be i/n with 0 <= i < n; got {self.index}/{self.of}: try 0/{self.of}"
             )
 
@@ -132,7 +139,7 @@ class Shard:
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None:
-            raise ValueError(f"a shard must be i/n; got {text!r}: try 0/1")
+            raise HypergradError(f"a shard must be i/n; got {text!r}: try 0/1")
         return Shard(int(match[1]), int(match[2]))
 
 
@@ -220,7 +227,7 @@ def run_sweep(
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"cells must have different keys; got twice: {', '.join(twice)}")
+        raise HypergradError(f"cells must have different keys; got twice: {', '.join(twice)}")
     claim_folder(out, config)
     with in_use(out, shared=shard.of > 1):
         if not (out / "environment.json").exists():
@@ -321,8 +328,7 @@ def main(
     `report(settings, records)`, the results in words and tables, is printed and written to
     `report.md`.
     """
-    with parsing(program := f"experiments/{name}.py"):
-        options = tyro.cli(Options[settings], prog=program)
+    options = tyro.cli(Options[settings], prog=f"experiments/{name}.py")
     try:
         _check_settings(options.config)
     except ValueError as error:
@@ -349,7 +355,7 @@ def run_experiment(
         _run_and_report(name, options, out, shard, cells, report)
         sys.stdout.flush()  # here, where a full disk can still be told
     except Exception as error:
-        if (line := explained(error)) is None:
+        if (line := user_message(error)) is None:
             raise
         is_refused = isinstance(error, ValueError) or not (out / "config.json").exists()
         goes_on = "" if is_refused else f"; the same command goes on in {out}"
@@ -393,7 +399,7 @@ def _check_settings(settings: Any, owner: str = "") -> None:
         if dataclasses.is_dataclass(value):
             _check_settings(value, f"{name}.")
         if value == ():
-            raise ValueError(f"{name} must not be empty; got (): name one value or more")
+            raise HypergradError(f"{name} must not be empty; got (): name one value or more")
         words = field.name.split("_")
         are_seeds = "seed" in words or (isinstance(value, tuple) and "seeds" in words)
         least = 0 if are_seeds or field.default == 0 else math.ulp(0.0)
@@ -401,6 +407,6 @@ def _check_settings(settings: Any, owner: str = "") -> None:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if not least <= number < math.inf:
-                raise ValueError(
+                raise HypergradError(
                     f"{name} must be positive and finite; got {number}: pass another number"
                 )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
 from hypergrad._foundation.checks import check_positive
+from hypergrad._foundation.errors import HypergradError
 
 __all__ = ["AbstractFunction", "check_is_function", "positive_leaves", "prox", "prox_conjugate"]
 
@@ -122,14 +123,14 @@ class AbstractFunction(eqx.Module):
 def check_is_function(name: str, f: Any) -> None:
     """Refuse what is no convex function of this package or of a subclass."""
     if not isinstance(f, AbstractFunction):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be a hypergrad function; got {type(f).__name__}: use one from "
             "hypergrad.functions or subclass hypergrad.AbstractFunction"
         )
     # A field that is misspelt there would be learned as any other, and become negative.
     unknown = set(f.positive) - {field.name for field in dataclasses.fields(f)}
     if unknown:
-        raise ValueError(
+        raise HypergradError(
             f"{type(f).__name__}.positive must name fields of it; got {', '.join(sorted(unknown))}"
             ", which are none: correct the spelling"
         )

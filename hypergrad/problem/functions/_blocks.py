@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import power_of_two
 from hypergrad.problem.functions._base import Values, Vector
 
@@ -111,7 +112,7 @@ def check_length(owner: object, name: str, size: int) -> None:
     """A parameter is a number or has one entry a coordinate."""
     shape = np.shape(getattr(owner, name))
     if shape not in ((), (size,)):
-        raise ValueError(
+        raise HypergradError(
             f"{type(owner).__name__}.{name} must be a number or have shape ({size},); got shape "
             f"{shape}: give one entry for each of the {size} coordinates"
         )
@@ -121,7 +122,7 @@ def check_one_number(owner: object, name: str) -> None:
     """A parameter is one number."""
     shape = np.shape(getattr(owner, name))
     if shape != ():
-        raise ValueError(
+        raise HypergradError(
             f"{type(owner).__name__}.{name} must be one number; got shape {shape}: use a "
             "SeparableSum for several"
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
 from hypergrad._foundation.checks import check_counts, check_positive, inexact
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.functions._base import AbstractFunction, Scalar, Values, Vector
 from hypergrad.problem.functions._blocks import (
     check_length,
@@ -89,7 +90,7 @@ class GroupL1(AbstractFunction):
         check_one_number(self, "weight")
         check_counts("GroupL1.shape", self.shape)
         if self.axis not in range(-len(self.shape), len(self.shape)):
-            raise ValueError(
+            raise HypergradError(
                 f"GroupL1.axis must be an axis of shape {self.shape}; got {self.axis!r}: 0 is the "
                 "first"
             )
@@ -128,7 +129,7 @@ class GroupL1(AbstractFunction):
 
     def check_size(self, size: int) -> None:
         if math.prod(self.shape) != size:
-            raise ValueError(
+            raise HypergradError(
                 f"GroupL1.shape must hold {size} coordinates; got {self.shape}, which holds "
                 f"{math.prod(self.shape)}"
             )

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, Int
 
 from hypergrad._foundation.checks import check_counts, describe
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.functions._base import (
     AbstractFunction,
     Scalar,
@@ -63,7 +64,7 @@ class SeparableSum(AbstractFunction):
 
     def __check_init__(self) -> None:
         if not isinstance(self.parts, tuple):
-            raise ValueError(
+            raise HypergradError(
                 f"SeparableSum.parts must be a tuple of functions; got {describe(self.parts)}: put "
                 "it in brackets, as in [hg.L1(0.1), hg.Zero()]"
             )
@@ -71,7 +72,7 @@ class SeparableSum(AbstractFunction):
             check_is_function("each part of a SeparableSum", part)
         check_counts("SeparableSum.sizes", self.sizes)
         if len(self.parts) != len(self.sizes) or not self.parts:
-            raise ValueError(
+            raise HypergradError(
                 "SeparableSum must have one size for each part and at least one part; got "
                 f"{len(self.parts)} parts and {len(self.sizes)} sizes"
             )
@@ -110,7 +111,7 @@ class SeparableSum(AbstractFunction):
 
     def check_size(self, size: int) -> None:
         if sum(self.sizes) != size:
-            raise ValueError(
+            raise HypergradError(
                 f"SeparableSum.sizes must add up to {size}; got {self.sizes}, which add up to "
                 f"{sum(self.sizes)}"
             )

@@ -11,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import cast_leaves, check_counts
+from hypergrad._foundation.errors import HypergradError
 
 __all__ = ["AbstractOperator", "TransposedOperator", "check_image_shape"]
 
@@ -83,7 +84,7 @@ def check_image_shape(image_shape: Any) -> None:
     """Refuse what is not `(height, width)`."""
     check_counts("image_shape", image_shape)
     if len(image_shape) != 2:
-        raise ValueError(
+        raise HypergradError(
             f"image_shape must be (height, width); got {image_shape}: a batch is leading axes of "
             "x_tilde"
         )

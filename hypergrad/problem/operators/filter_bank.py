@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import as_inexact, check_finite, is_concrete
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.operators._base import AbstractOperator, check_image_shape
 from hypergrad.problem.operators.boundaries import AbstractBoundary, Margins, Symmetric
 from hypergrad.problem.operators.convolutions import (
@@ -124,17 +125,17 @@ class FilterBank(AbstractOperator):
 def _check_filters(filters: Array, image_shape: Any) -> None:
     check_image_shape(image_shape)
     if filters.ndim != 3 or 0 in filters.shape:
-        raise ValueError(
+        raise HypergradError(
             f"filters must have shape (f, h, w); got {filters.shape}: a single one is filters[None]"
         )
     check_finite("filters", filters)
     if is_concrete(filters) and not np.any(np.asarray(filters)):
-        raise ValueError(
+        raise HypergradError(
             "filters must not be zero (their norm sets the step sizes); got only zeros: start from "
             "differences, a DCT or random filters"
         )
     if filters.shape[1] > image_shape[0] or filters.shape[2] > image_shape[1]:
-        raise ValueError(
+        raise HypergradError(
             f"filters must not be larger than the image; got {filters.shape[1:]} on an image of "
             f"{image_shape}: crop the filters"
         )
@@ -142,7 +143,7 @@ def _check_filters(filters: Array, image_shape: Any) -> None:
 
 def _check_choice(name: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
-        raise ValueError(
+        raise HypergradError(
             f"{name} must be an object of hypergrad.operators; got {value!r}: take "
             f"hypergrad.operators.{example}"
         )

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.learning.devices import device_name
 from hypergrad.workbench.benchmark import (
     accuracy,
@@ -56,7 +57,7 @@ class Benchmark:
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in SECTIONS]
         if unknown or not self.only:
-            raise ValueError(
+            raise HypergradError(
                 f"only must name sections of the benchmark; got {' '.join(unknown) or 'none'}: "
                 f"choose from {' '.join(SECTIONS)}"
             )

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.status import Status
 from hypergrad._foundation.timing import compile_ahead, interleaved_medians
@@ -171,7 +172,7 @@ def _learned(settings: Settings) -> _Given:
 
 def _linear_programme(settings: Settings) -> _Given:
     if settings.speech is None:
-        raise ValueError("no speech: give its folder")
+        raise HypergradError("no speech: give its folder")
     frames = data.speech_frames(
         settings.speech, bits=3, split="train", count=settings.frames, seed=settings.seed
     )

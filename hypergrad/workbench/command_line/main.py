@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 
-from hypergrad._foundation.errors import DATA, INTERRUPTED, USAGE, explained, one_line, parsing
+from hypergrad._foundation.errors import DATA, INTERRUPTED, USAGE, one_line, user_message
 from hypergrad.workbench.command_line.commands import (
     COMMANDS,
     Bench,
@@ -58,14 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         console.print(f"hypergrad: {_no_command(words[0])}", markup=False)
         return USAGE
-    with parsing("hypergrad"):
-        command = tyro.cli(
-            Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
-            args=words,
-            prog="hypergrad",
-            description="Hypergradients of bilevel problems, side by side (--version tells which).",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
-        )
+    command = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType] a union of dataclasses is a tyro type
+        args=words,
+        prog="hypergrad",
+        description="Hypergradients of bilevel problems, side by side (--version: the version).",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+    )
     try:
         if isinstance(command, Strategies):
             _list_strategies()
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print("\nhypergrad: interrupted; what is written is whole", markup=False)
         return INTERRUPTED
     except Exception as error:
-        if (line := explained(error)) is None:
+        if (line := user_message(error)) is None:
             raise
         console.print(f"hypergrad: {line}", markup=False)
         return DATA
@@ -98,24 +97,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _version() -> str:
-    """That of what is installed."""
+    """Return the installed version."""
     import importlib.metadata
 
     try:
         return importlib.metadata.version("hypergrad-jax")
     except importlib.metadata.PackageNotFoundError:
-        return "of a folder that is not installed"
+        return "unknown version (not installed)"
 
 
 def _no_command(word: str) -> str:
-    """What there is, and what is nearest."""
+    """Return what to say of a first word that is no command, with the nearest one."""
     import difflib
 
     nearest = difflib.get_close_matches(word, COMMANDS, n=1)
     meant = f"perhaps you meant {nearest[0]}; " if nearest else ""
+    choices = ", ".join(COMMANDS)
     return one_line(
-        f"a command must be one of {', '.join(COMMANDS)}; got {word!r}: {meant}hypergrad --help "
-        "says what each does"
+        f"a command must be one of {choices}; got {word!r}: {meant}see hypergrad --help"
     )
 
 
@@ -207,7 +206,7 @@ def _study(
         raise _ended("interrupted", out, INTERRUPTED) from None
     except (OSError, MemoryError, RuntimeError) as error:
         # Before the folder is the run's, nothing can be lost, and another one may be wanted.
-        if (line := explained(error)) is None or not (out / "config.json").exists():
+        if (line := user_message(error)) is None or not (out / "config.json").exists():
             raise
         raise _ended(line, out, DATA) from None
 

@@ -18,6 +18,7 @@ import jax
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import as_inexact, check_count, describe
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.imports import imported
 from hypergrad.bilevel import Loss
 from hypergrad.problem import functions, operators
@@ -56,10 +57,12 @@ class NamedFunction(NamedTuple):
         given = {**self.options, **more}
         weight = _parameters(self.make).get("weight")
         if weight is not None and weight.default is weight.empty and "weight" not in given:
-            raise ValueError(f"{self.text!r} needs the option 'weight'; write {self.text}:weight=…")
+            raise HypergradError(
+                f"{self.text!r} needs the option 'weight'; write {self.text}:weight=…"
+            )
         f = _call(self.text, functools.partial(self.make, **given))
         if not isinstance(f, AbstractFunction):
-            raise ValueError(
+            raise HypergradError(
                 f"{self.text!r} must give a hypergrad.AbstractFunction; got {describe(f)}: name a "
                 "subclass of it, or a function that returns one"
             )
@@ -81,7 +84,7 @@ class NamedFunction(NamedTuple):
         try:
             check_function(self.example(), size)
         except ValueError as error:
-            raise ValueError(f"{self.text!r}: {error}") from None
+            raise HypergradError(f"{self.text!r}: {error}") from None
 
 
 def parse_function(text: str) -> NamedFunction:
@@ -118,7 +121,7 @@ def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
     K = as_inexact(K, f"what {text!r} returns", rule="an (m, n) matrix", advice="return an array")
     n = math.prod(shape)
     if K.ndim != 2 or K.shape[1] != n:
-        raise ValueError(
+        raise HypergradError(
             f"{text!r} must return a matrix (m, {n}) for samples of shape {shape}; got shape "
             f"{K.shape}: one column for each entry of a sample"
         )
@@ -171,11 +174,11 @@ def import_part(text: str) -> Any:
     """
     module, _, name = text.partition(":")
     if not (module and name):
-        raise ValueError(f"a part of your own must be {_OWN}; got {text!r}: name both")
+        raise HypergradError(f"a part of your own must be {_OWN}; got {text!r}: name both")
     try:
         return imported(module, name)
     except ImportError as error:
-        raise ValueError(f"{module}:{name} must be importable; got {error}") from None
+        raise HypergradError(f"{module}:{name} must be importable; got {error}") from None
 
 
 def _is_built_in(f: Any) -> bool:
@@ -192,7 +195,7 @@ def _made_by(
         return named[name], options
     if options:
         return _own(text)
-    raise ValueError(f"{rule} {', '.join(named)}, or {_OWN}; got {text!r}: choose one")
+    raise HypergradError(f"{rule} {', '.join(named)}, or {_OWN}; got {text!r}: choose one")
 
 
 def _own(text: str) -> tuple[Callable[..., Any], str]:
@@ -201,7 +204,7 @@ def _own(text: str) -> tuple[Callable[..., Any], str]:
     name, _, options = rest.partition(":")
     part = import_part(f"{module}:{name}")
     if not callable(part):
-        raise ValueError(
+        raise HypergradError(
             f"{text!r} must name a class or a function; got {describe(part)}: name another"
         )
     return part, options
@@ -224,10 +227,10 @@ def _options_for(
     for name in found:
         if name not in named:
             choose = f"choose {', '.join(named)}" if named else "it takes none"
-            raise ValueError(f"Unknown option {name!r} for {part!r}; {choose}")
+            raise HypergradError(f"Unknown option {name!r} for {part!r}; {choose}")
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in (*found, "weight"):
-            raise ValueError(f"{part!r} needs the option {name!r}; write {part}:{name}=…")
+            raise HypergradError(f"{part!r} needs the option {name!r}; write {part}:{name}=…")
     return found
 
 
@@ -244,12 +247,12 @@ def _parse_options(options: str, text: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"_({options})", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or not all(w.arg for w in call.keywords):
-            raise ValueError("an option without a name")
+            raise HypergradError("an option without a name")
         if len({word.arg for word in call.keywords}) < len(call.keywords):
-            raise ValueError("an option that is given twice")
+            raise HypergradError("an option that is given twice")
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise HypergradError(
             f"options must be field=value with Python literals, separated by commas; got "
             f"{options!r} in {text!r} ({error}): write for example weight=0.1,smoothing=0.01"
         ) from None
@@ -260,4 +263,4 @@ def _call(text: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except TypeError as error:
-        raise ValueError(f"{text!r} does not fit what it names: {error}") from None
+        raise HypergradError(f"{text!r} does not fit what it names: {error}") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hypergrad._foundation.errors import HypergradError
+
 
 def one_of(what: str, got: str, names: Iterable[str]) -> None:
     require(got in names, f"{what} must be one of {', '.join(names)}", repr(got), "choose one")
@@ -15,7 +17,7 @@ def at_least_one(**numbers: int) -> None:
 
 
 def require(
-    holds: bool, rule: str, got: object, to_do: str, error: type[Exception] = ValueError
+    holds: bool, rule: str, got: object, to_do: str, error: type[Exception] = HypergradError
 ) -> None:
     """Raise the error that says the rule, what was got and what to do, unless the rule holds."""
     if not holds:

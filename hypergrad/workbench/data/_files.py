@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypergrad._foundation.arrays import native
+from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad.workbench.data._checks import one_of, require
 from hypergrad.workbench.data.samples import Split
 
@@ -97,7 +98,7 @@ def read_each(
             found[name_in(file, folder)] = read(file)
         except ValueError as error:
             if skip is None:
-                raise ValueError(f"{error}, or {_LEAVE_OUT}") from None
+                raise HypergradError(f"{error}, or {_LEAVE_OUT}") from None
             skip(str(error))
     got = f"none of {len(files)} in {folder}"
     require(bool(found), "a file must be usable", got, "repair them, or add others")
@@ -106,7 +107,7 @@ def read_each(
 
 def _refuse(file: Path, rule: str, got: str, skip: Skip | None) -> None:
     if skip is None:
-        raise ValueError(f"{rule}; got {got}, {file}: remove it, or {_LEAVE_OUT}")
+        raise HypergradError(f"{rule}; got {got}, {file}: remove it, or {_LEAVE_OUT}")
     skip(f"{rule}; got {got}, {file}")
 
 
@@ -120,8 +121,8 @@ def read_with(file: Path, reader: Callable[[Path], Any]) -> Any:
             return reader(file)
     except Exception as error:  # whatever the many formats and their libraries come up with
         refused = error.strerror if isinstance(error, OSError) else None
-        reason = refused or f"{type(error).__name__}: {error}"
-        raise ValueError(f"file must be readable; got {file} ({reason}): repair it") from None
+        reason = refused or reason_of(error)
+        raise HypergradError(f"file must be readable; got {file} ({reason}): repair it") from None
 
 
 def read_picture(file: Path, from_pillow: Callable[[Any], T], from_array: Callable[[Any], T]) -> T:
@@ -137,7 +138,7 @@ def read_picture(file: Path, from_pillow: Callable[[Any], T], from_array: Callab
             warnings.simplefilter("ignore", UserWarning)  # of metadata that nobody asks for
             with PIL.Image.open(file) as picture:
                 if getattr(picture, "n_frames", 1) > 1:
-                    raise ValueError("more than one page")
+                    raise HypergradError("more than one page")
                 if not (is_tiff and picture.mode == "I"):
                     return from_pillow(picture)
     except PIL.UnidentifiedImageError:
@@ -151,7 +152,7 @@ def _tiff_array(file: Path) -> NDArray[Any]:
 
     with tifffile.TiffFile(file) as stored:
         if len(stored.pages) > 1:
-            raise ValueError("more than one page")
+            raise HypergradError("more than one page")
         return native(stored.asarray())
 
 

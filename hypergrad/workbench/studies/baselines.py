@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hypergrad._foundation.errors import reason_of
+from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad.bilevel.arguments import check_loss
 from hypergrad.problem import operators
 from hypergrad.problem.lower_level import LowerLevel
@@ -130,7 +130,7 @@ def _check_loss_text(text: str, x: Array) -> None:
     try:
         check_loss(parse_loss(text), x)
     except Exception as error:  # the user's function may raise anything
-        raise ValueError(
+        raise HypergradError(
             f"{text!r} must be a loss of x and x_true; got {reason_of(error)}"
         ) from None
 
