@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from hypergrad._foundation.samples import magnitude
-from hypergrad.adjoint.delta_solves import CGLS, AbstractKrylovSolve
+from hypergrad.adjoint.adjoint_solves import CGLS, AbstractKrylovSolve
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
 from hypergrad.problem.lower_level import LowerLevel

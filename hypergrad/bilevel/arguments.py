@@ -27,13 +27,13 @@ __all__ = [
     "check_samples",
     "check_trace",
     "check_truth_shape",
+    "default_solver",
     "flatten_batch",
     "prepare",
     "prepare_hypergradient",
     "prepare_solve",
     "prepare_truth",
     "restore_batch",
-    "usual_solver",
 ]
 
 Data = Float[Array, "..."] | Float[np.ndarray, "..."]
@@ -52,7 +52,7 @@ def check_problem(problem: Any) -> None:
     check_again("problem", problem)
 
 
-def usual_solver(solver: Any) -> ChambollePock:
+def default_solver(solver: Any) -> ChambollePock:
     """The solver, the usual one where none is given; what is none is refused."""
     if solver is None:
         return ChambollePock()
@@ -132,7 +132,7 @@ def prepare(
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
     """Check what can be checked, and cast everything to one dtype."""
     check_problem(problem)
-    solver = usual_solver(solver)
+    solver = default_solver(solver)
     x_tilde = as_inexact(x_tilde, "x_tilde")
     _check_batch("x_tilde", x_tilde, problem.n)
     solver.check_step_sizes(problem)
@@ -162,7 +162,7 @@ def prepare_solve(
     init: State | None,
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
     """`prepare`, with a strategy that goes with the solver."""
-    solver = usual_solver(solver)
+    solver = default_solver(solver)
     check_compatible(strategy, solver)
     return prepare(problem, x_tilde, solver, init)
 

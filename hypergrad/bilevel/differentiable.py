@@ -87,7 +87,7 @@ def _solve_jit(
     solution = restore_batch(Solution(solution.x, solution.y, *described), batch)
     if not trace:
         return solution
-    traced = solver.trace(problem, x_tilde, solution.stats.iterations, init)
+    traced = solver.on(problem, x_tilde).trace(solution.stats.iterations, init)
     return Solution(solution.x, solution.y, solution.stats, solution.state, traced)
 
 

@@ -59,19 +59,17 @@ class AbstractStrategy(eqx.Module):
         """Solve; also return whatever the pullback will need, as a pytree."""
 
     @abc.abstractmethod
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
+    def pullback(self, saved: Any, cotangent: Cotangent) -> Gradients:
         """Gradients of a loss whose derivative in the returned `x` and `y` is the cotangent."""
 
-    def partial_pullback(
-        self, residuals: Any, cotangent: Cotangent, wanted: LowerLevel
-    ) -> Gradients:
+    def partial_pullback(self, saved: Any, cotangent: Cotangent, wanted: LowerLevel) -> Gradients:
         """The pullback for some leaves of the problem alone; all others are None.
 
         `wanted` has a bool for each leaf of the problem. By default what is not wanted is dropped,
         and under `jit` not computed where nothing else needs it. To be overridden where more can be
         saved.
         """
-        gradients = self.pullback(residuals, cotangent)
+        gradients = self.pullback(saved, cotangent)
         part = eqx.filter(gradients.problem, wanted)
         return gradients._replace(problem=part, x_tilde=None, solver=None)
 
@@ -89,12 +87,12 @@ class AbstractStrategy(eqx.Module):
         """Whether `solve` with this strategy can be differentiated in forward mode, too."""
         return False
 
-    def pushforward(self, residuals: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
+    def pushforward(self, saved: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
         """How the returned `x` and `y` move with the problem and `x_tilde`.
 
         Linear in the tangents, written so that JAX can transpose it: where there is one, `solve` is
-        differentiated by it in either mode. What it takes from `solved` and not from the residuals
-        can be differentiated again.
+        differentiated by it in either mode. What it takes from `solved` and not from `saved` can be
+        differentiated again.
         """
         raise NotImplementedError(f"{self.label} has no pushforward")
 
@@ -168,8 +166,7 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
         if not isinstance(solution, Solution):
             raise ValueError(
                 f"run of {type(self).__name__} must return a hypergrad.Solution; got "
-                f"{describe(solution)}: return solver.solution(problem, x_tilde, sizes, state, "
-                "taken)"
+                f"{describe(solution)}: return solver.on(problem, x_tilde).solve()"
             )
         return solution
 
@@ -185,7 +182,7 @@ class AbstractDifferentiableStrategy(AbstractStrategy):
         _, pull, solution = eqx.filter_vjp(run, arguments, has_aux=True)
         return solution, (pull, solution)
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        pull, solution = residuals
+    def pullback(self, saved: Any, cotangent: Cotangent) -> Gradients:
+        pull, solution = saved
         problem, x_tilde, solver = pull(cotangent)[0]
         return Gradients(problem, x_tilde, solver, self.adjoint_stats(solution, x_tilde))
