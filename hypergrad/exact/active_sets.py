@@ -297,6 +297,15 @@ def regularization(dtype: jnp.dtype) -> float:
     return 8 * float(jnp.finfo(dtype).eps) ** 0.5
 
 
+def _computed_after(first: Array, value: Array) -> Array:
+    """Return `value`, which XLA then computes after `first`.
+
+    XLA drops a `jax.lax.optimization_barrier` on the CPU before it orders the calls, but not `0 x`,
+    since x may be NaN.
+    """
+    return value + 0.0 * first[:, :1]
+
+
 def active_system(
     problem: LowerLevel, sizes: StepSizes, z: ProxArguments, t: Array | None = None
 ) -> ActiveSystem:
@@ -304,8 +313,8 @@ def active_system(
     tau, sigma, _ = sizes
     smoothing = jnp.zeros(z.z_P.shape[0], z.z_P.dtype) if t is None else t
     D_P = jacobian(prox, problem.G, z.z_P, tau, smoothing)
-    # Where both are diagonalised, one after the other (see `_solve_shrunk`): a 0 that depends.
-    after_D_P = 0.0 * D_P.values[:, :1]
-    D_D = jacobian(prox_conjugate, problem.F, z.z_D + after_D_P, sigma, smoothing)
+    # Where both are diagonalised, one LAPACK call has to follow the other (see `_solve_shrunk`).
+    z_D = _computed_after(D_P.values, z.z_D)
+    D_D = jacobian(prox_conjugate, problem.F, z_D, sigma, smoothing)
     shrink = regularization(z.z_P.dtype) if t is None else 0.0
     return _factorise(dense_matrix(problem.K), jnp.sqrt(tau) * jnp.sqrt(sigma), D_P, D_D, shrink)
