@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.arrays import native, refuse_masked
-from hypergrad._foundation.checks import as_inexact, check_again, check_finite, check_flag, describe
+from hypergrad._foundation.checks import as_inexact, check_again, check_finite, describe
 from hypergrad._foundation.compiled import shape_of
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.problem.functions._base import positive_leaves
@@ -25,7 +25,6 @@ __all__ = [
     "check_loss",
     "check_problem",
     "check_samples",
-    "check_trace",
     "check_truth_shape",
     "default_solver",
     "flatten_batch",
@@ -83,26 +82,7 @@ def check_is_strategy(name: str, strategy: Any) -> None:
 def check_compatible(strategy: Any, solver: ChambollePock) -> None:
     """Refuse what is no strategy, or does not go with the solver."""
     check_is_strategy("strategy", strategy)
-    if strategy.differentiates_every_iteration and solver.acceleration is not None:
-        raise ValueError(
-            f"{strategy.label} must have plain iterations, since it differentiates them all; got a "
-            "solver with an acceleration: leave it out, or use Truncation or LimitFormula"
-        )
-    strategy.check(solver)
-
-
-def check_trace(trace: Any, strategy: AbstractStrategy, solver: ChambollePock) -> None:
-    """Refuse a trace of iterates that are not those of the strategy's own solve."""
-    check_flag("trace", trace)
-    if trace and solver.acceleration is not None:
-        raise ValueError(
-            "trace=True must have plain iterations; got a solver with an acceleration: leave it out"
-        )
-    if trace and not strategy.follows_solver:
-        raise ValueError(
-            f"trace=True must have a strategy that takes the solver's iterations; got "
-            f"{strategy.label}, which does not: trace another one, hg.Truncation(k=1) say"
-        )
+    strategy.check_solver(solver)
 
 
 def check_loss(loss: Any, x_true: Array) -> None:
