@@ -183,12 +183,10 @@ def bounded(kind: Kind, p: Parameters) -> tuple[hg.LowerLevel, hg.ErrorBound]:
     """The hypergradient after `before` and a few more iterations, and its bound."""
     problem = problem_of(kind, p)
     solver = hg.ChambollePock(_LAST, step_ratio=p.step_ratio)
-    sizes = solver.step_sizes(problem)
+    forward = solver.on(problem, p.x_tilde)
+    iteration = forward.iteration
     state = jax.lax.fori_loop(
-        0,
-        p.before,
-        lambda _, state: solver.step(problem, p.x_tilde, sizes, state),
-        solver.start(problem, p.x_tilde),
+        0, p.before, lambda _, state: iteration.step(state)[0], forward.start()
     )
     h = hg.hypergradient(
         problem, p.x_tilde, p.x_true,
@@ -196,7 +194,7 @@ def bounded(kind: Kind, p: Parameters) -> tuple[hg.LowerLevel, hg.ErrorBound]:
     )  # fmt: skip
     if h.error_bound is not None:
         return h.grad, h.error_bound
-    pair = ReturnedPair(problem, p.x_tilde, sizes, h.solution.x, h.solution.y)
+    pair = ReturnedPair(*iteration, h.solution.x, h.solution.y)
     batch = len(p.x_tilde)
     bound = bound_error(
         pair, h.grad, lambda _: h.grad, lambda x: (x - p.x_true) / batch,

@@ -10,7 +10,14 @@ from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.renamed import renamed
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
-from hypergrad.bilevel import Chosen, Hypergradient, half_mean_squared_error, hypergradient, solve
+from hypergrad.bilevel import (
+    Hypergradient,
+    TargetReport,
+    half_mean_squared_error,
+    hypergradient,
+    hypergradient_to_target,
+    solve,
+)
 from hypergrad.bilevel.error_bound import ErrorBound, Regime
 from hypergrad.chambolle_pock import (
     ChambollePock,
@@ -96,7 +103,6 @@ __all__ = [
     "Box",
     "BoxQuadratic",
     "ChambollePock",
-    "Chosen",
     "Comparison",
     "ConjugateGradients",
     "Contraction",
@@ -143,6 +149,7 @@ __all__ = [
     "Steps",
     "StepsNeeded",
     "Tail",
+    "TargetReport",
     "Tolerance",
     "Trace",
     "Truncation",
@@ -159,6 +166,7 @@ __all__ = [
     "evaluate",
     "half_mean_squared_error",
     "hypergradient",
+    "hypergradient_to_target",
     "load_operator",
     "operators",
     "parse_strategy",
@@ -178,7 +186,12 @@ for _room in (functions, lower_level, operators):
     sys.modules[f"hypergrad.{_room.__name__.rpartition('.')[2]}"] = _room
 
 _renamed = renamed(
-    "hypergrad", {"LeastSquares": "hypergrad:CGLS", "Linear": "hypergrad:LinearWeights"}
+    "hypergrad",
+    {
+        "Chosen": "hypergrad:TargetReport",
+        "LeastSquares": "hypergrad:CGLS",
+        "Linear": "hypergrad:LinearWeights",
+    },
 )
 
 

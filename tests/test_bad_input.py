@@ -742,7 +742,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"weights must be weights of the iterates, or one number an iteration; got 'uniform'",
     ),
     "text for a target error": (
-        lambda: hypergradient(strategy=hg.LimitFormula(hg.Tolerance()), target_error="1e-6"),
+        lambda: hg.hypergradient_to_target(
+            PROBLEM, X, X, strategy=hg.LimitFormula(hg.Tolerance()), target_error="1e-6"
+        ),
         r"target_error must lie in (0, 1); got '1e-6': try 1e-6",
     ),
     "text for an error": (

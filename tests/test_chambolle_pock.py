@@ -14,6 +14,7 @@ from scipy.optimize import linprog
 
 import hypergrad as hg
 from hypergrad.chambolle_pock import (
+    Iteration,
     ProxArguments,
     SolverStats,
     State,
@@ -200,7 +201,7 @@ PROBLEMS = {
 @jax.jit
 def judge(problem, x_tilde, sizes, r, y, taken, tolerance) -> SolverStats:
     """The certificate of any pair `x = x_tilde + r` and y."""
-    return certify(problem, x_tilde, sizes, r, y, taken, tolerance)
+    return certify(Iteration(problem, x_tilde, sizes), r, y, taken, tolerance)
 
 
 def trajectory(problem: hg.LowerLevel, x_tilde: jax.Array, iterations: int):

@@ -44,7 +44,7 @@ def _system(problem: hg.LowerLevel) -> LimitSystem:
 
 def _dense(system: LimitSystem, right, *, transposed: bool) -> np.ndarray:
     """The solution of minimum norm, a sample, by the pseudo-inverse of the whole matrix."""
-    product = system.balanced_transpose if transposed else system.balanced
+    product = system.scaled_transpose if transposed else system.scaled
     n, size = N, N + system.problem.m
     columns = [
         np.concatenate(product((jnp.tile(e[:n], (BATCH, 1)), jnp.tile(e[n:], (BATCH, 1)))), axis=-1)
@@ -63,7 +63,7 @@ def test_it_is_the_dense_solution_of_minimum_norm(name, transposed):
     rng = np.random.default_rng(1)
     # In the range of the system, which is singular where rows repeat.
     something = rng.normal(size=(BATCH, N)), rng.normal(size=(BATCH, system.problem.m))
-    product = system.balanced_transpose if transposed else system.balanced
+    product = system.scaled_transpose if transposed else system.scaled
     right = product(tuple(map(jnp.asarray, something)))
     unknowns, steps, used_up = hg.ConjugateGradients().solve(system, right, transposed=transposed)
     expected = _dense(system, right, transposed=transposed)

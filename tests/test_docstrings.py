@@ -14,8 +14,9 @@ import hypergrad as hg
 
 # What calls return: their examples are those of the calls.
 RETURNED = {
-    "AdjointTrajectory", "Chosen", "Comparison", "Contraction", "ErrorBound", "History",
-    "Hypergradient", "SampleErrors", "Solution", "SolverStats", "State", "StepsNeeded", "Trace",
+    "AdjointTrajectory", "Comparison", "Contraction", "ErrorBound", "History",
+    "Hypergradient", "SampleErrors", "Solution", "SolverStats", "State", "StepsNeeded",
+    "TargetReport", "Trace",
 }  # fmt: skip
 # What `train` makes of its `devices`: nobody builds one.
 INSIDE = {"devices.OnMesh", "devices.OneDevice", "devices.placement"}

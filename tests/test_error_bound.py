@@ -382,7 +382,7 @@ PATIENT = hg.ChambollePock(100_000)
 
 
 def drive(problem, x_tilde, x_true, solver=PATIENT, target_error=1e-6, **options):
-    return hg.hypergradient(
+    return hg.hypergradient_to_target(
         problem, x_tilde, x_true, solver=solver, strategy=DRIVEN, target_error=target_error,
         **options,
     )  # fmt: skip
@@ -430,9 +430,16 @@ def test_targets_that_make_no_sense(key):
     problem, x_tilde, x_true = an_example(key)
     for strategy in (hg.Truncation(1), hg.LimitFormula(hg.Steps(3))):
         with pytest.raises(ValueError, match=r"target_error .* got .*: pass hg.LimitFormula"):
-            hg.hypergradient(problem, x_tilde, x_true, strategy=strategy, target_error=1e-3)
+            hg.hypergradient_to_target(
+                problem, x_tilde, x_true, strategy=strategy, target_error=1e-3
+            )
     with pytest.raises(ValueError, match=r"target_error must lie in \(0, 1\); got 2"):
         drive(problem, x_tilde, x_true, target_error=2.0)
+    with (
+        pytest.warns(DeprecationWarning, match="hypergradient_to_target"),
+        pytest.raises(ValueError, match=r"target_error must lie in \(0, 1\); got 3"),
+    ):
+        hg.hypergradient(problem, x_tilde, x_true, strategy=DRIVEN, target_error=3.0)
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda *data: drive(problem, *data).value)(x_tilde, x_true)
 

@@ -42,14 +42,14 @@ def step_sizes(draw: Numbers, K: Any) -> dict[str, float]:
 
 @eqx.filter_jit
 def limit_matrix(problem, sizes, x_tilde, state):
-    """Of the limit system in balanced unknowns."""
+    """Of the limit system in scaled unknowns."""
     m, n = problem.shape
     tau, sigma, _ = sizes
     z_D = state.y + sigma * problem.K @ (x_tilde + state.r)
     z_P = state.r - tau * problem.K.T @ state.y
     z = ProxArguments(z_D, z_P)
     unit = jnp.eye(n + m)
-    columns = jax.vmap(LimitSystem(problem, sizes, z).balanced)((unit[:, :n], unit[:, n:]))
+    columns = jax.vmap(LimitSystem(problem, sizes, z).scaled)((unit[:, :n], unit[:, n:]))
     return jnp.concatenate(columns, axis=1)
 
 

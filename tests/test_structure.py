@@ -137,6 +137,7 @@ def test_the_public_names_are_those_that_are_imported():
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
+        (hg, "Chosen", hg.TargetReport),
         (hg, "LeastSquares", hg.CGLS),
         (hg, "Linear", hg.LinearWeights),
         (hg.operators, "check_operator", hg.check_operator),

@@ -20,7 +20,7 @@ from helpers import (
 from hypothesis import given
 
 import hypergrad as hg
-from hypergrad.chambolle_pock import StepSizes, certify
+from hypergrad.chambolle_pock import Iteration, StepSizes, certify
 
 N = 7
 DIFFERENCES = np.diff(np.eye(N), axis=0)  # blind to an offset, and exact on a grid of numbers
@@ -75,7 +75,8 @@ def judged(unit: float = 1.0, scale: float = 1.0, offset: float = 0.0, dtype: An
     sizes = StepSizes(*(jnp.asarray(v, dtype) for v in (tau, sigma, 1.0)))
     x_tilde = jnp.asarray(unit * BASE + offset, dtype)
     r, y = jnp.asarray(unit * r, dtype), jnp.asarray(scale / unit * y, dtype)
-    return jax.jit(certify)(problem, x_tilde, sizes, r, y, jnp.asarray(1), jnp.asarray(1e-6, dtype))
+    iteration = Iteration(problem, x_tilde, sizes)
+    return jax.jit(certify)(iteration, r, y, jnp.asarray(1), jnp.asarray(1e-6, dtype))
 
 
 RNG_PAIR = RNG.normal(size=(3, N)), RNG.normal(size=(3, N - 1))
@@ -109,7 +110,9 @@ def test_residual_of_a_half_that_has_to_move_is_large():
     sizes = hg.ChambollePock().step_sizes(problem)
     for x_tilde, solved in ((BASE, False), (np.ones_like(BASE), True)):
         zero = jnp.zeros((3, N)), jnp.zeros((3, N - 1))
-        stats = certify(problem, jnp.asarray(x_tilde), sizes, *zero, jnp.asarray(0), 1e-6)
+        stats = certify(
+            Iteration(problem, jnp.asarray(x_tilde), sizes), *zero, jnp.asarray(0), 1e-6
+        )
         assert np.all((np.asarray(stats.residual) == 0) == solved)
         assert np.all(np.asarray(stats.residual) >= (0 if solved else 0.5))
 
@@ -153,7 +156,9 @@ def test_a_scale_far_above_the_solution_hides_no_error(kind, dtype):
     problem = hg.LowerLevel(jnp.asarray(DIFFERENCES, dtype), hg.L1(weight), hg.Quadratic(ridge))
     sizes = hg.ChambollePock().step_sizes(problem)
     zero = jnp.zeros((3, N), dtype), jnp.zeros((3, N - 1), dtype)
-    stats = certify(problem, jnp.asarray(BASE, dtype), sizes, *zero, jnp.asarray(0), 1e-3)
+    stats = certify(
+        Iteration(problem, jnp.asarray(BASE, dtype), sizes), *zero, jnp.asarray(0), 1e-3
+    )
     assert np.all(np.asarray(stats.residual) > 0.1)
     assert not np.any(np.asarray(stats.status) == hg.Status.CONVERGED)
 

@@ -1,16 +1,16 @@
 """The backward side: the delta recursion, its limit, and the gradients that they give."""
 
+from hypergrad.adjoint.adjoint_solves import CGLS as CGLS
+from hypergrad.adjoint.adjoint_solves import AbstractAdjointSolve as AbstractAdjointSolve
+from hypergrad.adjoint.adjoint_solves import AbstractLinearSolve as AbstractLinearSolve
+from hypergrad.adjoint.adjoint_solves import AdjointProblem as AdjointProblem
+from hypergrad.adjoint.adjoint_solves import LastIterates as LastIterates
+from hypergrad.adjoint.adjoint_solves import LinearSolve as LinearSolve
+from hypergrad.adjoint.adjoint_solves import Steps as Steps
+from hypergrad.adjoint.adjoint_solves import Tolerance as Tolerance
 from hypergrad.adjoint.conjugate_gradients import ConjugateGradients as ConjugateGradients
 from hypergrad.adjoint.conjugate_gradients import ReducedSystem as ReducedSystem
 from hypergrad.adjoint.conjugate_gradients import check_reducible as check_reducible
-from hypergrad.adjoint.delta_solves import CGLS as CGLS
-from hypergrad.adjoint.delta_solves import AbstractAdjointSolve as AbstractAdjointSolve
-from hypergrad.adjoint.delta_solves import AbstractLinearSolve as AbstractLinearSolve
-from hypergrad.adjoint.delta_solves import AdjointProblem as AdjointProblem
-from hypergrad.adjoint.delta_solves import LastIterates as LastIterates
-from hypergrad.adjoint.delta_solves import LinearSolve as LinearSolve
-from hypergrad.adjoint.delta_solves import Steps as Steps
-from hypergrad.adjoint.delta_solves import Tolerance as Tolerance
 from hypergrad.adjoint.limit_system import LimitSystem as LimitSystem
 from hypergrad.adjoint.limit_system import PairMetric as PairMetric
 from hypergrad.adjoint.limit_system import limit_gradients as limit_gradients
@@ -25,9 +25,9 @@ from hypergrad.adjoint.recursion import AdjointState as AdjointState
 from hypergrad.adjoint.recursion import DeltaSums as DeltaSums
 from hypergrad.adjoint.recursion import adjoint_step as adjoint_step
 from hypergrad.adjoint.recursion import first_layer as first_layer
-from hypergrad.adjoint.recursion import nothing_like as nothing_like
 from hypergrad.adjoint.recursion import start_adjoint as start_adjoint
 from hypergrad.adjoint.recursion import sum_deltas as sum_deltas
+from hypergrad.adjoint.recursion import zeros_like as zeros_like
 from hypergrad.adjoint.results import AdjointStats as AdjointStats
 from hypergrad.adjoint.results import Cotangent as Cotangent
 from hypergrad.adjoint.results import Gradients as Gradients
@@ -36,7 +36,7 @@ from hypergrad.adjoint.results import Tangents as Tangents
 from hypergrad.adjoint.results import problem_gradient as problem_gradient
 from hypergrad.adjoint.results import zero_gradient as zero_gradient
 from hypergrad.adjoint.unrolled import Checkpointed as Checkpointed
-from hypergrad.adjoint.unrolled import Recorded as Recorded
+from hypergrad.adjoint.unrolled import Tape as Tape
 from hypergrad.adjoint.unrolled import backpropagate as backpropagate
-from hypergrad.adjoint.unrolled import backpropagate_again as backpropagate_again
+from hypergrad.adjoint.unrolled import backpropagate_checkpointed as backpropagate_checkpointed
 from hypergrad.adjoint.unrolled import run_in_segments as run_in_segments

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import magnitude
-from hypergrad.adjoint.delta_solves import CGLS, AbstractKrylovSolve
+from hypergrad.adjoint.adjoint_solves import CGLS, AbstractKrylovSolve
 from hypergrad.adjoint.limit_system import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
 from hypergrad.problem.lower_level import LowerLevel

@@ -35,7 +35,7 @@ class LimitSystem(eqx.Module):
         tau D_D K Delta_P + (I - D_D) Delta_D     = D_D g_y
 
     with `D_P = prox'_{tau G}(z_P)`, `D_D = prox'_{sigma F*}(z_D)`. A Krylov method sees it in the
-    balanced unknowns `sqrt(tau) Delta_P`, `sqrt(sigma) Delta_D`, where tau and sigma only occur as
+    scaled unknowns `sqrt(tau) Delta_P`, `sqrt(sigma) Delta_D`, where tau and sigma only occur as
     `sqrt(tau sigma) K`, of norm at most 1. The kernel splits into a primal and a dual part, so the
     solution of minimum norm is the same in both.
     """
@@ -71,27 +71,27 @@ class LimitSystem(eqx.Module):
     def _roots(self) -> tuple[Array, Array]:
         return jnp.sqrt(self.sizes.tau), jnp.sqrt(self.sizes.sigma)
 
-    def balanced(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
-        """The left-hand side, in balanced unknowns."""
+    def scaled(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The left-hand side, in scaled unknowns."""
         (root_tau, root_sigma), (p, d) = self._roots(), unknowns
         scale = root_tau * root_sigma
         K_p, KT_d = apply(self.problem.K, p), apply_transpose(self.problem.K, d)
         return p - self.D_P(p + scale * KT_d), d - self.D_D(d - scale * K_p)
 
-    def balanced_transpose(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
+    def scaled_transpose(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
         """The transpose of the left-hand side: the derivative of the optimality conditions."""
         (root_tau, root_sigma), (p, d) = self._roots(), unknowns
         D_P_p, D_D_d, scale = self.D_P(p), self.D_D(d), root_tau * root_sigma
         K_D_P_p, KT_D_D_d = apply(self.problem.K, D_P_p), apply_transpose(self.problem.K, D_D_d)
         return p - D_P_p + scale * KT_D_D_d, d - D_D_d - scale * K_D_P_p
 
-    def balanced_right_hand_side(self, g: Cotangent) -> tuple[Array, Array]:
-        """The right-hand side, in balanced unknowns."""
+    def scaled_right_hand_side(self, g: Cotangent) -> tuple[Array, Array]:
+        """The right-hand side, in scaled unknowns."""
         root_tau, root_sigma = self._roots()
         return root_tau * self.D_P(g.x), root_sigma * self.D_D(g.y)
 
     def sums(self, unknowns: tuple[Array, Array], g: Cotangent) -> DeltaSums:
-        """From balanced unknowns to `Delta` and `U` (`U_P = Delta_P + sigma K^T Delta_D + g`)."""
+        """From scaled unknowns to `Delta` and `U` (`U_P = Delta_P + sigma K^T Delta_D + g`)."""
         root_tau, root_sigma = self._roots()
         Delta_P, Delta_D = unknowns[0] / root_tau, unknowns[1] / root_sigma
         K_Delta_P = apply(self.problem.K, Delta_P)
@@ -223,7 +223,7 @@ def limit_pushforward(
     the limit system. Linear in the tangents, and JAX can transpose it; and it can be differentiated
     again in the solved pair.
 
-    `solve` takes a system and a (balanced) right-hand side to the unknowns.
+    `solve` takes a system and a (scaled) right-hand side to the unknowns.
     """
     system = system.varied_with(solved)
     problem, _, x, y = solved

@@ -39,11 +39,11 @@ __all__ = [
     "DeltaSums",
     "StepTerms",
     "adjoint_step",
-    "entered",
     "first_layer",
-    "nothing_like",
+    "seed_last_layer",
     "start_adjoint",
     "sum_deltas",
+    "zeros_like",
 ]
 
 
@@ -79,7 +79,7 @@ def start_adjoint(
     return AdjointState(zero_P, zero_D, zero_P, zero_P)
 
 
-def entered(g: Cotangent) -> AdjointState:
+def seed_last_layer(g: Cotangent) -> AdjointState:
     """`delta[L+1] = g`, of which `delta_bar` knows nothing: the same as `g` entering layer L."""
     nothing = jnp.zeros_like(g.x)
     return AdjointState(g.x, g.y, nothing, nothing)
@@ -135,7 +135,7 @@ class DeltaSums(NamedTuple):
         return AdjointPair(self.Delta_P, self.Delta_D)
 
 
-def nothing_like(g: Cotangent) -> Cotangent:
+def zeros_like(g: Cotangent) -> Cotangent:
     """`g = 0`: what enters every layer but the last."""
     return Cotangent(*jax.tree.map(jnp.zeros_like, tuple(g)))
 
@@ -167,7 +167,7 @@ def sum_deltas(
     earlier: AdjointPair | None = None,
 ) -> DeltaSums:
     """Sums of the deltas over the last `steps` layers; a history of length 1 is held frozen."""
-    frozen, nothing = history.z_D.shape[0] == 1, nothing_like(g)
+    frozen, nothing = history.z_D.shape[0] == 1, zeros_like(g)
     tau, sigma, theta = sizes
 
     def body(carry: Any, l: Array):

@@ -12,41 +12,43 @@ from jaxtyping import Array, Float
 from hypergrad.adjoint.recursion import (
     AdjointState,
     adjoint_step,
-    entered,
-    nothing_like,
+    seed_last_layer,
     start_adjoint,
+    zeros_like,
 )
 from hypergrad.adjoint.results import Cotangent, problem_gradient, zero_gradient
 from hypergrad.chambolle_pock import (
     ChambollePock,
+    ForwardSolve,
+    Iteration,
     ProxArguments,
     State,
     StepSizes,
-    record,
-    run,
-    step,
 )
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import bilinear_gradient
 
-__all__ = ["Checkpointed", "Recorded", "backpropagate", "backpropagate_again", "run_in_segments"]
+__all__ = [
+    "Checkpointed",
+    "Tape",
+    "backpropagate",
+    "backpropagate_checkpointed",
+    "run_in_segments",
+]
 
 
-class Recorded(NamedTuple):
-    """Iterations to go back through: what a forward pass leaves for `backpropagate`.
+class Tape(NamedTuple):
+    """Recorded iterations, which a forward pass saves for `backpropagate`.
 
-    `start` is the state before the first of them, held fixed; `history` their prox arguments in
+    `start` is the state before the first of them, a constant; `history` their prox arguments in
     order; `alpha (L,)` the weights of the iterates in the output (None: the last one alone).
-    `moved`: `r[0] - r[-1]` where the start was iterated to as well (None: it was given).
+    `moved`: `r[0] - r[-1]` where the start is itself an iterate (None: it is given).
     """
 
-    problem: LowerLevel
-    x_tilde: Float[Array, "*batch n"]
-    solver: ChambollePock
-    sizes: StepSizes
+    forward: ForwardSolve
     start: State
     history: ProxArguments
-    alpha: Float[Array, " L"] | None
+    alpha: Float[Array, " L"] | None = None
     moved: Float[Array, "*batch n"] | None = None
 
 
@@ -68,27 +70,27 @@ def _add(a: Any, b: Any) -> Any:
 Unrolled = tuple[LowerLevel, Array, ChambollePock, AdjointState]
 
 
-def backpropagate(recorded: Recorded, g: Cotangent) -> Unrolled:
-    """Backpropagation through recorded iterations.
+def backpropagate(tape: Tape, g: Cotangent) -> Unrolled:
+    """Backpropagate through recorded iterations.
 
         grad_K = sum_l sigma delta_D[l] (x_tilde + r_bar[l-1])^T - tau y[l] delta_P[l]^T
 
-    as the gradient of the bilinear form of K; F and G from `u`; tau, sigma, theta likewise.
+    as the gradient of the bilinear form of K; those in F, G, tau, sigma and theta from `u`.
 
     **Returns**: the gradients in problem, x_tilde and solver; and the adjoint state before the
-    first iteration, which is what a truncation neglects.
+    first iteration, which a truncation neglects.
 
-    **Cost**: 4 products with K an iteration (two of them outer products summed over the batch).
+    **Cost**: 4 products with K per iteration (two of them outer products summed over the batch).
     """
-    problem, x_tilde, solver = recorded.problem, recorded.x_tilde, recorded.solver
-    adjoint = entered(g) if recorded.alpha is None else start_adjoint(problem, g)
-    gathered = _gather(recorded, g, _nothing(problem, x_tilde, recorded.sizes, adjoint))
+    solver, iteration = tape.forward
+    problem = iteration.problem
+    adjoint = seed_last_layer(g) if tape.alpha is None else start_adjoint(problem, g)
+    gathered = _gather(tape, g, _zero_gradients(iteration, adjoint))
     return _gradients(problem, solver, g, gathered)
 
 
-def _nothing(
-    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, adjoint: AdjointState
-) -> _Gathered:
+def _zero_gradients(iteration: Iteration, adjoint: AdjointState) -> _Gathered:
+    problem, x_tilde, sizes = iteration
     dK, dF, dG = zero_gradient((problem.K, problem.F, problem.G))
     no_sizes = jax.tree.map(jnp.zeros_like, sizes)
     return _Gathered(adjoint, dK, dF, dG, jnp.zeros_like(x_tilde), no_sizes)
@@ -104,9 +106,10 @@ def _gradients(
     return problem_gradient(problem, dK, dF, dG), g.x + dx_tilde, dsolver, adjoint
 
 
-def _gather(recorded: Recorded, g: Cotangent, gathered: _Gathered) -> _Gathered:
-    """Back through all layers of a recording, from what the layers behind it have given."""
-    problem, x_tilde, _, sizes, start, history, alpha, start_moved = recorded
+def _gather(tape: Tape, g: Cotangent, gathered: _Gathered) -> _Gathered:
+    """Add the gradients of all layers of a tape to those of the layers after it."""
+    forward, start, history, alpha, start_moved = tape
+    problem, x_tilde, sizes = forward.iteration
     tau, sigma, theta = sizes
     F, G = problem.F, problem.G
     count = history.z_D.shape[0]
@@ -114,7 +117,7 @@ def _gather(recorded: Recorded, g: Cotangent, gathered: _Gathered) -> _Gathered:
     def entering(l: Array):
         """`alpha_l g`; what enters behind the last layer alone is there before the first step."""
         if alpha is None:
-            return nothing_like(g)
+            return zeros_like(g)
         return Cotangent(alpha[l - 1] * g.x, alpha[l - 1] * g.y)
 
     def r_at(l: Array):
@@ -156,16 +159,13 @@ class _Checkpoint(NamedTuple):
 
 
 class Checkpointed(NamedTuple):
-    """Iterations to go back through segment by segment, each recorded again from its checkpoint.
+    """Segments of iterations, each of which is recorded again from its checkpoint.
 
     The first `first` iterations begin at `start`; the others are segments of `length`, whose
     `checkpoints` are stacked.
     """
 
-    problem: LowerLevel
-    x_tilde: Float[Array, "*batch n"]
-    solver: ChambollePock
-    sizes: StepSizes
+    forward: ForwardSolve
     start: State
     first: int
     length: int
@@ -173,48 +173,44 @@ class Checkpointed(NamedTuple):
 
 
 def run_in_segments(
-    problem: LowerLevel,
-    x_tilde: Array,
-    solver: ChambollePock,
-    start: State,
-    *,
-    checkpoints: int,
+    forward: ForwardSolve, start: State, *, checkpoints: int
 ) -> tuple[State, Checkpointed]:
-    """All iterations of the solver, of which only every so many states are kept.
+    """Run all iterations of the solver, and keep `checkpoints` of the states.
 
     **Cost**: the solve; memory for `checkpoints` states.
     """
-    sizes, length = solver.step_sizes(problem), -(-solver.iterations // checkpoints)
+    solver, iteration = forward
+    length = -(-solver.iterations // checkpoints)
     segments = (solver.iterations - 1) // length
     first = solver.iterations - segments * length
 
     def run_segment(state: State, count: int) -> _Checkpoint:
-        before = run(problem, x_tilde, sizes, state, count - 1)
-        after, _ = step(problem, x_tilde, sizes, before)
+        before = iteration.repeat(state, count - 1)
+        after, _ = iteration.step(before)
         return _Checkpoint(after, after.r - before.r)
 
     def body(at: _Checkpoint, _):
         return run_segment(at.state, length), at
 
     last, kept = jax.lax.scan(body, run_segment(start, first), None, length=segments)
-    return last.state, Checkpointed(problem, x_tilde, solver, sizes, start, first, length, kept)
+    return last.state, Checkpointed(forward, start, first, length, kept)
 
 
-def backpropagate_again(kept: Checkpointed, g: Cotangent) -> Unrolled:
-    """`backpropagate`, with every segment recorded again from its checkpoint.
+def backpropagate_checkpointed(saved: Checkpointed, g: Cotangent) -> Unrolled:
+    """Backpropagate as `backpropagate` does, recording each segment again from its checkpoint.
 
-    **Cost**: 6 products with K an iteration; memory for one segment.
+    **Cost**: 6 products with K per iteration; memory for one segment.
     """
-    problem, x_tilde, solver, sizes, start, first, length, checkpoints = kept
+    forward, start, first, length, checkpoints = saved
+    solver, iteration = forward
 
     def through(later: _Gathered, state: State, moved: Array | None, count: int) -> _Gathered:
-        _, history = record(problem, x_tilde, sizes, state, count)
-        segment = Recorded(problem, x_tilde, solver, sizes, state, history, None, moved)
-        return _gather(segment, g, later)
+        _, history = iteration.record(state, count)
+        return _gather(Tape(forward, state, history, None, moved), g, later)
 
     def body(later: _Gathered, at: _Checkpoint):
         return through(later, at.state, at.moved, length), None
 
-    gathered = _nothing(problem, x_tilde, sizes, entered(g))
+    gathered = _zero_gradients(iteration, seed_last_layer(g))
     gathered, _ = jax.lax.scan(body, gathered, checkpoints, reverse=True)
-    return _gradients(problem, solver, g, through(gathered, start, None, first))
+    return _gradients(iteration.problem, solver, g, through(gathered, start, None, first))

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.arrays import native, refuse_masked
-from hypergrad._foundation.checks import as_inexact, check_again, check_finite, check_flag, describe
+from hypergrad._foundation.checks import as_inexact, check_again, check_finite, describe
 from hypergrad._foundation.compiled import shape_of
 from hypergrad._foundation.errors import HypergradError
 from hypergrad.chambolle_pock import ChambollePock, State
@@ -26,15 +26,14 @@ __all__ = [
     "check_loss",
     "check_problem",
     "check_samples",
-    "check_trace",
     "check_truth_shape",
+    "default_solver",
     "flatten_batch",
     "prepare",
     "prepare_hypergradient",
     "prepare_solve",
     "prepare_truth",
     "restore_batch",
-    "usual_solver",
 ]
 
 Data = Float[Array, "..."] | Float[np.ndarray, "..."]
@@ -53,7 +52,7 @@ def check_problem(problem: Any) -> None:
     check_again("problem", problem)
 
 
-def usual_solver(solver: Any) -> ChambollePock:
+def default_solver(solver: Any) -> ChambollePock:
     """The solver, the usual one where none is given; what is none is refused."""
     if solver is None:
         return ChambollePock()
@@ -84,26 +83,7 @@ def check_is_strategy(name: str, strategy: Any) -> None:
 def check_compatible(strategy: Any, solver: ChambollePock) -> None:
     """Refuse what is no strategy, or does not go with the solver."""
     check_is_strategy("strategy", strategy)
-    if strategy.differentiates_every_iteration and solver.acceleration is not None:
-        raise HypergradError(
-            f"{strategy.label} must have plain iterations, since it differentiates them all; got a "
-            "solver with an acceleration: leave it out, or use Truncation or LimitFormula"
-        )
-    strategy.check(solver)
-
-
-def check_trace(trace: Any, strategy: AbstractStrategy, solver: ChambollePock) -> None:
-    """Refuse a trace of iterates that are not those of the strategy's own solve."""
-    check_flag("trace", trace)
-    if trace and solver.acceleration is not None:
-        raise HypergradError(
-            "trace=True must have plain iterations; got a solver with an acceleration: leave it out"
-        )
-    if trace and not strategy.follows_solver:
-        raise HypergradError(
-            f"trace=True must have a strategy that takes the solver's iterations; got "
-            f"{strategy.label}, which does not: trace another one, hg.Truncation(k=1) say"
-        )
+    strategy.check_solver(solver)
 
 
 def check_loss(loss: Any, x_true: Array) -> None:
@@ -133,7 +113,7 @@ def prepare(
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
     """Check what can be checked, and cast everything to one dtype."""
     check_problem(problem)
-    solver = usual_solver(solver)
+    solver = default_solver(solver)
     x_tilde = as_inexact(x_tilde, "x_tilde")
     _check_batch("x_tilde", x_tilde, problem.n)
     solver.check_step_sizes(problem)
@@ -163,7 +143,7 @@ def prepare_solve(
     init: State | None,
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
     """`prepare`, with a strategy that goes with the solver."""
-    solver = usual_solver(solver)
+    solver = default_solver(solver)
     check_compatible(strategy, solver)
     return prepare(problem, x_tilde, solver, init)
 

@@ -1,4 +1,4 @@
-"""`hypergradient`: value, gradient and how both solves went."""
+"""The entry points of a hypergradient: with given settings, and to a target error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["hypergradient"]
+__all__ = ["hypergradient", "hypergradient_to_target"]
 
 
 def hypergradient(
@@ -36,7 +36,7 @@ def hypergradient(
     error_bound: bool = False,
     target_error: float | None = None,
 ) -> Hypergradient:
-    """One hypergradient and everything about it: value, gradient, solution, how both solves went.
+    """Compute one hypergradient: value, gradient, solution and the statistics of both solves.
 
         value = loss(x_hat, x_true),    grad = d value / d problem
 
@@ -48,11 +48,8 @@ def hypergradient(
     error) is None in all others, and so are `grad_x_tilde` and `grad_solver`; `init`, the `state`
     of an earlier hypergradient, where both solves then start.
     `error_bound=True` also gives a bound on `|| grad - true ||`, the distance from the gradient at
-    the true argmin, for any strategy: an `ErrorBound`. `target_error`, relative to `||grad||`: both
-    solves continue, each round from where the last one ended, until the bound is below it;
-    `chosen` says what that took. Then `solver.iterations` is the most of all rounds together (it is
-    looked at between rounds), a tolerance of the solver and the `rtol` of the strategy are
-    replaced, and the strategy must have one: `LimitFormula(Tolerance())`.
+    the true argmin, for any strategy: an `ErrorBound`. (`target_error` is deprecated: call
+    `hypergradient_to_target`.)
 
     **Returns**: a `Hypergradient`.
 
@@ -62,15 +59,12 @@ def hypergradient(
     **Errors**: as for `solve`; a `TypeError` where it is differentiated in these. With `throw=True`
     a bad status of either solve raises (an adjoint that was cut off on purpose, a truncation, has
     one, too; and so does a custom strategy that JAX differentiates, which is UNKNOWN unless it says
-    otherwise), and so does a missed target. A `ValueError` for `parameters` that are no parts of
-    the problem, and for a target error with a strategy that
-    has no tolerance.
+    otherwise). A `ValueError` for `parameters` that are no parts of the problem.
 
     **Cost**: by strategy, see `hypergrad strategies`; fewer `parameters` are cheaper for
     `ForwardUnrolling`, and hardly for the others. The bound: up to 5 factorisations of
     `m n^2 + n^3 / 3` a sample, about 20 solves with the last; where K is no matrix, or a sample of
-    a smooth problem is left over, up to 5 solves by CGLS with 4 products a step. With a target: one
-    program for all rounds, and in each a bound.
+    a smooth problem is left over, up to 5 solves by CGLS with 4 products a step.
 
     **Caveat**: the bound is one where every sample is certified, and infinite where one is not: its
     `certified` says which (a kink too near, GroupL1, L2Ball). A singular system never is, since
@@ -99,6 +93,16 @@ def hypergradient(
     >>> f"{h.grad.F.weight:.4f}", h.grad.K
     ('0.3000', None)
     """
+    if target_error is not None:
+        warnings.warn(
+            "hypergradient(target_error=...) is deprecated: call hg.hypergradient_to_target",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return hypergradient_to_target(
+            problem, x_tilde, x_true, target_error=target_error, solver=solver, strategy=strategy,
+            loss=loss, parameters=parameters, init=init, throw=throw,
+        )  # fmt: skip
     problem, x_tilde, x_true, solver, init = prepare_hypergradient(
         problem, x_tilde, x_true, solver, strategy, loss, init
     )
@@ -107,15 +111,68 @@ def hypergradient(
     wanted = None if parameters is None else select_leaves(problem, parameters, "parameters")
     if (warning := strategy.cost_warning(problem, solver, wanted)) is not None:
         warnings.warn(warning, UserWarning, stacklevel=2)
-    given = (problem, x_tilde, x_true, solver, strategy, loss, init)
-    if target_error is None:
-        h = compute_hypergradient(*given, error_bound=error_bound, wanted=wanted)
-    else:
-        check_target(target_error, strategy, x_tilde)
-        h = to_target_error(*given, target_error=target_error, wanted=wanted)
-    if throw:
-        h = throw_if_bad(h, h.solution.stats.status, "the forward solve")
-        h = throw_if_bad(h, h.adjoint.status, "the adjoint solve")
-        if h.chosen is not None:
-            h = throw_if_bad(h, jnp.asarray(int(h.chosen.status)), "reaching the target error")
-    return h
+    h = compute_hypergradient(
+        problem, x_tilde, x_true, solver, strategy, loss, init,
+        error_bound=error_bound, wanted=wanted,
+    )  # fmt: skip
+    return _throw_if_bad(h) if throw else h
+
+
+def hypergradient_to_target(
+    problem: LowerLevel,
+    x_tilde: Data,
+    x_true: Data,
+    *,
+    target_error: float,
+    solver: ChambollePock | None = None,
+    strategy: AbstractStrategy,
+    loss: Loss = half_mean_squared_error,
+    parameters: Callable[[LowerLevel], Any] | None = None,
+    init: State | None = None,
+    throw: bool = False,
+) -> Hypergradient:
+    """Compute a hypergradient whose relative error is certified to be at most `target_error`.
+
+    Both solves continue in rounds, each from the end of the last one and to a tighter tolerance,
+    until the bound on `|| grad - true ||` is at most `target_error ||grad||`.
+
+    **Arguments**: as for `hypergradient`, `parameters` among them; `target_error`, between 0 and 1.
+    `solver.iterations` is the maximum of all rounds together (checked between rounds). The rounds
+    set the tolerances of the solver and of the strategy, which must have one:
+    `LimitFormula(Tolerance())`.
+
+    **Returns**: a `Hypergradient` with `error_bound`, and with a `TargetReport` as `chosen`.
+
+    **Errors**: as for `hypergradient`; a `ValueError` for a strategy without a tolerance, and under
+    `jit`. With `throw=True` a missed target raises, too.
+
+    **Cost**: one program for all rounds; each round computes a bound (see `hypergradient`).
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> x_tilde, x_true = jnp.array([0.1, 1.0, 0.9]), jnp.array([0.0, 1.0, 1.0])
+    >>> h = hg.hypergradient_to_target(problem, x_tilde, x_true, target_error=1e-3,
+    ...     solver=hg.ChambollePock(1000), strategy=hg.LimitFormula(hg.Tolerance()))
+    >>> h.chosen.status.label
+    'converged'
+    """
+    problem, x_tilde, x_true, solver, init = prepare_hypergradient(
+        problem, x_tilde, x_true, solver, strategy, loss, init
+    )
+    check_flag("throw", throw)
+    wanted = None if parameters is None else select_leaves(problem, parameters, "parameters")
+    check_target(target_error, strategy, x_tilde)
+    h = to_target_error(
+        problem, x_tilde, x_true, solver, strategy, loss, init,
+        target_error=target_error, wanted=wanted,
+    )  # fmt: skip
+    if not throw:
+        return h
+    assert h.chosen is not None
+    reached = jnp.asarray(int(h.chosen.status))
+    return throw_if_bad(_throw_if_bad(h), reached, "reaching the target error")
+
+
+def _throw_if_bad(h: Hypergradient) -> Hypergradient:
+    h = throw_if_bad(h, h.solution.stats.status, "the forward solve")
+    return throw_if_bad(h, h.adjoint.status, "the adjoint solve")

@@ -12,16 +12,15 @@ from hypergrad.bilevel.error_bound import ErrorBound
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["Chosen", "Hypergradient"]
+__all__ = ["Hypergradient", "TargetReport"]
 
 
-class Chosen(eqx.Module):
-    """What `hypergradient(..., target_error=...)` chose, and whether it was enough.
+class TargetReport(eqx.Module):
+    """The settings that `hypergradient_to_target` chose, and whether the target was reached.
 
-    `iterations` and `steps` `(...)`: those of the forward and the adjoint solve, a sample, over all
-    `rounds`; `tolerance` and `rtol`, where the last round stopped the two; `status`: CONVERGED (the
-    target was reached), ITERATIONS_USED_UP, ROUNDING or, at the end of the precision,
-    NOT_CERTIFIED.
+    `iterations` and `steps` `(...)` of the forward and the adjoint solve per sample, over all
+    `rounds`; `tolerance` and `rtol` of the two in the last round; `status`: CONVERGED (the target
+    was reached), ITERATIONS_USED_UP, ROUNDING or, at the end of the precision, NOT_CERTIFIED.
     """
 
     iterations: Int[Array, "*batch"]
@@ -35,22 +34,22 @@ class Chosen(eqx.Module):
     def __repr__(self) -> str:
         reached = "target reached" if self.status.is_good else "target not reached"
         return (
-            f"Chosen({reached}, {self.status.label}; at most {worst(self.iterations, '.0f')} "
+            f"TargetReport({reached}, {self.status.label}; at most {worst(self.iterations, '.0f')} "
             f"iterations and {worst(self.steps, '.0f')} adjoint steps in {self.rounds} rounds; "
             f"tolerance={worst(self.tolerance)}, rtol={worst(self.rtol)})"
         )
 
 
 class Hypergradient(eqx.Module):
-    """Everything about one hypergradient.
+    """One hypergradient and everything about it.
 
     `value`, the loss; `grad`, its gradient in the structure of the problem (`h.grad.K`,
-    `h.grad.F.weight`; with `parameters`, None in what was not asked for); `grad_x_tilde (..., n)`;
+    `h.grad.F.weight`; with `parameters`, None in all others); `grad_x_tilde (..., n)`;
     `grad_solver`, in the structure of the solver (`tau`, `sigma`, `theta`; zero for strategies
     whose limit does not depend on them; with `parameters` both are None); `solution`,
-    with its `stats`; `adjoint`, how the backward solve went, and `adjoint_pair`, where it ended, of
-    strategies that can go on from there; `error_bound`, where it was asked for, and `chosen`,
-    where a target error was.
+    with its `stats`; `adjoint`, the statistics of the backward solve, and `adjoint_pair`, its last
+    iterate, of strategies that can continue from there; `error_bound`, if it was asked for;
+    `chosen`, the `TargetReport` of `hypergradient_to_target`.
     """
 
     value: Float[Array, ""]
@@ -61,13 +60,13 @@ class Hypergradient(eqx.Module):
     adjoint: AdjointStats
     adjoint_pair: AdjointPair | None
     error_bound: ErrorBound | None = None
-    chosen: Chosen | None = None
+    chosen: TargetReport | None = None
 
     @property
     def state(self) -> State:
-        """Where the forward and (if there is one) the adjoint solve ended: `init` of a next call.
+        """The last state of the forward and (if there is one) the adjoint solve, as `init`.
 
-        Put together when asked for: a compiled program would give out the pair a second time.
+        A property, since a compiled program would return the pair a second time.
         """
         forward = self.solution.state
         return State(forward.r, forward.r_bar, forward.y, self.adjoint_pair)

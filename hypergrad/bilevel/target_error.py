@@ -15,25 +15,25 @@ from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.status import Status
 from hypergrad.bilevel.losses import Loss
 from hypergrad.bilevel.passes import compute_hypergradient
-from hypergrad.bilevel.result import Chosen, Hypergradient
+from hypergrad.bilevel.result import Hypergradient, TargetReport
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["check_target", "to_target_error"]
 
-# How far both tolerances come down from one round to the next: as far as the bound says that it
-# takes, with a little to spare, but no further than a linear extrapolation can be trusted.
+# The factor of both tolerances from one round to the next follows from the bound, with a little to
+# spare, within the range in which a linear extrapolation can be trusted.
 _LEAST_TIGHTENING, _MOST_TIGHTENING, _SPARE = 0.1, 1e-3, 0.3
 
 
 def check_target(target_error: float, strategy: AbstractStrategy, x_tilde: Array) -> None:
-    """Refuse a target that cannot be driven to."""
+    """Refuse a target that no round can reach."""
     check_fraction("target_error", target_error, "try 1e-6")
     if not is_concrete(x_tilde):
         raise HypergradError(
-            "target_error must be used outside jit, since the bound decides how to go on; got "
-            "traced data: call hypergradient itself, its rounds are compiled"
+            "target_error must be used outside jit, since the bound decides how to continue; got "
+            "traced data: call hypergradient_to_target itself, its rounds are compiled"
         )
     if strategy.with_tolerance(jnp.asarray(target_error, x_tilde.dtype)) is None:
         raise HypergradError(
@@ -59,7 +59,7 @@ def to_target_error(
     target_error: float,
     wanted: LowerLevel | None,
 ) -> Hypergradient:
-    """Rounds of both solves, each to a tighter tolerance, until the bound is small enough."""
+    """Repeat both solves, each to a tighter tolerance, until the bound is small enough."""
     batch, dtype = x_tilde.shape[:-1], x_tilde.dtype
     finest = 64 * float(jnp.finfo(dtype).eps)  # below it a residual may never fall
     tolerance = rtol = max(target_error**0.5, finest)
@@ -77,14 +77,14 @@ def to_target_error(
         rounds, state = rounds + 1, h.state
         iterations, steps = iterations + h.solution.stats.iterations, steps + h.adjoint.steps
         bound, target = float(h.error_bound.total), target_error * _size(h.grad)
-        status = _how_it_stands(
+        status = _final_status(
             bound <= target,
             min(tolerance, rtol) <= finest,
             bool(jnp.any(iterations >= solver.iterations)),
             h.solution.stats.status,
         )
         if status is not None:
-            chosen = Chosen(iterations, steps, *levels, rounds, status)
+            chosen = TargetReport(iterations, steps, *levels, rounds, status)
             return eqx.tree_at(lambda h: h.chosen, h, chosen, is_leaf=lambda leaf: leaf is None)
         if not np.isfinite(bound):  # the forward solve is not near enough, whatever the adjoint
             tolerance = max(_LEAST_TIGHTENING * tolerance, finest)
@@ -96,17 +96,17 @@ def to_target_error(
 def _stopped_at(
     solver: ChambollePock, strategy: AbstractStrategy, tolerance: Array, rtol: Array
 ) -> tuple[ChambollePock, AbstractStrategy]:
-    """The two with their tolerances, as arrays: other numbers are not another program."""
+    """Return both with their tolerances, as arrays: other numbers are not another program."""
     solver = eqx.tree_at(
         lambda s: s.tolerance, solver, tolerance, is_leaf=lambda leaf: leaf is None
     )
     driven = strategy.with_tolerance(rtol)
-    assert driven is not None  # it was checked
+    assert driven is not None  # checked by check_target
     return solver, driven
 
 
-def _how_it_stands(reached: bool, precise: bool, used_up: bool, forward: Array) -> Status | None:
-    """Why the rounds end here; None if they do not."""
+def _final_status(reached: bool, precise: bool, used_up: bool, forward: Array) -> Status | None:
+    """Return the status if this round is the last one, else None."""
     if reached:
         return Status.CONVERGED
     if used_up:
@@ -119,8 +119,8 @@ def _how_it_stands(reached: bool, precise: bool, used_up: bool, forward: Array) 
 
 
 def _with_adjoint(start: State, init: State | None) -> State:
-    """A start with an adjoint part, 0 where there is none: then all rounds are one program."""
+    """Return a start with an adjoint part, by default 0, so that all rounds are one program."""
     if init is not None and init.adjoint is not None:
         return State(start.r, start.r_bar, start.y, init.adjoint)
-    nothing = AdjointPair(jnp.zeros_like(start.r), jnp.zeros_like(start.y))
-    return State(start.r, start.r_bar, start.y, nothing)
+    zero = AdjointPair(jnp.zeros_like(start.r), jnp.zeros_like(start.y))
+    return State(start.r, start.r_bar, start.y, zero)

@@ -7,11 +7,11 @@ from hypergrad.chambolle_pock.certificate import certify as certify
 from hypergrad.chambolle_pock.certificate import margin_of as margin_of
 from hypergrad.chambolle_pock.certificate import residual_of as residual_of
 from hypergrad.chambolle_pock.iteration import AdjointPair as AdjointPair
+from hypergrad.chambolle_pock.iteration import Iteration as Iteration
 from hypergrad.chambolle_pock.iteration import ProxArguments as ProxArguments
 from hypergrad.chambolle_pock.iteration import State as State
 from hypergrad.chambolle_pock.iteration import StepSizes as StepSizes
 from hypergrad.chambolle_pock.iteration import record as record
-from hypergrad.chambolle_pock.iteration import run as run
 from hypergrad.chambolle_pock.iteration import step as step
 from hypergrad.chambolle_pock.residuals import ROUNDINGS as ROUNDINGS
 from hypergrad.chambolle_pock.residuals import PairScale as PairScale
@@ -23,5 +23,7 @@ from hypergrad.chambolle_pock.residuals import relative_to as relative_to
 from hypergrad.chambolle_pock.residuals import rounding_of_pair as rounding_of_pair
 from hypergrad.chambolle_pock.residuals import with_steps as with_steps
 from hypergrad.chambolle_pock.solver import ChambollePock as ChambollePock
+from hypergrad.chambolle_pock.solver import ForwardSolve as ForwardSolve
+from hypergrad.chambolle_pock.solver import Run as Run
 from hypergrad.chambolle_pock.solver import Solution as Solution
 from hypergrad.chambolle_pock.solver import Trace as Trace

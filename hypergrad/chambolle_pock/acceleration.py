@@ -1,4 +1,4 @@
-"""Faster ways to the same solution: what the undifferentiated iterations may be replaced by."""
+"""Faster methods with the same solution, in place of iterations that nobody differentiates."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.samples import safe_norm, where
-from hypergrad.chambolle_pock.iteration import State, StepSizes
+from hypergrad.chambolle_pock.iteration import Iteration, State
 from hypergrad.chambolle_pock.residuals import primal_dual_norm
-from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose
 
 __all__ = ["AbstractAcceleration", "RestartedHalpern"]
@@ -26,34 +25,27 @@ _WIDEST = 1e5
 
 
 class AbstractAcceleration(eqx.Module):
-    """A way to the solutions that are fixed points of the iteration, in bursts.
+    """A method whose fixed points are those of the iteration, in bursts of iterations.
 
-    Only iterations that nobody differentiates are accelerated: what a strategy goes back through
-    are plain ones.
+    It replaces only iterations that nobody differentiates: a strategy differentiates plain ones.
+    Between two bursts it carries an iterate of any structure.
     """
 
     @abc.abstractmethod
-    def begin(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> Any:
-        """Where it stands before the first iteration."""
+    def begin(self, iteration: Iteration, state: State) -> Any:
+        """Return the iterate before the first iteration."""
 
     @abc.abstractmethod
-    def advance(
-        self,
-        problem: LowerLevel,
-        x_tilde: Array,
-        sizes: StepSizes,
-        at: Any,
-        count: int | Array,
-    ) -> Any:
-        """So many iterations further, each of 2 products with K."""
+    def advance(self, iteration: Iteration, iterate: Any, count: int | Array) -> Any:
+        """Return the iterate after `count` more iterations, each of 2 products with K."""
 
     @abc.abstractmethod
-    def state(self, at: Any) -> State:
-        """The state from which plain iterations can go on."""
+    def state(self, iterate: Any) -> State:
+        """Return the state from which plain iterations can continue."""
 
 
 class _Epoch(NamedTuple):
-    """One sample's (or a batch's) place in a restarted Halpern iteration."""
+    """The iterate of a restarted Halpern iteration, for one sample or a batch."""
 
     r: Float[Array, "*batch n"]
     y: Float[Array, "*batch m"]
@@ -98,8 +90,8 @@ class RestartedHalpern(AbstractAcceleration):
     '0.600'
     """
 
-    def begin(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> _Epoch:
-        tau, sigma, _ = sizes
+    def begin(self, iteration: Iteration, state: State) -> _Epoch:
+        _, x_tilde, (tau, sigma, _) = iteration
         of_samples = jnp.zeros(x_tilde.shape[:-1], x_tilde.dtype)
         weight = of_samples + jnp.sqrt(sigma) / jnp.sqrt(tau)
         pair = (state.r, state.y)
@@ -116,58 +108,54 @@ class RestartedHalpern(AbstractAcceleration):
             taken=of_samples,
         )
 
-    def advance(
-        self,
-        problem: LowerLevel,
-        x_tilde: Array,
-        sizes: StepSizes,
-        at: _Epoch,
-        count: int | Array,
-    ) -> _Epoch:
+    def advance(self, iteration: Iteration, iterate: _Epoch, count: int | Array) -> _Epoch:
+        problem, x_tilde, _ = iteration
+
         def one_sample(x_tilde: Array, tau: Array, sigma: Array, r: Array, y: Array):
             new_r = problem.G.prox(r - tau * apply_transpose(problem.K, y), tau)
             z_D = y + sigma * apply(problem.K, x_tilde + 2 * new_r - r)
             return new_r, problem.F.prox_conjugate(z_D, sigma)
 
-        def body(_, at: _Epoch) -> _Epoch:
-            tau, sigma = at.product / at.weight, at.product * at.weight
-            return _move_on(at, *jax.vmap(one_sample)(x_tilde, tau, sigma, at.r, at.y), tau, sigma)
+        def body(_, now: _Epoch) -> _Epoch:
+            tau, sigma = now.product / now.weight, now.product * now.weight
+            image = jax.vmap(one_sample)(x_tilde, tau, sigma, now.r, now.y)
+            return _continue(now, *image, tau, sigma)
 
-        return jax.lax.fori_loop(0, count, body, at)
+        return jax.lax.fori_loop(0, count, body, iterate)
 
-    def state(self, at: _Epoch) -> State:
-        return State(at.image_r, at.image_r, at.image_y)
+    def state(self, iterate: _Epoch) -> State:
+        return State(iterate.image_r, iterate.image_r, iterate.image_y)
 
 
-def _move_on(at: _Epoch, new_r: Array, new_y: Array, tau: Array, sigma: Array) -> _Epoch:
-    """From `T(w)` to the next point of the epoch, or to the first of the next one."""
-    move = primal_dual_norm(at.r - new_r, at.y - new_y, tau, sigma)
-    first = jnp.where(at.since == 0, move, at.first_move)
-    fallen = (move <= _SUFFICIENT * first) | ((move <= _NECESSARY * first) & (move > at.last_move))
-    restart = (at.since > 0) & (fallen | (at.since >= _LONG * at.taken))
-    share = ((at.since + 1) / (at.since + 2))[..., None]
-    return at._replace(
-        r=where(restart, new_r, share * (2 * new_r - at.r) + (1 - share) * at.anchor_r),
-        y=where(restart, new_y, share * (2 * new_y - at.y) + (1 - share) * at.anchor_y),
+def _continue(now: _Epoch, new_r: Array, new_y: Array, tau: Array, sigma: Array) -> _Epoch:
+    """Return the next point of the epoch, or the first point of the next epoch, from `T(w)`."""
+    move = primal_dual_norm(now.r - new_r, now.y - new_y, tau, sigma)
+    first = jnp.where(now.since == 0, move, now.first_move)
+    fallen = (move <= _SUFFICIENT * first) | ((move <= _NECESSARY * first) & (move > now.last_move))
+    restart = (now.since > 0) & (fallen | (now.since >= _LONG * now.taken))
+    share = ((now.since + 1) / (now.since + 2))[..., None]
+    return now._replace(
+        r=where(restart, new_r, share * (2 * new_r - now.r) + (1 - share) * now.anchor_r),
+        y=where(restart, new_y, share * (2 * new_y - now.y) + (1 - share) * now.anchor_y),
         image_r=new_r,
         image_y=new_y,
-        anchor_r=where(restart, new_r, at.anchor_r),
-        anchor_y=where(restart, new_y, at.anchor_y),
-        since=jnp.where(restart, 0.0, at.since + 1),
+        anchor_r=where(restart, new_r, now.anchor_r),
+        anchor_y=where(restart, new_y, now.anchor_y),
+        since=jnp.where(restart, 0.0, now.since + 1),
         first_move=first,
         last_move=jnp.where(restart, jnp.inf, move),
-        weight=jnp.where(restart, _adapted(at, new_r, new_y), at.weight),
-        taken=at.taken + 1,
+        weight=jnp.where(restart, _adapted(now, new_r, new_y), now.weight),
+        taken=now.taken + 1,
     )
 
 
-def _adapted(at: _Epoch, new_r: Array, new_y: Array) -> Array:
-    """The weight, moved half way (in logarithms) to what the epoch says."""
-    moved_r = safe_norm(new_r - at.anchor_r)
-    moved_y = safe_norm(new_y - at.anchor_y)
-    # What has moved by no more than rounding says nothing.
+def _adapted(now: _Epoch, new_r: Array, new_y: Array) -> Array:
+    """Return the weight, moved half way (in logarithms) to the ratio of this epoch's moves."""
+    moved_r = safe_norm(new_r - now.anchor_r)
+    moved_y = safe_norm(new_y - now.anchor_y)
+    # A move of the size of rounding carries no information.
     rounding = 8 * jnp.finfo(new_r.dtype).eps
-    says = (moved_r > rounding * safe_norm(new_r)) & (moved_y > rounding * safe_norm(new_y))
-    said = jnp.where(says, moved_y, 1.0) / jnp.where(says, moved_r, 1.0)
-    weight = jnp.where(says, jnp.sqrt(at.weight) * jnp.sqrt(said), at.weight)
-    return jnp.clip(weight, at.first_weight / _WIDEST, at.first_weight * _WIDEST)
+    known = (moved_r > rounding * safe_norm(new_r)) & (moved_y > rounding * safe_norm(new_y))
+    ratio = jnp.where(known, moved_y, 1.0) / jnp.where(known, moved_r, 1.0)
+    weight = jnp.where(known, jnp.sqrt(now.weight) * jnp.sqrt(ratio), now.weight)
+    return jnp.clip(weight, now.first_weight / _WIDEST, now.first_weight * _WIDEST)

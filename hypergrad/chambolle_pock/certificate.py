@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from hypergrad._foundation.printing import as_sentence, worst
 from hypergrad._foundation.samples import safe_norm
 from hypergrad._foundation.status import Status
-from hypergrad.chambolle_pock.iteration import ProxArguments, StepSizes
+from hypergrad.chambolle_pock.iteration import Iteration, ProxArguments, StepSizes
 from hypergrad.chambolle_pock.residuals import (
     ROUNDINGS,
     PairScale,
@@ -28,12 +28,7 @@ from hypergrad.chambolle_pock.residuals import (
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose
 
-__all__ = [
-    "SolverStats",
-    "certify",
-    "margin_of",
-    "residual_of",
-]
+__all__ = ["SolverStats", "certify", "margin_of", "residual_of"]
 
 
 class SolverStats(eqx.Module):
@@ -73,13 +68,7 @@ def margin_of(problem: LowerLevel, sizes: StepSizes, z: ProxArguments) -> Float[
 
 
 def certify(
-    problem: LowerLevel,
-    x_tilde: Array,
-    sizes: StepSizes,
-    r: Array,
-    y: Array,
-    iterations: Array,
-    tolerance: Array | float | None,
+    iteration: Iteration, r: Array, y: Array, taken: Array, tolerance: Array | float | None
 ) -> SolverStats:
     """Judge a pair `x = x_tilde + r`, `y`, however it was found, by two products with K.
 
@@ -87,6 +76,7 @@ def certify(
     `default_tolerance` holds, or, where rounding is coarser than that, the rounding, as long as it
     is below `sqrt(eps)`.
     """
+    problem, x_tilde, sizes = iteration
     x = x_tilde + r
     K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
     moved = _moved_by_own_steps(problem, sizes, x, r, y, K_x, KT_y)
@@ -98,12 +88,12 @@ def certify(
     # A function that is blind to a NaN in x must not hide it.
     status = jnp.where(jnp.all(jnp.isfinite(x), axis=-1), status, Status.NON_FINITE)
     stats = SolverStats(
-        iterations=jnp.broadcast_to(iterations, status.shape).astype(jnp.int32),
+        iterations=jnp.broadcast_to(taken, status.shape).astype(jnp.int32),
         residual=moved.residual,
         gap=_gap(problem, x_tilde, r, y, K_x, KT_y, moved),
         margin=margin_of(problem, sizes, ProxArguments(y + sigma * K_x, r - tau * KT_y)),
         status=status.astype(jnp.int32),
-        products=jnp.broadcast_to(2 * iterations + 2, status.shape).astype(jnp.int32),
+        products=jnp.broadcast_to(2 * taken + 2, status.shape).astype(jnp.int32),
     )
     return jax.lax.stop_gradient(stats)
 
@@ -126,10 +116,9 @@ def _resolution(problem: LowerLevel, sizes: StepSizes, x: Array, r: Array) -> Ar
     return jnp.where(size_r > 0, relative_to(lost, size_r), unknown)
 
 
-def residual_of(
-    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, r: Array, y: Array
-) -> Float[Array, "*batch"]:
+def residual_of(iteration: Iteration, r: Array, y: Array) -> Float[Array, "*batch"]:
     """Return the relative residual of a pair alone."""
+    problem, x_tilde, sizes = iteration
     x = x_tilde + r
     K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
     return _moved_by_own_steps(problem, sizes, x, r, y, K_x, KT_y).residual

@@ -1,4 +1,4 @@
-"""The Chambolle-Pock iteration: its state, one step, and runs of a fixed length.
+"""The Chambolle-Pock iteration: its state, one step, and a fixed number of steps.
 
     z_D[l+1] = y[l] + sigma K (x_tilde + r_bar[l])     y[l+1] = prox_{sigma F*}(z_D[l+1])
     z_P[l+1] = r[l] - tau K^T y[l+1]                   r[l+1] = prox_{tau G}(z_P[l+1])
@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose
 
-__all__ = ["AdjointPair", "ProxArguments", "State", "StepSizes", "record", "run", "step"]
+__all__ = ["AdjointPair", "Iteration", "ProxArguments", "State", "StepSizes", "record", "step"]
 
 
 class StepSizes(NamedTuple):
@@ -38,10 +39,10 @@ class AdjointPair(NamedTuple):
 
 
 class State(eqx.Module):
-    """Where the iteration stands: `r = x - x_tilde`, its extrapolation `r_bar`, and the dual `y`.
+    """One iterate: `r = x - x_tilde`, its extrapolation `r_bar`, and the dual `y`.
 
-    `adjoint` rides along where a backward solve is to start from an earlier one; the iteration
-    itself neither reads nor keeps it.
+    `adjoint` is where a backward solve starts from an earlier one; the iteration itself neither
+    reads nor keeps it.
     """
 
     r: Float[Array, "*batch n"]
@@ -51,16 +52,17 @@ class State(eqx.Module):
 
 
 class ProxArguments(NamedTuple):
-    """What the two proxes of one iteration were applied to; their derivatives are taken there."""
+    """The arguments of the two proxes of one iteration; their derivatives are taken there."""
 
     z_D: Float[Array, "*batch m"]
     z_P: Float[Array, "*batch n"]
 
 
-class _Point(NamedTuple):
-    """What an iteration reads: `x_bar = x_tilde + r_bar` in the place of `r_bar`.
+class _Carry(NamedTuple):
+    """The state in a loop, with `x_bar = x_tilde + r_bar` in place of `r_bar`.
 
-    XLA makes a pass over memory of everything that a loop carries, so it carries no more than this.
+    XLA makes a pass over memory for everything that a loop carries, so it carries no more than an
+    iteration reads.
     """
 
     r: Float[Array, "*batch n"]
@@ -68,42 +70,64 @@ class _Point(NamedTuple):
     y: Float[Array, "*batch m"]
 
 
-def _point(x_tilde: Array, state: State) -> _Point:
-    return _Point(state.r, x_tilde + state.r_bar, state.y)
+class Iteration(NamedTuple):
+    """The Chambolle-Pock iteration of one problem on one batch with given step sizes."""
 
+    problem: LowerLevel
+    x_tilde: Float[Array, "*batch n"]
+    sizes: StepSizes
 
-def _advance(problem: LowerLevel, sizes: StepSizes, at: _Point) -> tuple[State, ProxArguments]:
-    K, F, G = problem.K, problem.F, problem.G
-    tau, sigma, theta = sizes
+    def step(self, state: State) -> tuple[State, ProxArguments]:
+        """Return the next state, and the arguments of the two proxes of this iteration."""
+        return self._advance(self._carry(state))
 
-    z_D = at.y + sigma * apply(K, at.x_bar)
-    y = F.prox_conjugate(z_D, sigma)
-    z_P = at.r - tau * apply_transpose(K, y)
-    r = G.prox(z_P, tau)
-    r_bar = r + theta * (r - at.r)
-    return State(r, r_bar, y), ProxArguments(z_D, z_P)
+    def repeat(self, state: State, count: int | Array) -> State:
+        """Return the state after `count` iterations, without their history."""
+        if isinstance(count, int) and count == 0:
+            return state
+
+        def body(_, carry: _Carry) -> _Carry:
+            return self._carry(self._advance(carry)[0])
+
+        # The last iteration is apart, since it alone returns r_bar.
+        carry = jax.lax.fori_loop(0, count - 1, body, self._carry(state))
+        return self._advance(carry)[0]
+
+    def record(self, state: State, count: int) -> tuple[State, ProxArguments]:
+        """Return the state after `count` iterations, and their prox arguments: see `record`."""
+        if count == 0:
+            z_D, z_P = (jnp.zeros((0, *a.shape), a.dtype) for a in (state.y, state.r))
+            return state, ProxArguments(z_D, z_P)
+
+        def body(carry: _Carry, _):
+            new, z = self._advance(carry)
+            return self._carry(new), z
+
+        last, history = jax.lax.scan(body, self._carry(state), None, length=count)
+        tau, _, theta = self.sizes
+        before = state.r if count == 1 else self.problem.G.prox(history.z_P[-2], tau)
+        return State(last.r, last.r + theta * (last.r - before), last.y), history
+
+    def _carry(self, state: State) -> _Carry:
+        return _Carry(state.r, self.x_tilde + state.r_bar, state.y)
+
+    def _advance(self, carry: _Carry) -> tuple[State, ProxArguments]:
+        K, F, G = self.problem.K, self.problem.F, self.problem.G
+        tau, sigma, theta = self.sizes
+
+        z_D = carry.y + sigma * apply(K, carry.x_bar)
+        y = F.prox_conjugate(z_D, sigma)
+        z_P = carry.r - tau * apply_transpose(K, y)
+        r = G.prox(z_P, tau)
+        r_bar = r + theta * (r - carry.r)
+        return State(r, r_bar, y), ProxArguments(z_D, z_P)
 
 
 def step(
     problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State
 ) -> tuple[State, ProxArguments]:
-    """One Chambolle-Pock iteration: the next state, and the arguments of its two proxes."""
-    return _advance(problem, sizes, _point(x_tilde, state))
-
-
-def run(
-    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, count: int | Array
-) -> State:
-    """`count` iterations, without their history."""
-    if isinstance(count, int) and count == 0:
-        return state
-
-    def body(_, at: _Point) -> _Point:
-        return _point(x_tilde, _advance(problem, sizes, at)[0])
-
-    # The last one by itself: it alone has to leave r_bar.
-    at = jax.lax.fori_loop(0, count - 1, body, _point(x_tilde, state))
-    return _advance(problem, sizes, at)[0]
+    """Return the next state, and the arguments of the two proxes of this iteration."""
+    return Iteration(problem, x_tilde, sizes).step(state)
 
 
 def record(
@@ -111,12 +135,12 @@ def record(
 ) -> tuple[State, ProxArguments]:
     """Run `count` iterations that JAX can differentiate in reverse, and keep their prox arguments.
 
-    **Arguments**: `sizes`, the step sizes (`solver.step_sizes(problem)`); `state`, where they start
-    (`solver.start(problem, x_tilde)`); `count`, a Python integer.
+    **Arguments**: `sizes`, the step sizes (`solver.step_sizes(problem)`); `state`, the first
+    state (`solver.start(problem, x_tilde)`); `count`, a Python integer.
 
     **Returns**: the state after them, and the arguments of both proxes, `(count, ..., m or n)`.
 
-    **Cost**: 2 products with K an iteration; memory `count (m + n)` a sample.
+    **Cost**: 2 products with K per iteration; memory `count (m + n)` per sample.
 
     >>> import hypergrad as hg, jax.numpy as jnp
     >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
@@ -126,11 +150,4 @@ def record(
     >>> state.y.shape, history.z_P.shape
     ((1, 2), (5, 1, 3))
     """
-
-    def body(at: _Point, _):
-        new, z = _advance(problem, sizes, at)
-        return _point(x_tilde, new), z
-
-    last, history = jax.lax.scan(body, _point(x_tilde, state), None, length=count)
-    before = state.r if count == 1 else problem.G.prox(history.z_P[-2], sizes.tau)
-    return State(last.r, last.r + sizes.theta * (last.r - before), last.y), history
+    return Iteration(problem, x_tilde, sizes).record(state, count)

@@ -1,13 +1,13 @@
-"""The solver: its step sizes for a problem, its iterations, and what a solve returns."""
+"""The solver: its settings, its step sizes for a problem, and a solve of one batch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hypergrad._foundation.checks import (
     as_inexact,
@@ -22,21 +22,21 @@ from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import where
 from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
 from hypergrad.chambolle_pock.certificate import SolverStats, certify, residual_of
-from hypergrad.chambolle_pock.iteration import State, StepSizes, run, step
+from hypergrad.chambolle_pock.iteration import Iteration, ProxArguments, State, StepSizes
 from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 from hypergrad.problem.operators import Operator, apply, matrix_of, operator_norm
 
-__all__ = ["ChambollePock", "Solution", "Trace"]
+__all__ = ["ChambollePock", "ForwardSolve", "Run", "Solution", "Trace"]
 
 # How far the squared bound on a matrix-free norm may lie above the squared norm (margin, residual).
 _LANCZOS_SLACK = 0.05
 
-# With a tolerance, the optimality residual (two products) is looked at once in so many iterations.
+# With a tolerance, the optimality residual (two products) is checked once per so many iterations.
 _CHECK_EVERY = 10
 
 
 class Trace(eqx.Module):
-    """Every iterate judged: entry `l - 1` along the first axis is iterate l of each sample.
+    """The certificate of every iterate; entry `l - 1` of the first axis is iterate l per sample.
 
     `residual` and `gap` as in `SolverStats`; `objective`, `F(K x) + G(x - x_tilde)`. A sample that
     stopped before the others repeats what it stopped at.
@@ -48,9 +48,9 @@ class Trace(eqx.Module):
 
 
 class Solution(eqx.Module):
-    """What a solve returns: `x (..., n)`, `y (..., m)`, `stats`, and the `state` to go on from.
+    """The result of a solve: `x (..., n)`, `y (..., m)`, `stats`, and the last `state`.
 
-    `trace`, where it was asked for, is how the iterates came there.
+    A later solve can start from `state`. `trace` is None unless it was asked for.
     """
 
     x: Float[Array, "*batch n"]
@@ -67,24 +67,24 @@ def _number_or_none(name: str, value: Any) -> Array | None:
 class ChambollePock(eqx.Module):
     """The Chambolle-Pock algorithm with a fixed number of iterations, or to a tolerance.
 
-    **Arguments**: `iterations`, L (with a tolerance, the most it takes); `tau`, `sigma`, step sizes
-    with `tau sigma ||K||^2 <= 1` (where one or both are not given they follow from the operator
-    norm); `theta`, the extrapolation (convergence is known for 1); `step_ratio`, dimensionless, and
-    `primal_scale`, the size of r in the units of the data:
+    **Arguments**: `iterations`, L (with a tolerance, the maximum); `tau`, `sigma`, step sizes with
+    `tau sigma ||K||^2 <= 1` (those that are None follow from the operator norm); `theta`, the
+    extrapolation (convergence is known for 1); `step_ratio`, dimensionless, and `primal_scale`, the
+    size of r in the units of the data:
 
         sigma / tau = step_ratio (dual scale / primal scale)^2,     tau sigma ||K||^2 = 1
 
     with dual scale the weight of F (its median), primal scale the radius of G, else 1. Scaling
     data, weight and radius together then changes nothing. `tolerance`: each sample stops when its
-    optimality residual is below it (looked at every 10 iterations), so that a batch equals its
-    samples. `acceleration`, another way to the same solution (`RestartedHalpern()`) for all
-    iterations but those that are differentiated.
+    optimality residual is below it (checked every 10 iterations), so that a batch equals its
+    samples. `acceleration`, a faster method (`RestartedHalpern()`) for all iterations but those
+    that are differentiated.
 
     **Errors**: a `ValueError` for a setting out of range.
 
-    **Cost**: 2 products with K an iteration, 2 more for the certificate; memory for one state.
+    **Cost**: 2 products with K per iteration, 2 more for the certificate; memory for one state.
 
-    **Caveat**: for `theta != 1` convergence is not guaranteed; the residual tells.
+    **Caveat**: for `theta != 1` convergence is not guaranteed; check the residual.
 
     **Source**: Chambolle & Pock 2011, Algorithm 1.
 
@@ -127,7 +127,7 @@ class ChambollePock(eqx.Module):
         self.tolerance = _number_or_none("tolerance", tolerance)
         if acceleration is not None and not isinstance(acceleration, AbstractAcceleration):
             raise HypergradError(
-                f"acceleration must be one of this package; got {describe(acceleration)}: pass "
+                f"acceleration must be an AbstractAcceleration; got {describe(acceleration)}: pass "
                 "hg.RestartedHalpern() or None"
             )
         self.acceleration = acceleration
@@ -142,7 +142,7 @@ class ChambollePock(eqx.Module):
     # ---- step sizes
 
     def step_sizes(self, problem: LowerLevel) -> StepSizes:
-        """`tau`, `sigma`, `theta` for a problem; its norm and scales are not differentiated."""
+        """Return `tau`, `sigma`, `theta` of a problem; the norm of K is not differentiated."""
         if self.tau is not None and self.sigma is not None:
             return StepSizes(self.tau, self.sigma, self.theta)
         norm = operator_norm(stop_gradient(problem.K))
@@ -154,7 +154,7 @@ class ChambollePock(eqx.Module):
         return StepSizes(1 / (norm * root), root / norm, self.theta)
 
     def _scale_ratio(self, problem: LowerLevel) -> Array:
-        """Dual scale over primal scale; an unknown or zero scale counts as 1."""
+        """Return dual scale over primal scale; an unknown or zero scale counts as 1."""
 
         def known(scale: Array | None) -> Array:
             if scale is None:
@@ -165,7 +165,7 @@ class ChambollePock(eqx.Module):
         return jax.lax.stop_gradient(known(problem.F.dual_scale) / known(primal))
 
     def with_step_sizes(self, problem: LowerLevel) -> ChambollePock:
-        """The same solver with the step sizes of this problem written out (the norm paid once)."""
+        """Return the solver with the step sizes of this problem as its fields (one norm)."""
         tau, sigma, theta = self.step_sizes(problem)
         return eqx.tree_at(
             lambda solver: (solver.tau, solver.sigma, solver.theta),
@@ -177,13 +177,13 @@ class ChambollePock(eqx.Module):
     def check_step_sizes(self, problem: LowerLevel) -> None:
         """Raise a `ValueError` if concrete steps given by hand are too long for the problem.
 
-        (Where something is traced they are let pass: what comes of it shows in the status.)
+        Traced ones are not checked: the status of the solve shows the result.
         """
         if self.tau is None or self.sigma is None:
             return
         if not all(map(is_concrete, jax.tree.leaves((self.tau, self.sigma, problem.K)))):
             return
-        # What a jitted caller closes over can be looked at, but JAX would trace the norm of it.
+        # A jitted caller may close over a concrete K, but JAX would trace its norm.
         with jax.ensure_compile_time_eval():
             norm = float(_compiled_norm(problem.K))
         product = float(self.tau) * float(self.sigma) * norm**2
@@ -195,50 +195,24 @@ class ChambollePock(eqx.Module):
                 "shorten the steps, or leave one of them out and it follows from the norm"
             )
 
-    # ---- runs
+    # ---- solves
+
+    def on(self, problem: LowerLevel, x_tilde: Array) -> ForwardSolve:
+        """Return the solve of a batch, with the step sizes of the problem."""
+        return ForwardSolve(self, Iteration(problem, x_tilde, self.step_sizes(problem)))
 
     def start(self, problem: LowerLevel, x_tilde: Array, init: State | None = None) -> State:
-        """`r = r_bar = 0`, `y = 0`; or the primal-dual part of an earlier state."""
+        """Return `r = r_bar = 0`, `y = 0`; or the primal-dual part of an earlier state."""
         if init is not None:
             return State(init.r, init.r_bar, init.y)
         zero = jnp.zeros_like(x_tilde)
         return State(zero, zero, jnp.zeros((*x_tilde.shape[:-1], problem.m), x_tilde.dtype))
 
-    def step(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> State:
-        """One iteration, as the fixed-point map that other packages' solvers take."""
-        return step(problem, x_tilde, sizes, state)[0]
-
     def approach(
         self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, *, keep: int
     ) -> tuple[State, Array]:
-        """All iterations but the last `keep`, which the caller takes: the state, and their number.
-
-        With a tolerance: until every sample has arrived, each frozen from then on.
-        """
-        count = self.iterations - keep
-        if self.tolerance is None:
-            if count > 0:
-                state = self.advanced(problem, x_tilde, sizes, state, count)
-            return state, jnp.full(x_tilde.shape[:-1], count, jnp.int32)
-        at = self._way.begin(problem, x_tilde, sizes, state)
-        tolerance = jax.lax.stop_gradient(self.tolerance)
-        return _run_to_tolerance(problem, x_tilde, sizes, self._way, at, count, keep, tolerance)
-
-    def advanced(
-        self,
-        problem: LowerLevel,
-        x_tilde: Array,
-        sizes: StepSizes,
-        state: State,
-        count: int | Array,
-    ) -> State:
-        """So many iterations further, at least one, whatever its own number and tolerance."""
-        at = self._way.begin(problem, x_tilde, sizes, state)
-        return self._way.state(self._way.advance(problem, x_tilde, sizes, at, count))
-
-    @property
-    def _way(self) -> AbstractAcceleration:
-        return _Plain() if self.acceleration is None else self.acceleration
+        """Return the state after all iterations but the last `keep`, and their number."""
+        return ForwardSolve(self, Iteration(problem, x_tilde, sizes)).run_all_but(keep, state)
 
     def certify(
         self,
@@ -249,48 +223,156 @@ class ChambollePock(eqx.Module):
         y: Array,
         taken: Array,
     ) -> SolverStats:
-        """The statistics of a pair, judged by this solver's tolerance (or the default one)."""
-        return certify(problem, x_tilde, sizes, r, y, taken, self.tolerance)
+        """Return the statistics of a pair, by this solver's tolerance (or the default one)."""
+        return certify(Iteration(problem, x_tilde, sizes), r, y, taken, self.tolerance)
 
     def solution(
         self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State, taken: Array
     ) -> Solution:
-        """The last iterate with its statistics, after `taken` iterations a sample."""
-        stats = self.certify(problem, x_tilde, sizes, state.r, state.y, taken)
-        return Solution(x_tilde + state.r, state.y, stats, state)
+        """Return the last iterate with its statistics, after `taken` iterations per sample."""
+        return ForwardSolve(self, Iteration(problem, x_tilde, sizes)).solution(state, taken)
 
-    def trace(
-        self, problem: LowerLevel, x_tilde: Array, taken: Array, init: State | None = None
-    ) -> Trace:
-        """The first `taken` iterations of each sample once more, every iterate judged.
 
-        It knows no strategy: theirs are the iterates of this solver, and `taken` says where a
-        sample was stopped. (Of a strategy that averages, the iterates and not the average.)
+class Run(NamedTuple):
+    """The iterations of a solve: the last ones recorded, from the state `before` to `state`.
 
-        **Cost**: 5 products with K an iteration, 2 of them the iteration's own; 3 L numbers a
-        sample. Once all samples have stopped, nothing.
+    `history` holds their prox arguments, `(record_last, ..., m or n)`; `taken`, the number of all
+    iterations per sample.
+    """
+
+    before: State
+    state: State
+    history: ProxArguments
+    taken: Int[Array, "*batch"]
+
+
+class ForwardSolve(NamedTuple):
+    """A solver on one batch: `solver.on(problem, x_tilde)`."""
+
+    solver: ChambollePock
+    iteration: Iteration
+
+    def start(self, init: State | None = None) -> State:
+        """Return the first state: see `ChambollePock.start`."""
+        problem, x_tilde, _ = self.iteration
+        return self.solver.start(problem, x_tilde, init)
+
+    def solve(self, init: State | None = None) -> Solution:
+        """Return the solution after all iterations."""
+        run = self.run(init)
+        return self.solution(run.state, run.taken)
+
+    def run(self, init: State | None = None, *, record_last: int = 0) -> Run:
+        """Run all iterations, of which JAX can differentiate the last `record_last` in reverse.
+
+        With a tolerance: until every sample is within it, each frozen from then on, and
+        `record_last` iterations more.
         """
-        solver, problem, x_tilde, init = stop_gradient((self, problem, x_tilde, init))
-        sizes = solver.step_sizes(problem)
+        before, taken = self.run_all_but(record_last, self.start(init))
+        state, history = self.iteration.record(before, record_last)
+        return Run(before, state, history, taken + record_last)
 
-        def look(state: State) -> Trace:
-            stats = solver.certify(problem, x_tilde, sizes, state.r, state.y, taken)
+    def run_all_but(self, last: int, state: State) -> tuple[State, Int[Array, "*batch"]]:
+        """Return the state before the `last` iterations of a run, and the number of the others."""
+        count = self.solver.iterations - last
+        if self.solver.tolerance is not None:
+            tolerance = jax.lax.stop_gradient(self.solver.tolerance)
+            return self._run_to_tolerance(state, count, last, tolerance)
+        if count > 0:
+            state = self.advance(state, count)
+        return state, jnp.full(self.iteration.x_tilde.shape[:-1], count, jnp.int32)
+
+    def advance(self, state: State, count: int | Array) -> State:
+        """Return the state after `count >= 1` iterations, accelerated ones if the solver has any.
+
+        The solver's number of iterations and tolerance are not used.
+        """
+        iterate = self._method.begin(self.iteration, state)
+        return self._method.state(self._method.advance(self.iteration, iterate, count))
+
+    def solution(self, state: State, taken: Array) -> Solution:
+        """Return the last iterate with its statistics, after `taken` iterations per sample."""
+        stats = certify(self.iteration, state.r, state.y, taken, self.solver.tolerance)
+        return Solution(self.iteration.x_tilde + state.r, state.y, stats, state)
+
+    def trace(self, taken: Array, init: State | None = None) -> Trace:
+        """Repeat the first `taken` iterations of each sample, with a certificate for each iterate.
+
+        The iterates are those of the solver, whatever the strategy (for a strategy that averages
+        them, the iterates and not the average).
+
+        **Cost**: 5 products with K per iteration, 2 of them the iteration's; 3 L numbers per
+        sample. Nothing once all samples have stopped.
+        """
+        (solver, iteration), init = stop_gradient((self, init))
+        problem, x_tilde, _ = iteration
+
+        def judge(state: State) -> Trace:
+            stats = certify(iteration, state.r, state.y, taken, solver.tolerance)
             objective = problem.F(apply(problem.K, x_tilde + state.r)) + problem.G(state.r)
             return Trace(stats.residual, stats.gap, objective)
 
         def advance(carry: Any, running: Array):
-            moved, _ = step(problem, x_tilde, sizes, carry[0])
+            moved, _ = iteration.step(carry[0])
             state = where(running, moved, carry[0])
-            return state, look(state)
+            return state, judge(state)
 
         def body(carry: Any, done: Array) -> Any:
             running = done < taken
             carry = jax.lax.cond(jnp.any(running), advance, lambda c, _: c, carry, running)
             return carry, carry[1]
 
-        start = solver.start(problem, x_tilde, init)
+        start = self.start(init)
         done = jnp.arange(solver.iterations, dtype=taken.dtype)
-        return jax.lax.scan(body, (start, look(start)), done)[1]
+        return jax.lax.scan(body, (start, judge(start)), done)[1]
+
+    @property
+    def _method(self) -> AbstractAcceleration:
+        return _Plain() if self.solver.acceleration is None else self.solver.acceleration
+
+    def _run_to_tolerance(
+        self, state: State, count: int, last: int, tolerance: Array
+    ) -> tuple[State, Int[Array, "*batch"]]:
+        """Run in bursts until each sample is within the tolerance, now and `last` iterations later.
+
+        The pair that the caller returns is the later one, and a plain iteration can move a pair
+        away from the solution. A sample that has arrived is frozen: others cannot move it.
+        """
+        iteration, method = self.iteration, self._method
+
+        def look_ahead(state: State) -> State:
+            return iteration.repeat(state, last)
+
+        def burst(carry: Any) -> Any:
+            iterate, taken, candidates, arrived, done = carry
+            # The residual is most of the program, so it occurs once: samples that are within the
+            # tolerance now are candidates, which the next burst checks `last` iterations later.
+            ahead = jnp.any(candidates)
+            state = jax.lax.cond(ahead, look_ahead, lambda state: state, method.state(iterate))
+            residual = residual_of(iteration, state.r, state.y)
+            # A sample that is no longer finite will not arrive, so nothing waits for it.
+            within = (residual <= tolerance) | ~jnp.isfinite(residual)
+            arrived = arrived | (within & candidates if last else within)
+            candidates = within & ~arrived & ~ahead
+            length = jnp.minimum(_CHECK_EVERY, count - done)
+            length = jnp.where(jnp.all(arrived) | jnp.any(candidates), 0, length)
+
+            def advance(iterate: Any) -> Any:
+                return where(arrived, iterate, method.advance(iteration, iterate, length))
+
+            iterate = jax.lax.cond(length > 0, advance, lambda iterate: iterate, iterate)
+            done = done + length
+            return iterate, jnp.where(arrived, taken, done), candidates, arrived, done
+
+        def unfinished(carry: Any):
+            *_, arrived, done = carry
+            return ~jnp.all(arrived) & (done < count)
+
+        taken = jnp.zeros(iteration.x_tilde.shape[:-1], jnp.int32)
+        none = taken > 0
+        carry = (method.begin(iteration, state), taken, none, none, jnp.zeros((), jnp.int32))
+        iterate, taken, *_ = jax.lax.while_loop(unfinished, burst, carry)
+        return method.state(iterate), taken
 
 
 @compiled
@@ -299,71 +381,13 @@ def _compiled_norm(K: Operator) -> Array:
 
 
 class _Plain(AbstractAcceleration):
-    """The iteration as it is."""
+    """The plain iteration."""
 
-    def begin(self, problem: LowerLevel, x_tilde: Array, sizes: StepSizes, state: State) -> State:
+    def begin(self, iteration: Iteration, state: State) -> State:
         return state
 
-    def advance(
-        self,
-        problem: LowerLevel,
-        x_tilde: Array,
-        sizes: StepSizes,
-        at: State,
-        count: int | Array,
-    ) -> State:
-        return run(problem, x_tilde, sizes, at, count)
+    def advance(self, iteration: Iteration, iterate: State, count: int | Array) -> State:
+        return iteration.repeat(iterate, count)
 
-    def state(self, at: State) -> State:
-        return at
-
-
-def _run_to_tolerance(
-    problem: LowerLevel,
-    x_tilde: Array,
-    sizes: StepSizes,
-    way: AbstractAcceleration,
-    at: Any,
-    most: int,
-    keep: int,
-    tolerance: Array,
-) -> tuple[State, Array]:
-    """Run in bursts until each sample is within the tolerance, here and `keep` iterations later.
-
-    The pair that the caller returns is the later one, and a plain iteration can move a pair away
-    from the solution. A sample that has arrived is frozen, so that others cannot move it.
-    """
-
-    def look_ahead(state: State) -> State:
-        return run(problem, x_tilde, sizes, state, keep)
-
-    def burst(carry: Any) -> Any:
-        at, iterations, candidates, arrived, done = carry
-        # The residual stands once in the program, since it is most of it: samples that are within
-        # the tolerance here are candidates, and the next burst looks at them further on.
-        ahead = jnp.any(candidates)
-        state = jax.lax.cond(ahead, look_ahead, lambda state: state, way.state(at))
-        residual = residual_of(problem, x_tilde, sizes, state.r, state.y)
-        # A sample that is no longer finite will not arrive: it is not waited for.
-        within = (residual <= tolerance) | ~jnp.isfinite(residual)
-        arrived = arrived | (within & candidates if keep else within)
-        candidates = within & ~arrived & ~ahead
-        length = jnp.minimum(_CHECK_EVERY, most - done)
-        length = jnp.where(jnp.all(arrived) | jnp.any(candidates), 0, length)
-
-        def advance(at: Any) -> Any:
-            return where(arrived, at, way.advance(problem, x_tilde, sizes, at, length))
-
-        at = jax.lax.cond(length > 0, advance, lambda at: at, at)
-        done = done + length
-        return at, jnp.where(arrived, iterations, done), candidates, arrived, done
-
-    def unfinished(carry: Any):
-        *_, arrived, done = carry
-        return ~jnp.all(arrived) & (done < most)
-
-    iterations = jnp.zeros(x_tilde.shape[:-1], jnp.int32)
-    nobody = iterations > 0
-    start = (at, iterations, nobody, nobody, jnp.zeros((), jnp.int32))
-    at, iterations, *_ = jax.lax.while_loop(unfinished, burst, start)
-    return way.state(at), iterations
+    def state(self, iterate: State) -> State:
+        return iterate

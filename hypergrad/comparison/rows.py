@@ -42,11 +42,8 @@ def one_hypergradient(
 
 
 def solve_without_strategy(problem: LowerLevel, x_tilde: Array, solver: ChambollePock) -> Solution:
-    """The forward solve with its certificate, and nothing kept for a backward pass."""
-    sizes = solver.step_sizes(problem)
-    start = solver.start(problem, x_tilde)
-    state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
-    return solver.solution(problem, x_tilde, sizes, state, taken)
+    """Return the solution with its certificate, and nothing saved for a backward pass."""
+    return solver.on(problem, x_tilde).solve()
 
 
 def reason_of(error: Exception) -> str:

@@ -17,23 +17,19 @@ from hypergrad._foundation.printing import as_sentence, worst
 from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, restore_batch
 from hypergrad.chambolle_pock import (
     ChambollePock,
-    ProxArguments,
-    Solution,
+    ForwardSolve,
+    Iteration,
+    Run,
     SolverStats,
     State,
-    StepSizes,
-    record,
-    step,
 )
 from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = [
     "KRYLOV_DIMENSION",
     "Contraction",
-    "End",
-    "contraction_at",
     "contraction_factor",
-    "run_to_end",
+    "contraction_of",
 ]
 
 # The dimension of the Krylov space in which a contraction factor is looked for.
@@ -122,32 +118,16 @@ def _contraction_factor(
 ) -> Contraction:
     batch = x_tilde.shape[:-1]
     rows, init = flatten_batch((x_tilde, init), batch)
-    end = run_to_end(problem, rows, solver, init)
-    return restore_batch(contraction_at(problem, rows, end, dimension), batch)
+    forward = solver.on(problem, rows)
+    contraction = contraction_of(forward, forward.run(init, record_last=1), dimension)
+    return restore_batch(contraction, batch)
 
 
-class End(eqx.Module):
-    """The end of a forward solve: its last iteration, from the state before it."""
-
-    sizes: StepSizes
-    before: State
-    history: ProxArguments  # of length 1
-    solution: Solution
-
-
-def run_to_end(problem: LowerLevel, rows: Array, solver: ChambollePock, init: State | None) -> End:
-    """A forward solve, with its last iteration apart."""
-    sizes = solver.step_sizes(problem)
-    start = solver.start(problem, rows, init)
-    before, taken = solver.approach(problem, rows, sizes, start, keep=1)
-    state, history = record(problem, rows, sizes, before, 1)
-    solution = solver.solution(problem, rows, sizes, state, taken + 1)
-    return End(sizes, before, history, solution)
-
-
-def contraction_at(problem: LowerLevel, rows: Array, end: End, dimension: int) -> Contraction:
-    """That of the last iteration of a solve."""
-    move = _adjoint_of_a_step(problem, rows, end.sizes, end.before)
+def contraction_of(forward: ForwardSolve, run: Run, dimension: int) -> Contraction:
+    """Return the contraction of the last iteration of a run, which is recorded."""
+    iteration = forward.iteration
+    problem, rows, _ = iteration
+    move = _adjoint_of_a_step(iteration, run.before)
     size = 2 * problem.n + problem.m
     v = jax.random.normal(jax.random.key(0), (len(rows), size), rows.dtype)
     H, beyond = _arnoldi(move, move(v) - v, min(dimension, size))
@@ -162,19 +142,18 @@ def contraction_at(problem: LowerLevel, rows: Array, end: End, dimension: int) -
     return Contraction(
         factor=jnp.where(finite, jnp.max(radius, axis=-1), jnp.nan),
         residual=jnp.where(finite, beyond * last_entry, jnp.nan),
-        stats=end.solution.stats,
+        stats=forward.solution(run.state, run.taken).stats,
     )
 
 
-def _adjoint_of_a_step(
-    problem: LowerLevel, rows: Array, sizes: StepSizes, state: State
-) -> Callable[[Array], Array]:
-    """`v -> J^T v` with J the Jacobian of one iteration at a state, in balanced units.
+def _adjoint_of_a_step(iteration: Iteration, state: State) -> Callable[[Array], Array]:
+    """Return `v -> J^T v` with J the Jacobian of one iteration at a state, in scaled units.
 
     That is, v holds `sqrt(tau)`, `sqrt(tau)`, `sqrt(sigma)` times the cotangents of r, r_bar, y.
     """
-    root_tau, root_sigma = jnp.sqrt(sizes.tau), jnp.sqrt(sizes.sigma)
-    _, pull = jax.vjp(lambda s: step(problem, rows, sizes, s)[0], state)
+    problem, _, (tau, sigma, _) = iteration
+    root_tau, root_sigma = jnp.sqrt(tau), jnp.sqrt(sigma)
+    _, pull = jax.vjp(lambda s: iteration.step(s)[0], state)
 
     def move(v: Array) -> Array:
         r, r_bar, y = jnp.split(v, (problem.n, 2 * problem.n), axis=-1)

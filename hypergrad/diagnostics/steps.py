@@ -18,14 +18,13 @@ from hypergrad._foundation.status import Status
 from hypergrad.adjoint import (
     CGLS,
     AdjointProblem,
-    Cotangent,
     adjoint_step,
-    nothing_like,
     start_adjoint,
+    zeros_like,
 )
 from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, prepare_truth, restore_batch
 from hypergrad.bilevel.losses import Loss, half_mean_squared_error
-from hypergrad.chambolle_pock import AdjointPair, ChambollePock, State
+from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
 from hypergrad.diagnostics._gradients import (
     check_learnable,
     form_norm,
@@ -35,9 +34,7 @@ from hypergrad.diagnostics._gradients import (
 from hypergrad.diagnostics.contraction import (
     KRYLOV_DIMENSION,
     Contraction,
-    End,
-    contraction_at,
-    run_to_end,
+    contraction_of,
 )
 from hypergrad.problem.lower_level import LowerLevel
 
@@ -137,12 +134,15 @@ def _steps_needed(
 ) -> StepsNeeded:
     batch = x_tilde.shape[:-1]
     rows, init = flatten_batch((x_tilde, init), batch)
-    end = run_to_end(problem, rows, solver, init)
-    contraction = contraction_at(problem, rows, end, dimension)
-    g = loss_gradient(loss, end.solution, x_true)
+    forward = solver.on(problem, rows)
+    run = forward.run(init, record_last=1)
+    contraction = contraction_of(forward, run, dimension)
+    solution = forward.solution(run.state, run.taken)
+    g = loss_gradient(loss, solution, x_true)
 
-    sums, stats = CGLS()(AdjointProblem(problem, end.sizes, end.history, g))
-    measured = _measure_steps(problem, end, g, sums.pair, error, most)
+    system = AdjointProblem(problem, forward.iteration.sizes, run.history, g)
+    sums, stats = CGLS()(system)
+    measured = _measure_steps(system, solution, sums.pair, error, most)
     measured = jnp.where(stats.status == Status.CONVERGED, measured, jnp.nan)
     steps = jnp.maximum(1.0, jnp.ceil(jnp.log(error) / jnp.log(contraction.factor)))
     predicted = jnp.where(contraction.factor < 1, steps, jnp.inf)
@@ -150,11 +150,11 @@ def _steps_needed(
 
 
 def _measure_steps(
-    problem: LowerLevel, end: End, g: Cotangent, limit: AdjointPair, error: Array, most: int
+    inputs: AdjointProblem, solution: Solution, limit: AdjointPair, error: Array, max_steps: int
 ) -> Float[Array, " batch"]:
-    """The first k at which the gradient of k steps is as near to the limit as it should be."""
-    sizes, solution, nothing = end.sizes, end.solution, nothing_like(g)
-    z = jax.tree.map(lambda h: h[0], end.history)
+    """Return the first k at which the gradient of k steps is within the error of the limit."""
+    problem, sizes, history, g, _ = inputs
+    nothing, z = zeros_like(g), jax.tree.map(lambda h: h[0], history)
 
     def size(delta: AdjointPair) -> Array:
         return form_norm(problem.K, layer_factors(sizes, delta, solution.x, solution.y))
@@ -173,7 +173,7 @@ def _measure_steps(
 
     def unfinished(carry: Any):
         *_, far, _, done = carry
-        return jnp.any(far) & (done < most)
+        return jnp.any(far) & (done < max_steps)
 
     state, _ = adjoint_step(problem, sizes, z, start_adjoint(problem, g), g)
     missing = AdjointPair(limit.Delta_P - state.delta_P, limit.Delta_D - state.delta_D)

@@ -17,7 +17,7 @@ from hypergrad._foundation.samples import safe_norm
 from hypergrad.adjoint import (
     Cotangent,
     LimitSystem,
-    Recorded,
+    Tape,
     adjoint_step,
     pair_norm,
     solve_least_squares,
@@ -112,8 +112,8 @@ def adjoint_trajectory(
     prox is not separable. Where G is strongly convex `prox'_{tau G}` has no eigenvalue 1: the
     projection is 0, and `delta_P` itself vanishes.
 
-    **Arguments**: as for `hypergradient`. The strategy is one whose forward pass leaves a
-    `Recorded` to go back through.
+    **Arguments**: as for `hypergradient`. The strategy is one whose forward pass records
+    its iterations.
 
     **Returns**: an `AdjointTrajectory`, with L the solver's iterations. (With a tolerance layer L
     is still the last iteration, whatever number it had.)
@@ -156,16 +156,16 @@ def _adjoint_trajectory(
 ) -> AdjointTrajectory:
     batch, L = x_tilde.shape[:-1], solver.iterations
     rows, init = flatten_batch((x_tilde, init), batch)
-    solution, recorded = strategy.forward(problem, rows, solver, init)
-    if not isinstance(recorded, Recorded):
+    solution, tape = strategy.forward(problem, rows, solver, init)
+    if not isinstance(tape, Tape):
         raise HypergradError(
-            f"strategy must go back through recorded iterations; got {strategy.label}, which has "
+            f"strategy must differentiate recorded iterations; got {strategy.label}, which has "
             "no layers: use FullUnrolling, Truncation or ErgodicUnrolling"
         )
     g = loss_gradient(loss, solution, x_true)
-    sizes, history = recorded.sizes, recorded.history
+    sizes, history = tape.forward.iteration.sizes, tape.history
     count = history.z_D.shape[0]
-    alpha = jnp.eye(count, dtype=rows.dtype)[-1] if recorded.alpha is None else recorded.alpha
+    alpha = jnp.eye(count, dtype=rows.dtype)[-1] if tape.alpha is None else tape.alpha
 
     def body(later: Any, at: Any):
         z, alpha_l = at
@@ -174,7 +174,7 @@ def _adjoint_trajectory(
         return state, AdjointPair(state.delta_P, state.delta_D)
 
     _, delta = jax.lax.scan(body, start_adjoint(problem, g), (history, alpha), reverse=True)
-    contribution = form_norm(problem.K, layer_factors(sizes, delta, *_iterates(recorded)))
+    contribution = form_norm(problem.K, layer_factors(sizes, delta, *_iterates(tape)))
 
     def all_layers(array: Array) -> Array:
         """With zeros for the layers that the strategy leaves out."""
@@ -200,14 +200,13 @@ def _adjoint_trajectory(
     return AdjointTrajectory(limit_P=limit_P, stats=stats, **by_layer)
 
 
-def _iterates(recorded: Recorded) -> tuple[Array, Array]:
-    """`x_tilde + r_bar[l-1]` and `y[l]` of all recorded iterations l."""
-    problem, sizes, start, history = (
-        recorded.problem, recorded.sizes, recorded.start, recorded.history,
-    )  # fmt: skip
+def _iterates(tape: Tape) -> tuple[Array, Array]:
+    """Return `x_tilde + r_bar[l-1]` and `y[l]` of all recorded iterations l."""
+    problem, x_tilde, sizes = tape.forward.iteration
+    start, history = tape.start, tape.history
     r = jnp.concatenate([start.r[None], problem.G.prox(history.z_P[:-1], sizes.tau)])
     r_bar = r[1:] + sizes.theta * (r[1:] - r[:-1])
-    x_bar = recorded.x_tilde[None] + jnp.concatenate([start.r_bar[None], r_bar])
+    x_bar = x_tilde[None] + jnp.concatenate([start.r_bar[None], r_bar])
     return x_bar, problem.F.prox_conjugate(history.z_D, sizes.sigma)
 
 
@@ -221,9 +220,9 @@ def _project_on_kernel(system: LimitSystem, g: Cotangent) -> Float[Array, "*batc
     root = jnp.sqrt(system.sizes.tau)
     whole = (root * g.x, jnp.zeros_like(g.y))
     rtol, most = 4 * float(jnp.finfo(g.x.dtype).eps), 4 * sum(system.problem.shape)
-    product, transpose = system.balanced, system.balanced_transpose
+    product, transpose = system.scaled, system.scaled_transpose
     w, *_ = solve_least_squares(product, transpose, product(whole), rtol=rtol, most=most)
     inside = (whole[0] - w[0], whole[1])
-    left_over = pair_norm(system.balanced(inside))
+    left_over = pair_norm(system.scaled(inside))
     arrived = left_over <= default_tolerance(g.x.dtype) * pair_norm(whole)
     return jnp.where(arrived[..., None], inside[0] / root, jnp.nan)

@@ -23,7 +23,7 @@ __all__ = [
     "AbstractActiveSystem",
     "ActiveSystem",
     "active_system",
-    "shrink_of",
+    "regularization",
 ]
 
 # With so many refinements the shrinking has no effect beyond singular values of about the root of
@@ -226,7 +226,7 @@ class ActiveSystem(AbstractActiveSystem):
         v = self.random_unknowns()
         _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, jnp.zeros_like(pair_norm(v))))
         bound = _POWER_FACTOR**0.5 * jnp.exp(logarithm / (2 * _POWERS))
-        moved = 3 * shrink_of(bound.dtype) * bound
+        moved = 3 * regularization(bound.dtype) * bound
         return jnp.where(moved <= 0.5, bound / (1 - jnp.minimum(moved, 0.5)), jnp.inf)
 
     def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
@@ -292,9 +292,18 @@ def _factorise(
     return ActiveSystem(matrix, s, D_P, D_D, W, h, inverse)
 
 
-def shrink_of(dtype: jnp.dtype) -> float:
+def regularization(dtype: jnp.dtype) -> float:
     """How much the eigenvalues of a singular system are shrunk, relatively."""
     return 8 * float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def _computed_after(first: Array, value: Array) -> Array:
+    """Return `value`, which XLA then computes after `first`.
+
+    XLA drops a `jax.lax.optimization_barrier` on the CPU before it orders the calls, but not `0 x`,
+    since x may be NaN.
+    """
+    return value + 0.0 * first[:, :1]
 
 
 def active_system(
@@ -304,8 +313,8 @@ def active_system(
     tau, sigma, _ = sizes
     smoothing = jnp.zeros(z.z_P.shape[0], z.z_P.dtype) if t is None else t
     D_P = jacobian(prox, problem.G, z.z_P, tau, smoothing)
-    # Where both are diagonalised, one after the other (see `_solve_shrunk`): a 0 that depends.
-    after_D_P = 0.0 * D_P.values[:, :1]
-    D_D = jacobian(prox_conjugate, problem.F, z.z_D + after_D_P, sigma, smoothing)
-    shrink = shrink_of(z.z_P.dtype) if t is None else 0.0
+    # Where both are diagonalised, one LAPACK call has to follow the other (see `_solve_shrunk`).
+    z_D = _computed_after(D_P.values, z.z_D)
+    D_D = jacobian(prox_conjugate, problem.F, z_D, sigma, smoothing)
+    shrink = regularization(z.z_P.dtype) if t is None else 0.0
     return _factorise(dense_matrix(problem.K), jnp.sqrt(tau) * jnp.sqrt(sigma), D_P, D_D, shrink)

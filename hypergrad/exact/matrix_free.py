@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from hypergrad._foundation.checks import check_count
 from hypergrad._foundation.samples import where
@@ -24,17 +24,11 @@ from hypergrad.adjoint import (
     check_reducible,
     pair_norm,
 )
-from hypergrad.chambolle_pock import (
-    ProxArguments,
-    RestartedHalpern,
-    State,
-    StepSizes,
-)
+from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern, State
 from hypergrad.exact.active_sets import AbstractActiveSystem
 from hypergrad.exact.normal_map import NormalMap
 from hypergrad.exact.path import POLISHING, Found, judge_shortest
 from hypergrad.exact.search import AbstractSearch, ExactPair
-from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = ["KrylovSystem", "MatrixFree"]
 
@@ -61,7 +55,7 @@ class KrylovSystem(AbstractActiveSystem):
     ) -> tuple[Unknowns, Int[Array, " batch"]]:
         """The unknowns and the steps; `size` is that of the data, which rounding is relative to."""
         reduced, eps = ReducedSystem.of(self.limit), float(jnp.finfo(right[0].dtype).eps)
-        product = self.limit.balanced_transpose if transposed else self.limit.balanced
+        product = self.limit.scaled_transpose if transposed else self.limit.scaled
         rounding = 4 * eps * (1 + jnp.max(reduced.V, axis=-1))
 
         def once_more(_: Array, carry: Any) -> Any:
@@ -95,7 +89,7 @@ class KrylovSystem(AbstractActiveSystem):
     def onto_kernel(self, w: Unknowns) -> tuple[Unknowns, Int[Array, " batch"]]:
         """The projection of `w` onto the kernel, which is dual, and the steps that it took."""
         nothing, dual = jnp.zeros_like(w[0]), (jnp.zeros_like(w[0]), w[1])
-        seen = self.limit.balanced_transpose(dual)
+        seen = self.limit.scaled_transpose(dual)
         (_, b), steps = self._solve(seen, pair_norm(dual), transposed=True)
         return (nothing, w[1] - b), steps
 
@@ -116,9 +110,9 @@ def _products(steps: Array) -> Array:
 
 
 class _Search(NamedTuple):
-    """Where the samples are: their iteration, what was found, and what that has taken."""
+    """Each sample's iterate, the best point found, and the cost so far."""
 
-    at: Any
+    iterate: Any
     found: Found
     finished: Bool[Array, " batch"]
     iterations: Int[Array, " batch"]
@@ -164,31 +158,31 @@ class MatrixFree(AbstractSearch):
 
     def __call__(
         self,
-        problem: LowerLevel,
-        x_tilde: Float[Array, "batch n"],
-        sizes: StepSizes,
+        iteration: Iteration,
         start: State,
         *,
-        most: int | Int[Array, ""],
+        max_steps: int | Int[Array, ""],
     ) -> ExactPair:
+        problem, x_tilde, sizes = iteration
         check_reducible(problem, "MatrixFree", "use Exact(), with K as a matrix")
-        normal_map, way = NormalMap(problem, x_tilde, sizes), RestartedHalpern()
+        normal_map, method = NormalMap(*iteration), RestartedHalpern()
 
-        def pair_of(at: Any) -> tuple[Array, Array]:
-            state = way.state(at)
+        def pair_of(iterate: Any) -> tuple[Array, Array]:
+            state = method.state(iterate)
             return state.r, state.y
 
         def burst(search: _Search) -> _Search:
             done = jnp.max(search.iterations)
             length = jnp.maximum(_FIRST_BURST, done // _GROWTH)
             length = jnp.minimum(length, self.iterations - done)
-            at = way.advance(problem, x_tilde, sizes, search.at, length)
-            at, running = where(search.finished, search.at, at), ~search.finished
-            new, taken, products = self._polish(normal_map, pair_of(at), running)
+            iterate = method.advance(iteration, search.iterate, length)
+            iterate = where(search.finished, search.iterate, iterate)
+            running = ~search.finished
+            new, taken, products = self._polish(normal_map, pair_of(iterate), running)
             better = running & (new.accepted | (new.residual < search.found.residual))
             found = where(better, new, search.found)
             return _Search(
-                at=at,
+                iterate=iterate,
                 found=found,
                 finished=search.finished | found.accepted | ~jnp.isfinite(new.residual),
                 iterations=search.iterations + jnp.where(running, length, 0),
@@ -197,14 +191,14 @@ class MatrixFree(AbstractSearch):
             )
 
         def unfinished(search: _Search) -> Array:
-            left = (search.iterations < self.iterations) & (search.newton_steps < most)
+            left = (search.iterations < self.iterations) & (search.newton_steps < max_steps)
             return jnp.any(~search.finished & left)
 
-        at = way.begin(problem, x_tilde, sizes, start)
+        iterate = method.begin(iteration, start)
         none = jnp.zeros(len(x_tilde), jnp.int32)
-        z = normal_map.arguments(*pair_of(at))
+        z = normal_map.arguments(*pair_of(iterate))
         nothing = Found(z, jnp.full(none.shape, jnp.inf, x_tilde.dtype), none > 0)
-        search = _Search(at, nothing, none > 0, none, none, none)
+        search = _Search(iterate, nothing, none > 0, none, none, none)
         search = jax.lax.while_loop(unfinished, burst, search)
         found = search.found
         system = KrylovSystem(LimitSystem(problem, sizes, found.z), self.steps)
@@ -234,7 +228,7 @@ class MatrixFree(AbstractSearch):
         def step(carry: Any) -> Any:
             z, best, least, residual, taken, products = carry
             system = system_at(z)
-            f, size = normal_map(z, none), pair_norm(normal_map.balanced(z))
+            f, size = normal_map(z, none), pair_norm(normal_map.scaled(z))
             by, steps = system.newton_step(jax.tree.map(jnp.negative, f), size)
             wanted = running & (residual > precise)
             z = where(wanted, normal_map.moved(z, none + 1, by), z)
@@ -251,7 +245,7 @@ class MatrixFree(AbstractSearch):
         carry = (z, z, residual, residual, jnp.zeros((), jnp.int32), nothing)
         _, z, least, _, taken, products = jax.lax.while_loop(unpolished, step, carry)
         r, y = normal_map.pair(z, none)
-        kernel, steps = system_at(z).onto_kernel(normal_map.balanced(ProxArguments(y, r)))
+        kernel, steps = system_at(z).onto_kernel(normal_map.scaled(ProxArguments(y, r)))
         # No path leads here: where something sits on its kink, another pair may be shorter.
         shortest = normal_map.moved(z, none - 1, kernel)
         # Where the shortest is none, since it would leave its set, what is one is good enough.

@@ -40,13 +40,13 @@ class NormalMap(eqx.Module):
         z_D = y + sigma * apply(K, self.x_tilde + r)
         return ProxArguments(z_D, r - tau * apply_transpose(K, y))
 
-    def balanced(self, z: ProxArguments) -> tuple[Array, Array]:
+    def scaled(self, z: ProxArguments) -> tuple[Array, Array]:
         """Balanced unknowns, primal first."""
         tau, sigma, _ = self.sizes
         return z.z_P / jnp.sqrt(tau), z.z_D / jnp.sqrt(sigma)
 
     def moved(self, z: ProxArguments, length: Array, by: tuple[Array, Array]) -> ProxArguments:
-        """`z` moved along a balanced direction."""
+        """`z` moved along a scaled direction."""
         tau, sigma, _ = self.sizes
         length = length[..., None]
         return ProxArguments(
@@ -54,10 +54,10 @@ class NormalMap(eqx.Module):
         )
 
     def __call__(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
-        """How far `z` is from where its pair would put it, balanced."""
+        """How far `z` is from where its pair would put it, scaled."""
         r, y = self.pair(z, t)
         wanted = self.arguments(r, y)
-        return self.balanced(ProxArguments(z.z_D - wanted.z_D, z.z_P - wanted.z_P))
+        return self.scaled(ProxArguments(z.z_D - wanted.z_D, z.z_P - wanted.z_P))
 
     def relative(self, z: ProxArguments, t: Array) -> Array:
         """Return the size of the map relative to that of the pair, at the pair's own steps.

@@ -1,10 +1,10 @@
 """The path that Newton's method follows to the pair of minimum norm.
 
-Plain Newton on the active sets is quick where it works and cycles where it does not. What is
-followed instead is a path: `F*` and `G` with a quadratic added, (t/sigma)||y||^2 / 2 and
-(t/tau)||r||^2 / 2, whose proxes are `prox_{step/(1+t)}(z/(1+t))`. For t > 0 the solution is unique
-and every Newton system regular; as t falls to 0 it tends to the solution of minimum norm, primal
-and dual; and as soon as the active sets have settled, one step at t = 0 is exact.
+Plain Newton on the active sets is quick where it works and cycles where it does not. So the method
+follows a path: `F*` and `G` with a quadratic added, (t/sigma)||y||^2 / 2 and (t/tau)||r||^2 / 2,
+whose proxes are `prox_{step/(1+t)}(z/(1+t))`. For t > 0 the solution is unique and every Newton
+system regular; as t falls to 0 it tends to the solution of minimum norm, primal and dual; and as
+soon as the active sets have settled, one step at t = 0 is exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Array
 from hypergrad._foundation.samples import where
 from hypergrad.adjoint import pair_norm
 from hypergrad.chambolle_pock import ProxArguments
-from hypergrad.exact.active_sets import REFINEMENTS, ActiveSystem, active_system, shrink_of
+from hypergrad.exact.active_sets import REFINEMENTS, ActiveSystem, active_system, regularization
 from hypergrad.exact.normal_map import NormalMap
 from hypergrad.exact.smoothing import smoothed
 from hypergrad.problem.functions import prox, prox_conjugate
@@ -29,54 +29,54 @@ __all__ = [
     "POLISHING",
     "Found",
     "Path",
+    "follow_path",
     "judge_shortest",
-    "jump",
     "least_margin",
     "path_from",
-    "walk",
+    "polish",
 ]
 
 _FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 10.0
-# Where a coordinate sits on its kink, only a path that has come so far tells which of the optimal
-# dual variables has minimum norm.
-_STRICT_SMOOTHING = 1e-4
+# Where a coordinate sits on its kink, only a path down to this t shows which of the optimal dual
+# variables has minimum norm.
+_NEAR_LIMIT = 1e-4
 _LENGTHS = 10  # step lengths 1, 1/2, …; each costs two products with K
 _MEMORY = 4  # the line search may rise above the last few residuals: pieces are crossed sooner
 _SUFFICIENT_DECREASE = 0.1
-POLISHING = 3  # Newton steps at t = 0 at the most
+POLISHING = 3  # at most so many Newton steps at t = 0
 _BURST = 50  # Chambolle-Pock iterations out of a dead end
 _SHORT = 0.25  # a step length that counts as a dead end
 
 
 def least_margin(dtype: jnp.dtype) -> float:
-    """A relative distance to a kink that is told from 0: 1e-9, and 1e-4 in single precision."""
+    """Return the margin below which a margin counts as zero: 1e-9, or 1e-4 in float32."""
     return float(jnp.finfo(dtype).eps) ** 0.575
 
 
 class Found(NamedTuple):
-    """A point at t = 0, its relative residual, and whether nothing speaks against accepting it."""
+    """A point at t = 0, its relative residual, and whether it is accepted."""
 
     z: ProxArguments
     residual: Array
     accepted: Array
 
 
-def jump(normal_map: NormalMap, z: ProxArguments, strict: Array) -> Found:
-    """From `z` by Newton steps at t = 0, and there to the pair of minimum norm.
+def polish(normal_map: NormalMap, z: ProxArguments, near_limit: Array) -> Found:
+    """Take Newton steps at t = 0 from `z`, then move to the pair of minimum norm.
 
-    What is accepted has a small residual with its kernel part taken away. That is the pair of
-    minimum norm among those with the same active sets, hence of all unless something sits on its
-    kink; then it has to come from far enough down the path (`strict`).
+    An accepted point has a small residual without its part in the kernel. It is the pair of minimum
+    norm among those with the same active sets, hence of all unless a coordinate sits on its kink;
+    then the path has to be followed until t is small (`near_limit`).
 
     **Cost**: one factorisation where the active sets are right, `POLISHING` where not.
     """
-    none = jnp.zeros(strict.shape, z.z_P.dtype)
+    none = jnp.zeros(near_limit.shape, z.z_P.dtype)
     precise = 100 * float(jnp.finfo(none.dtype).eps)
 
     def system_at(z: ProxArguments) -> ActiveSystem:
         return active_system(normal_map.problem, normal_map.sizes, z)
 
-    def polish(carry: Any):
+    def newton_step(carry: Any):
         z, _, best, least, done, _ = carry
         system = system_at(z)
         f = jax.tree.map(jnp.negative, normal_map(z, none))
@@ -93,60 +93,61 @@ def jump(normal_map: NormalMap, z: ProxArguments, strict: Array) -> Found:
     shapes = eqx.filter_eval_shape(system_at, z)
     system = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     carry = (z, system, z, normal_map.relative(z, none), jnp.zeros((), jnp.int32), none + jnp.inf)
-    z, system, best, least, *_ = jax.lax.while_loop(unpolished, polish, carry)
+    z, system, best, least, *_ = jax.lax.while_loop(unpolished, newton_step, carry)
     if system.D_P.basis is not None or system.D_D.basis is not None:
         # Where the Jacobian is curved it has to be taken here. Elsewhere the sets of the last step
         # are the better ones: where it led onto a kink, those that are read there are rounding.
         system = system_at(z)
     r, y = normal_map.pair(z, none)
-    kernel = system.kernel_part(normal_map.balanced(ProxArguments(y, r)))
+    kernel = system.kernel_part(normal_map.scaled(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
-    found = Found(best, least, jnp.zeros_like(strict))
-    return judge_shortest(normal_map, shortest, found, strict)
+    found = Found(best, least, jnp.zeros_like(near_limit))
+    return judge_shortest(normal_map, shortest, found, near_limit)
 
 
 def judge_shortest(
-    normal_map: NormalMap, shortest: ProxArguments, best: Found, strict: Array
+    normal_map: NormalMap, shortest: ProxArguments, best: Found, near_limit: Array
 ) -> Found:
-    """The pair without its part in the kernel, where it is a solution; else the best so far."""
+    """Return the pair without its part in the kernel if it is a solution, else the best so far."""
     residual = normal_map.relative(shortest, jnp.zeros_like(best.residual))
     feasible = residual <= normal_map.tolerance(shortest)
     off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
     z = where(feasible, shortest, best.z)
-    return Found(z, jnp.where(feasible, residual, best.residual), feasible & (off_kinks | strict))
+    residual = jnp.where(feasible, residual, best.residual)
+    return Found(z, residual, feasible & (off_kinks | near_limit))
 
 
 class Path(NamedTuple):
-    """Where the samples are on their paths."""
+    """The samples' points on their paths."""
 
     z: ProxArguments
     t: Array
     recent: Array  # (batch, memory), residual norms at this t
 
     @property
-    def strict(self) -> Array:
-        """Whether it has come so far that it tells which of the optimal pairs is shortest."""
-        return self.t <= _STRICT_SMOOTHING
+    def near_limit(self) -> Array:
+        """Whether t is so small that the path shows which of the optimal pairs is shortest."""
+        return self.t <= _NEAR_LIMIT
 
     @property
     def ends(self) -> Array:
-        """Whether there is nothing further down."""
-        return self.t <= shrink_of(self.t.dtype)
+        """Whether there is no smaller t."""
+        return self.t <= regularization(self.t.dtype)
 
-    def further_down(self, chosen: Array) -> Path:
-        """The chosen samples at their next t."""
+    def reduce_smoothing(self, chosen: Array) -> Path:
+        """Return the path with the chosen samples at their next t."""
         t = jnp.where(chosen, self.t / _SMOOTHING_FACTOR, self.t)
         return Path(self.z, t, jnp.where(chosen[:, None], -jnp.inf, self.recent))
 
 
 def path_from(z: ProxArguments) -> Path:
-    """Where a path begins."""
+    """Return the start of a path."""
     t = jnp.full(z.z_P.shape[:1], _FIRST_SMOOTHING, z.z_P.dtype)
     return Path(z, t, jnp.full((len(t), _MEMORY), -jnp.inf, t.dtype))
 
 
 def _damped_newton(normal_map: NormalMap, path: Path) -> tuple[ProxArguments, Array, Array]:
-    """One Newton step at each sample's t, as long as a search allows; its length and residual."""
+    """Take one Newton step at each sample's t, with a line search; also its length and residual."""
     z, t, recent = path
     system = active_system(normal_map.problem, normal_map.sizes, z, t)
     f = normal_map(z, t)
@@ -167,7 +168,7 @@ def _damped_newton(normal_map: NormalMap, path: Path) -> tuple[ProxArguments, Ar
 
 
 def _burst(normal_map: NormalMap, z: ProxArguments, t: Array) -> ProxArguments:
-    """Chambolle-Pock iterations on the smoothed problem: they change many active sets at once."""
+    """Run Chambolle-Pock on the smoothed problem, which changes many active sets at once."""
     tau, sigma, _ = normal_map.sizes
     K, x_tilde = normal_map.problem.K, normal_map.x_tilde
 
@@ -183,8 +184,8 @@ def _burst(normal_map: NormalMap, z: ProxArguments, t: Array) -> ProxArguments:
     return normal_map.arguments(r, y)
 
 
-class Walk(NamedTuple):
-    """A walk along the paths at fixed t: who has settled there, and what that took."""
+class Followed(NamedTuple):
+    """Points on the paths at fixed t: which samples have settled there, and the cost."""
 
     path: Path
     settled: Array
@@ -192,40 +193,41 @@ class Walk(NamedTuple):
     newton_steps: Array
 
 
-def walk(normal_map: NormalMap, path: Path, walking: Array, most: Array) -> Walk:
-    """Newton steps until one of the walking samples has settled at its t, or each took its `most`.
+def follow_path(normal_map: NormalMap, path: Path, following: Array, max_steps: Array) -> Followed:
+    """Take Newton steps until one sample has settled at its t, or each took its `max_steps`.
 
-    Where a step is stuck, a burst of first-order iterations follows.
+    Only samples that are `following` move. A stuck step is followed by a burst of first-order
+    iterations.
 
     **Cost**: for each step a factorisation and `2 _LENGTHS` products.
     """
     settled_below = float(jnp.finfo(path.t.dtype).eps) ** 0.6
 
-    def running(at: Walk) -> Array:
-        return walking & (at.newton_steps < most)
+    def running(now: Followed) -> Array:
+        return following & (now.newton_steps < max_steps)
 
-    def step(at: Walk) -> Walk:
-        z, length, now = _damped_newton(normal_map, at.path)
-        z = where(running(at), z, at.path.z)
-        settled = running(at) & (normal_map.relative(z, path.t) <= settled_below)
-        stuck = running(at) & ~settled & (length <= _SHORT)
+    def step(now: Followed) -> Followed:
+        z, length, residual = _damped_newton(normal_map, now.path)
+        z = where(running(now), z, now.path.z)
+        settled = running(now) & (normal_map.relative(z, path.t) <= settled_below)
+        stuck = running(now) & ~settled & (length <= _SHORT)
 
         def burst(z: ProxArguments) -> ProxArguments:
             return where(stuck, _burst(normal_map, z, path.t), z)
 
         z = jax.lax.cond(jnp.any(stuck), burst, lambda z: z, z)
-        recent = jnp.concatenate([at.path.recent[:, 1:], now[:, None]], axis=-1)
+        recent = jnp.concatenate([now.path.recent[:, 1:], residual[:, None]], axis=-1)
         recent = jnp.where(stuck[:, None], -jnp.inf, recent)
-        return Walk(
+        return Followed(
             path=Path(z, path.t, recent),
             settled=settled,
-            iterations=at.iterations + jnp.where(stuck, _BURST, 0),
-            newton_steps=at.newton_steps + jnp.where(running(at), 1, 0),
+            iterations=now.iterations + jnp.where(stuck, _BURST, 0),
+            newton_steps=now.newton_steps + jnp.where(running(now), 1, 0),
         )
 
-    none = jnp.zeros(walking.shape, jnp.int32)
+    none = jnp.zeros(following.shape, jnp.int32)
     return jax.lax.while_loop(
-        lambda at: jnp.any(running(at)) & ~jnp.any(at.settled),
+        lambda now: jnp.any(running(now)) & ~jnp.any(now.settled),
         step,
-        Walk(path, jnp.zeros_like(walking), none, none),
+        Followed(path, jnp.zeros_like(following), none, none),
     )

@@ -1,8 +1,8 @@
-"""The search for the pair of minimum norm: first-order iterations, jumps, and the path at last.
+"""The search for the pair of minimum norm: first-order iterations, polishing, then the path.
 
-Difficulty is heavy-tailed over the samples of a batch, so only the first burst of iterations is
-taken by all of it. After that it goes part by part, those first that have been tried least: so the
-few stragglers come together in one part, and the others do not pay for them.
+Difficulty is heavy-tailed over the samples of a batch, so only the first burst of iterations runs
+on all of them. After that the search takes a part of the batch at a time, the samples with the
+fewest attempts first: the few stragglers end up in one part, and the others do not pay for them.
 """
 
 from __future__ import annotations
@@ -16,33 +16,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from hypergrad._foundation.samples import where
-from hypergrad.chambolle_pock import (
-    ProxArguments,
-    RestartedHalpern,
-    State,
-    StepSizes,
-)
+from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern, State
 from hypergrad.exact.active_sets import AbstractActiveSystem, active_system
 from hypergrad.exact.normal_map import NormalMap
-from hypergrad.exact.path import POLISHING, Found, Path, jump, path_from, walk
-from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.exact.path import POLISHING, Found, Path, follow_path, path_from, polish
 from hypergrad.problem.operators import dense_matrix
 
 __all__ = ["AbstractSearch", "ExactPair", "Factorised"]
 
-_FIRST_BURST, _BURST = 100, 400  # iterations before the first jump, and before each further one
-_JUMPS = 7  # after so many in vain the path is followed
-_PARTS = 8  # a part is this share of the batch
-# In the line search of a Newton step on the path, mostly.
+_FIRST_BURST, _BURST = 100, 400  # iterations before the first polish, and before each later one
+_POLISHES = 7  # after so many in vain the path is followed
+_PARTS = 8  # a part is an eighth of the batch
+# Mostly in the line search of a Newton step on the path.
 _PRODUCTS_A_NEWTON_STEP = 26
 
 
 class ExactPair(NamedTuple):
-    """Where the search ended: `z` at t = 0, and what is known of it, a sample.
+    """The point `z` at t = 0 where the search ended, and its properties per sample.
 
     `iterations` of Chambolle-Pock and `newton_steps` that were taken; `unique_P`, `unique_D`,
-    whether the primal and the dual solution are (no kernel on that side); the `system` there;
-    `products` with K that the Newton steps took (in the line search, mostly).
+    whether the primal and the dual solution are unique (no kernel on that side); the `system`
+    there; `products` with K that the Newton steps took (mostly in the line search).
     """
 
     z: ProxArguments
@@ -56,47 +50,45 @@ class ExactPair(NamedTuple):
 
 
 class AbstractSearch(eqx.Module):
-    """A way to the exact pair of every sample of a batch."""
+    """A search for the exact pair of every sample of a batch."""
 
     @property
     @abc.abstractmethod
     def label(self) -> str:
-        """The way as it is written on the command line."""
+        """The search as it is written on the command line."""
 
     @abc.abstractmethod
     def __call__(
         self,
-        problem: LowerLevel,
-        x_tilde: Float[Array, "batch n"],
-        sizes: StepSizes,
+        iteration: Iteration,
         start: State,
         *,
-        most: int | Int[Array, ""],
+        max_steps: int | Int[Array, ""],
     ) -> ExactPair:
-        """The pair of minimum norm, by at most `most` Newton steps a sample."""
+        """Return the pair of minimum norm, by at most `max_steps` Newton steps per sample."""
 
 
 class _Search(NamedTuple):
-    """Where the samples are, in the iteration and on the path, what was found and what it took."""
+    """Each sample's iterate, its point on the path, the best point found, and the cost so far."""
 
-    at: Any
+    iterate: Any
     path: Path
     found: Found
     finished: Bool[Array, " batch"]
-    jumps: Int[Array, " batch"]
+    polishes: Int[Array, " batch"]
     iterations: Int[Array, " batch"]
     newton_steps: Int[Array, " batch"]
 
 
 class Factorised(AbstractSearch):
-    """By factorised Newton steps, with K as a matrix.
+    """A search by factorised Newton steps, with K as a matrix.
 
     **Cost**: 100 accelerated iterations and one factorisation for most samples, 400 more iterations
-    for each further try of what is left, an eighth of the batch at a time; where active rows are
-    dependent tens of Newton steps.
+    for each further attempt, on an eighth of the batch at a time; where active rows are dependent
+    tens of Newton steps.
 
     **Source**: the normal map is Robinson's (1992); the path is Tikhonov's; the alternation with a
-    first-order method follows what was measured on natural patches.
+    first-order method follows measurements on natural patches.
     """
 
     @property
@@ -105,68 +97,68 @@ class Factorised(AbstractSearch):
 
     def __call__(
         self,
-        problem: LowerLevel,
-        x_tilde: Float[Array, "batch n"],
-        sizes: StepSizes,
+        iteration: Iteration,
         start: State,
         *,
-        most: int | Int[Array, ""],
+        max_steps: int | Int[Array, ""],
     ) -> ExactPair:
-        most_with_jumps = most + _JUMPS * POLISHING  # those before the path
-        way, count = RestartedHalpern(), len(x_tilde)
-        at = way.begin(problem, x_tilde, sizes, start)
-        at = way.advance(problem, x_tilde, sizes, at, _FIRST_BURST)
+        max_all_steps = max_steps + _POLISHES * POLISHING  # those before the path
+        method, (problem, x_tilde, sizes) = RestartedHalpern(), iteration
+        iterate = method.begin(iteration, start)
+        iterate = method.advance(iteration, iterate, _FIRST_BURST)
         # From here on K is a matrix, built once: every factorisation needs it.
         problem = eqx.tree_at(lambda p: p.K, problem, dense_matrix(problem.K))
 
         def waiting(search: _Search) -> Array:
-            return ~search.finished & (search.newton_steps < most_with_jumps)
+            return ~search.finished & (search.newton_steps < max_all_steps)
 
-        def further(normal_map: NormalMap, part: _Search) -> _Search:
-            """A try: a burst of iterations (not the first) or a walk on the path, and a jump."""
-            running, on_path = waiting(part), part.jumps >= _JUMPS
-            iterating = running & (part.jumps > 0) & ~on_path
+        def attempt(normal_map: NormalMap, part: _Search) -> _Search:
+            """Run a burst of iterations (not at first) or follow the path, then polish."""
+            running, on_path = waiting(part), part.polishes >= _POLISHES
+            iterating = running & (part.polishes > 0) & ~on_path
             burst = jnp.where(jnp.any(iterating), _BURST, 0)
-            at = where(
-                iterating, way.advance(problem, normal_map.x_tilde, sizes, part.at, burst), part.at
-            )
-            state = way.state(at)
+            rows = Iteration(problem, normal_map.x_tilde, sizes)
+            iterate = where(iterating, method.advance(rows, part.iterate, burst), part.iterate)
+            state = method.state(iterate)
             path = where(on_path, part.path, path_from(normal_map.arguments(state.r, state.y)))
-            walked = walk(normal_map, path, running & on_path, most_with_jumps - part.newton_steps)
-            path, jumping = walked.path, running & (walked.settled | ~on_path)
+            followed = follow_path(
+                normal_map, path, running & on_path, max_all_steps - part.newton_steps
+            )
+            path, polishing = followed.path, running & (followed.settled | ~on_path)
             at_end = normal_map.arguments(*normal_map.pair(path.z, path.t))
-            new = jump(normal_map, where(on_path, at_end, path.z), on_path & path.strict)
+            new = polish(normal_map, where(on_path, at_end, path.z), on_path & path.near_limit)
             # The later one is the better one, however small the residual was before.
             good_enough = jnp.maximum(part.found.residual, normal_map.tolerance(new.z))
-            better = jumping & (new.accepted | (new.residual <= good_enough))
+            better = polishing & (new.accepted | (new.residual <= good_enough))
             over = new.accepted | ~jnp.isfinite(new.residual) | (on_path & path.ends)
             return _Search(
-                at=at,
-                path=path.further_down(jumping & on_path),
+                iterate=iterate,
+                path=path.reduce_smoothing(polishing & on_path),
                 found=where(better, new, part.found),
-                finished=part.finished | (jumping & over),
-                jumps=part.jumps + jnp.where(jumping, 1, 0),
-                iterations=part.iterations + jnp.where(iterating, burst, walked.iterations),
+                finished=part.finished | (polishing & over),
+                polishes=part.polishes + jnp.where(polishing, 1, 0),
+                iterations=part.iterations + jnp.where(iterating, burst, followed.iterations),
                 newton_steps=part.newton_steps
-                + jnp.where(jumping & ~on_path, POLISHING, 0)
-                + walked.newton_steps,
+                + jnp.where(polishing & ~on_path, POLISHING, 0)
+                + followed.newton_steps,
             )
 
-        def part_further(search: _Search) -> _Search:
-            """The part that has been tried least is tried once more."""
-            tried = jnp.where(waiting(search), search.jumps, jnp.iinfo(jnp.int32).max)
+        def attempt_part(search: _Search) -> _Search:
+            """Make one more attempt on the part with the fewest attempts so far."""
+            tried = jnp.where(waiting(search), search.polishes, jnp.iinfo(jnp.int32).max)
             rows = jnp.argsort(tried)[: -(-count // _PARTS)]
             part = jax.tree.map(lambda a: a[rows], search)
-            part = further(NormalMap(problem, x_tilde[rows], sizes), part)
+            part = attempt(NormalMap(problem, x_tilde[rows], sizes), part)
             return jax.tree.map(lambda a, b: a.at[rows].set(b), search, part)
 
-        none, state = jnp.zeros(count, jnp.int32), way.state(at)
+        count, state = len(x_tilde), method.state(iterate)
+        none = jnp.zeros(count, jnp.int32)
         z = NormalMap(problem, x_tilde, sizes).arguments(state.r, state.y)
         nothing = Found(z, jnp.full(count, jnp.inf, x_tilde.dtype), jnp.zeros(count, bool))
         search = _Search(
-            at, path_from(z), nothing, nothing.accepted, none, none + _FIRST_BURST, none
+            iterate, path_from(z), nothing, nothing.accepted, none, none + _FIRST_BURST, none
         )
-        search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), part_further, search)
+        search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), attempt_part, search)
         system = active_system(problem, sizes, search.found.z)
         unique_P, unique_D = system.unique()
         return ExactPair(

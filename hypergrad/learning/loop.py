@@ -21,7 +21,7 @@ from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.progress import progress_bar
 from hypergrad._foundation.rows import Rows
 from hypergrad.bilevel import Loss, half_mean_squared_error
-from hypergrad.bilevel.arguments import check_compatible, check_loss, check_problem, usual_solver
+from hypergrad.bilevel.arguments import check_compatible, check_loss, check_problem, default_solver
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning.checkpoints import Checkpoints
 from hypergrad.learning.chunks import evaluate
@@ -113,7 +113,7 @@ def train(
     check_count("batch_size", batch_size)
     safeguard = _safeguard(warm_start)
     check_problem(problem)
-    solver = usual_solver(solver)
+    solver = default_solver(solver)
     check_compatible(strategy, solver)
     updates = _usual_optimizer(optimizer)
     problem, pair, held_out = of_one_dtype(problem, data, validation)

@@ -64,11 +64,8 @@ def _approach(
 ) -> tuple[State, Bool[Array, " batch"]]:
     """The state that a visit starts from, and which samples are near enough to count."""
     patient = cast_floats(patient, problem.dtype)
-    sizes = patient.step_sizes(problem)
-    start = patient.start(problem, x_tilde, left)
-    state, taken = patient.approach(problem, x_tilde, sizes, start, keep=0)
-    stats = patient.certify(problem, x_tilde, sizes, state.r, state.y, taken)
-    near = stats.status == Status.CONVERGED
+    solution = patient.on(problem, x_tilde).solve(left)
+    state, near = solution.state, solution.stats.status == Status.CONVERGED
     # A limit formula is linear in g and in the adjoint it starts from: only without both is it 0.
     adjoint = jax.tree.map(lambda Delta: jnp.where(near[:, None], Delta, 0.0), left.adjoint)
     return State(state.r, state.r_bar, state.y, adjoint), near

@@ -30,7 +30,7 @@ from __future__ import annotations
 import abc
 import importlib
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -40,7 +40,7 @@ from jaxtyping import Array, Float
 from hypergrad._foundation.samples import safe_norm
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients, LimitSystem, PairMetric
-from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes, step
+from hypergrad.chambolle_pock import ChambollePock, ForwardSolve, Iteration, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -66,15 +66,17 @@ def import_peer(package: str) -> Any:
 class FixedPoint(eqx.Module):
     """`T`, from `s = (r, y)` to the next, for one sample or a batch."""
 
-    problem: LowerLevel
-    x_tilde: Float[Array, "*batch n"]
-    solver: ChambollePock
-    sizes: StepSizes
+    iteration: Iteration
 
     def __call__(self, s: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
-        r, y = jnp.split(s, [self.problem.n], axis=-1)
-        moved = self.solver.step(self.problem, self.x_tilde, self.sizes, State(r, r, y))
+        r, y = jnp.split(s, [self.iteration.problem.n], axis=-1)
+        moved, _ = self.iteration.step(State(r, r, y))
         return jnp.concatenate([moved.r, moved.y], axis=-1)
+
+
+class _Saved(NamedTuple):
+    forward: ForwardSolve
+    state: State
 
 
 class AbstractImplicitPeer(AbstractStrategy):
@@ -88,15 +90,14 @@ class AbstractImplicitPeer(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde, init)
-        state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
-        solution = solver.solution(problem, x_tilde, sizes, state, taken)
-        return solution, (problem, x_tilde, solver, sizes, state)
+    ) -> tuple[Solution, _Saved]:
+        forward = solver.on(problem, x_tilde)
+        solution = forward.solve(init)
+        return solution, _Saved(forward, solution.state)
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, x_tilde, solver, sizes, state = residuals
+    def pullback(self, saved: _Saved, cotangent: Cotangent) -> Gradients:
+        (solver, iteration), state = saved
+        problem, x_tilde, sizes = iteration
         s = jnp.concatenate([state.r, state.y], axis=-1)
         c = jnp.concatenate(cotangent, axis=-1)
 
@@ -104,20 +105,20 @@ class AbstractImplicitPeer(AbstractStrategy):
             # An absolute tolerance then is a relative one; a loss averaged over a batch is small.
             size = safe_norm(c)
             size = jnp.where(size == 0, 1.0, size)
-            return size * self.adjoint(FixedPoint(problem, x_tilde, solver, sizes), s, c / size)
+            return size * self.adjoint(FixedPoint(Iteration(problem, x_tilde, sizes)), s, c / size)
 
         w = jax.vmap(solve_sample)(x_tilde, s, c)
 
         def one_iteration(arguments: Any):
             problem, x_tilde, s = arguments
-            return FixedPoint(problem, x_tilde, solver, sizes)(s)
+            return FixedPoint(Iteration(problem, x_tilde, sizes))(s)
 
         _, pull = eqx.filter_vjp(one_iteration, (problem, x_tilde, s))
         dproblem, dx_tilde, transposed = pull(w)[0]
 
         misfit_r, misfit_y = jnp.split(c - w + transposed, [problem.n], axis=-1)
         # The last iteration's prox arguments, from which the state came.
-        _, z = step(problem, x_tilde, sizes, State(state.r, state.r, state.y))
+        _, z = iteration.step(State(state.r, state.r, state.y))
         metric = PairMetric.at(LimitSystem(problem, sizes, z))
         residual = metric.misfit(misfit_r, misfit_y, cotangent)
         tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5

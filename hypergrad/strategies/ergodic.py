@@ -24,10 +24,10 @@ from hypergrad.adjoint import (
     AdjointStats,
     Cotangent,
     Gradients,
-    Recorded,
+    Tape,
     backpropagate,
 )
-from hypergrad.chambolle_pock import ChambollePock, Solution, State, step
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -218,26 +218,25 @@ class ErgodicUnrolling(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde, init)
+    ) -> tuple[Solution, Tape]:
+        forward = solver.on(problem, x_tilde)
+        start = forward.start(init)
         alpha = self.weights(solver.iterations).astype(x_tilde.dtype)
 
         def body(carry: Any, alpha_l: Array):
             state, e, y_mean = carry
-            state, z = step(problem, x_tilde, sizes, state)
+            state, z = forward.iteration.step(state)
             return (state, e + alpha_l * state.r, y_mean + alpha_l * state.y), z
 
-        zero = solver.start(problem, x_tilde)
+        zero = forward.start()
         (state, e, y), history = jax.lax.scan(body, (start, zero.r, zero.y), alpha)
-        x = x_tilde + e
-        taken = jnp.full(x.shape[:-1], solver.iterations)
-        stats = solver.certify(problem, x_tilde, sizes, e, y, taken)
-        residuals = Recorded(problem, x_tilde, solver, sizes, start, history, alpha)
-        return Solution(x, y, stats, state), residuals
+        taken = jnp.full(x_tilde.shape[:-1], solver.iterations)
+        average = forward.solution(State(e, e, y), taken)
+        solution = Solution(average.x, y, average.stats, state)
+        return solution, Tape(forward, start, history, alpha)
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        dproblem, dx_tilde, dsolver, _ = backpropagate(residuals, cotangent)
-        L = residuals.solver.iterations
+    def pullback(self, saved: Tape, cotangent: Cotangent) -> Gradients:
+        dproblem, dx_tilde, dsolver, _ = backpropagate(saved, cotangent)
+        L = saved.forward.solver.iterations
         stats = AdjointStats.exact(L, dx_tilde, products=4 * L)
         return Gradients(dproblem, dx_tilde, dsolver, stats)

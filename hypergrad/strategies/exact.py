@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from hypergrad._foundation.checks import check_count, describe
 from hypergrad._foundation.errors import HypergradError
@@ -27,7 +27,7 @@ from hypergrad.adjoint import (
 )
 from hypergrad.chambolle_pock import (
     ChambollePock,
-    ProxArguments,
+    Iteration,
     Solution,
     State,
     StepSizes,
@@ -41,7 +41,7 @@ from hypergrad.exact import (
     Factorised,
     MatrixFree,
     least_margin,
-    shrink_of,
+    regularization,
 )
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
@@ -53,16 +53,12 @@ __all__ = ["Exact"]
 _LEAST_CURVATURE, _ABOVE_SHRINK = 1e-2, 30.0
 
 
-class _Solved(eqx.Module):
-    """What the forward solve leaves for the two derivatives."""
-
-    problem: LowerLevel
+class _Saved(NamedTuple):
+    limit: LimitSystem
     solver: ChambollePock
-    sizes: StepSizes
-    z: ProxArguments
-    x: Array
-    y: Array
-    unique: Array
+    x: Batch
+    y: Float[Array, "batch m"]
+    unique: Bool[Array, " batch"]
     active: AbstractActiveSystem
 
 
@@ -129,50 +125,45 @@ class Exact(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
+    ) -> tuple[Solution, _Saved]:
         sizes = _seeing_curvature(problem, solver.step_sizes(problem))
-        start = solver.start(problem, x_tilde, init)
+        iteration = Iteration(problem, x_tilde, sizes)
         search = Factorised() if self.search is None else self.search
-        found = search(problem, x_tilde, sizes, start, most=self.most)
-        r = problem.G.prox(found.z.z_P, sizes.tau)
-        y = problem.F.prox_conjugate(found.z.z_D, sizes.sigma)
-        solution = _certified(problem, x_tilde, sizes, found, r, y)
+        found = search(iteration, solver.start(problem, x_tilde, init), max_steps=self.most)
+        solution = _certified(iteration, found)
         unique = found.unique_P & found.unique_D
-        left = _Solved(problem, solver, sizes, found.z, solution.x, y, unique, found.system)
-        return solution, left
+        limit = LimitSystem(problem, sizes, found.z)
+        return solution, _Saved(limit, solver, solution.x, solution.y, unique, found.system)
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        solved: _Solved = residuals
-        problem, solver, sizes, z = solved.problem, solved.solver, solved.sizes, solved.z
-        limit, active = LimitSystem(problem, sizes, z), solved.active
-        right = limit.balanced_right_hand_side(cotangent)
+    def pullback(self, saved: _Saved, cotangent: Cotangent) -> Gradients:
+        limit, solver, x, y, unique, active = saved
+        right = limit.scaled_right_hand_side(cotangent)
         unknowns, steps, products = active.adjoint_solution(right)
         sums = limit.sums(unknowns, cotangent)
         residual = limit.residual(sums, cotangent)
         tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
-        good = jnp.where(solved.unique, Status.CONVERGED, Status.MINIMUM_NORM)
-        bad = jnp.where(solved.unique, Status.NOT_CERTIFIED, Status.INCONSISTENT)
+        good = jnp.where(unique, Status.CONVERGED, Status.MINIMUM_NORM)
+        bad = jnp.where(unique, Status.NOT_CERTIFIED, Status.INCONSISTENT)
         status = jnp.where(residual <= tolerance, good, bad)
         stats = AdjointStats.of(steps, residual, status, products)
-        grad, dx_tilde = limit_gradients(limit, solved.x, solved.y, sums)
+        grad, dx_tilde = limit_gradients(limit, x, y, sums)
         return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)
 
     @property
     def has_pushforward(self) -> bool:
         return True
 
-    def pushforward(self, residuals: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
-        found: _Solved = residuals
+    def pushforward(self, saved: _Saved, solved: SolvedPair, tangents: Tangents) -> Cotangent:
+        active = saved.active
 
         def backwards(right: Unknowns) -> Unknowns:
-            return found.active.adjoint_solution(right)[0]
+            return active.adjoint_solution(right)[0]
 
         def solve(system: LimitSystem, right: Unknowns) -> Unknowns:
-            forwards = found.active.tangent_solution
-            return solve_both_ways(system.balanced_transpose, right, forwards, backwards)
+            forwards = active.tangent_solution
+            return solve_both_ways(system.scaled_transpose, right, forwards, backwards)
 
-        system = LimitSystem(found.problem, found.sizes, found.z)
-        return limit_pushforward(system, solved, tangents, solve)
+        return limit_pushforward(saved.limit, solved, tangents, solve)
 
 
 def _seeing_curvature(problem: LowerLevel, sizes: StepSizes) -> StepSizes:
@@ -185,17 +176,17 @@ def _seeing_curvature(problem: LowerLevel, sizes: StepSizes) -> StepSizes:
     mu = problem.G.strong_convexity
     if mu is None:
         return sizes
-    least = max(_LEAST_CURVATURE, _ABOVE_SHRINK * shrink_of(problem.dtype))
+    least = max(_LEAST_CURVATURE, _ABOVE_SHRINK * regularization(problem.dtype))
     seen = sizes.tau * mu
     longer = jnp.where(seen > 0, jnp.maximum(1.0, least / jnp.where(seen > 0, seen, 1.0)), 1.0)
     return StepSizes(sizes.tau * longer, sizes.sigma / longer, sizes.theta)
 
 
-def _certified(
-    problem: LowerLevel, x_tilde: Array, sizes: StepSizes, found: ExactPair, r: Array, y: Array
-) -> Solution:
-    """The pair with its certificate."""
-    stats = certify(problem, x_tilde, sizes, r, y, found.iterations, None)
+def _certified(iteration: Iteration, found: ExactPair) -> Solution:
+    """Return the pair with its certificate."""
+    problem, x_tilde, (tau, sigma, _) = iteration
+    r, y = problem.G.prox(found.z.z_P, tau), problem.F.prox_conjugate(found.z.z_D, sigma)
+    stats = certify(iteration, r, y, found.iterations, None)
     on_kink = stats.margin <= least_margin(r.dtype)
     rank, x = found.system.rank(found.unique_D), x_tilde + r
     # Active rows that leave no freedom keep x at 0 whatever moves: then their dependence is nothing

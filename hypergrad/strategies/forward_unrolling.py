@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
@@ -22,6 +22,14 @@ __all__ = ["ForwardUnrolling"]
 _AT_ONCE = 4
 # Forward solves that nobody has to be warned of.
 _FEW_SOLVES = 500
+
+
+class _Saved(NamedTuple):
+    problem: LowerLevel
+    x_tilde: Batch
+    solver: ChambollePock
+    init: State | None
+    taken: Int[Array, " batch"]
 
 
 class ForwardUnrolling(AbstractStrategy):
@@ -63,27 +71,23 @@ class ForwardUnrolling(AbstractStrategy):
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
     ) -> Solution:
         """All iterations, in plain JAX."""
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde, init)
-        state, taken = solver.approach(problem, x_tilde, sizes, start, keep=0)
-        return solver.solution(problem, x_tilde, sizes, state, taken)
+        return solver.on(problem, x_tilde).solve(init)
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
+    ) -> tuple[Solution, _Saved]:
         solution = self.run(problem, x_tilde, solver, init)
-        return solution, (problem, x_tilde, solver, init, solution.stats.iterations)
+        return solution, _Saved(problem, x_tilde, solver, init, solution.stats.iterations)
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, _, solver, *_ = residuals
-        wanted = jax.tree.map(eqx.is_inexact_array, (problem, solver))
-        return self._gradients(residuals, cotangent, wanted, with_x_tilde=True)
+    def pullback(self, saved: _Saved, cotangent: Cotangent) -> Gradients:
+        wanted = jax.tree.map(eqx.is_inexact_array, (saved.problem, saved.solver))
+        return self._gradients(saved, cotangent, wanted, with_x_tilde=True)
 
     def partial_pullback(
-        self, residuals: Any, cotangent: Cotangent, wanted: LowerLevel
+        self, saved: _Saved, cotangent: Cotangent, wanted: LowerLevel
     ) -> Gradients:
-        nothing = jax.tree.map(lambda _: False, residuals[2])
-        gradients = self._gradients(residuals, cotangent, (wanted, nothing), with_x_tilde=False)
+        nothing = jax.tree.map(lambda _: False, saved.solver)
+        gradients = self._gradients(saved, cotangent, (wanted, nothing), with_x_tilde=False)
         return gradients._replace(solver=None)
 
     def cost_warning(
@@ -108,9 +112,9 @@ class ForwardUnrolling(AbstractStrategy):
         )
 
     def _gradients(
-        self, residuals: Any, cotangent: Cotangent, wanted: Any, *, with_x_tilde: bool
+        self, saved: _Saved, cotangent: Cotangent, wanted: Any, *, with_x_tilde: bool
     ) -> Gradients:
-        problem, x_tilde, solver, init, taken = residuals
+        problem, x_tilde, solver, init, taken = saved
         learned, rest = eqx.partition((problem, solver), wanted)
         leaves, structure = jax.tree.flatten(learned)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,12 +14,12 @@ from hypergrad.adjoint import (
     Checkpointed,
     Cotangent,
     Gradients,
-    Recorded,
+    Tape,
     backpropagate,
-    backpropagate_again,
+    backpropagate_checkpointed,
     run_in_segments,
 )
-from hypergrad.chambolle_pock import ChambollePock, Solution, State, record
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -73,22 +73,20 @@ class FullUnrolling(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde, init)
-        taken = jnp.full(x_tilde.shape[:-1], solver.iterations)
+    ) -> tuple[Solution, Tape | Checkpointed]:
+        forward = solver.on(problem, x_tilde)
         if self.checkpoints is None:
-            state, history = record(problem, x_tilde, sizes, start, solver.iterations)
-            kept = Recorded(problem, x_tilde, solver, sizes, start, history, alpha=None)
-        else:
-            state, kept = run_in_segments(
-                problem, x_tilde, solver, start, checkpoints=self.checkpoints
-            )
-        return solver.solution(problem, x_tilde, sizes, state, taken), kept
+            run = forward.run(init, record_last=solver.iterations)
+            return forward.solution(run.state, run.taken), Tape(forward, run.before, run.history)
+        state, saved = run_in_segments(forward, forward.start(init), checkpoints=self.checkpoints)
+        taken = jnp.full(x_tilde.shape[:-1], solver.iterations)
+        return forward.solution(state, taken), saved
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        again = isinstance(residuals, Checkpointed)
-        go_back, L = backpropagate_again if again else backpropagate, residuals.solver.iterations
-        dproblem, dx_tilde, dsolver, _ = go_back(residuals, cotangent)
-        stats = AdjointStats.exact(L, dx_tilde, products=(6 if again else 4) * L)
+    def pullback(self, saved: Tape | Checkpointed, cotangent: Cotangent) -> Gradients:
+        if isinstance(saved, Checkpointed):
+            gradients, products = backpropagate_checkpointed(saved, cotangent), 6
+        else:
+            gradients, products = backpropagate(saved, cotangent), 4
+        (dproblem, dx_tilde, dsolver, _), L = gradients, saved.forward.solver.iterations
+        stats = AdjointStats.exact(L, dx_tilde, products=products * L)
         return Gradients(dproblem, dx_tilde, dsolver, stats)

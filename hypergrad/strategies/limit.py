@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import lineax as lx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import (
@@ -31,7 +31,14 @@ from hypergrad.adjoint import (
     limit_pushforward,
     solve_both_ways,
 )
-from hypergrad.chambolle_pock import ChambollePock, Solution, State, record
+from hypergrad.chambolle_pock import (
+    AdjointPair,
+    ChambollePock,
+    ProxArguments,
+    Solution,
+    State,
+    StepSizes,
+)
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -47,6 +54,16 @@ def _as_adjoint_solve(adjoint: Any) -> AbstractAdjointSolve:
         f"adjoint must be a way to get Delta; got {adjoint!r}: use hg.Steps(k), "
         "hg.LastIterates(k), hg.Tolerance(rtol) or a lineax solver for unsymmetric systems"
     )
+
+
+class _Saved(NamedTuple):
+    problem: LowerLevel
+    solver: ChambollePock
+    sizes: StepSizes
+    history: ProxArguments
+    x: Batch
+    y: Float[Array, "batch m"]
+    earlier: AdjointPair | None
 
 
 class LimitFormula(AbstractStrategy):
@@ -103,21 +120,21 @@ class LimitFormula(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde, init)
-        kept = self.adjoint.iterates
-        before, taken = solver.approach(problem, x_tilde, sizes, start, keep=kept)
-        state, history = record(problem, x_tilde, sizes, before, kept)
-        solution = solver.solution(problem, x_tilde, sizes, state, taken + kept)
+    ) -> tuple[Solution, _Saved]:
+        forward = solver.on(problem, x_tilde)
+        run = forward.run(init, record_last=self.adjoint.iterates)
+        solution = forward.solution(run.state, run.taken)
         earlier = None if init is None else init.adjoint
-        return solution, (problem, solver, sizes, history, solution.x, solution.y, earlier)
+        sizes = forward.iteration.sizes
+        return solution, _Saved(
+            problem, solver, sizes, run.history, solution.x, solution.y, earlier
+        )
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, solver, sizes, history, x, y, earlier = residuals
-        given = AdjointProblem(problem, sizes, history, cotangent, earlier)
-        sums, stats = self.adjoint(given)
-        grad, dx_tilde = limit_gradients(given.system, x, y, sums)
+    def pullback(self, saved: _Saved, cotangent: Cotangent) -> Gradients:
+        problem, solver, sizes, history, x, y, earlier = saved
+        inputs = AdjointProblem(problem, sizes, history, cotangent, earlier)
+        sums, stats = self.adjoint(inputs)
+        grad, dx_tilde = limit_gradients(inputs.system, x, y, sums)
         return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)
 
     def with_tolerance(self, rtol: Array) -> AbstractStrategy | None:
@@ -128,17 +145,17 @@ class LimitFormula(AbstractStrategy):
     def has_pushforward(self) -> bool:
         return isinstance(self.adjoint, AbstractLinearSolve)
 
-    def pushforward(self, residuals: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:
-        problem, _, sizes, history, *_ = residuals
-        held, adjoint = LimitSystem.at_last(problem, sizes, history), self.adjoint
+    def pushforward(self, saved: _Saved, solved: SolvedPair, tangents: Tangents) -> Cotangent:
+        fixed = LimitSystem.at_last(saved.problem, saved.sizes, saved.history)
+        adjoint = self.adjoint
         assert isinstance(adjoint, AbstractLinearSolve)
 
         def solve(system: LimitSystem, right: Unknowns) -> Unknowns:
             return solve_both_ways(
-                system.balanced_transpose,
+                system.scaled_transpose,
                 right,
-                lambda right: adjoint.solve(held, right, transposed=True)[0],
-                lambda right: adjoint.solve(held, right, transposed=False)[0],
+                lambda right: adjoint.solve(fixed, right, transposed=True)[0],
+                lambda right: adjoint.solve(fixed, right, transposed=False)[0],
             )
 
-        return limit_pushforward(held, solved, tangents, solve)
+        return limit_pushforward(fixed, solved, tangents, solve)

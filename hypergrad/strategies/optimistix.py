@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hypergrad._foundation.checks import check_count
 from hypergrad._foundation.errors import HypergradError
 from hypergrad.adjoint import LINEAX_SOLVERS, AdjointStats, Cotangent, Gradients
-from hypergrad.chambolle_pock import ChambollePock, Solution, State, StepSizes
+from hypergrad.chambolle_pock import ChambollePock, Iteration, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
@@ -136,15 +136,19 @@ class OptimistixImplicit(AbstractImplicitPeer):
 
 
 def _unfinished_step(
-    iterate: tuple[State, Array],
-    arguments: tuple[LowerLevel, Array, ChambollePock, StepSizes, Array],
+    iterate: tuple[State, Array], arguments: tuple[Iteration, Array]
 ) -> tuple[State, Array]:
-    """One iteration of the samples that have not had theirs, and how many each has had."""
-    (state, done), (problem, x_tilde, solver, sizes, taken) = iterate, arguments
-    moved = solver.step(problem, x_tilde, sizes, state)
+    """Advance the samples that are not done yet by one iteration, and count it."""
+    (state, done), (iteration, taken) = iterate, arguments
+    moved, _ = iteration.step(state)
     running = (done < taken)[..., None]
     state = jax.tree.map(lambda old, new: jnp.where(running, new, old), state, moved)
     return state, jnp.minimum(done + 1, taken)
+
+
+class _Saved(NamedTuple):
+    pull: Callable[[Cotangent], Any]
+    taken: Int[Array, " batch"]
 
 
 class OptimistixCheckpointed(AbstractStrategy):
@@ -189,12 +193,12 @@ class OptimistixCheckpointed(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
+    ) -> tuple[Solution, _Saved]:
         optimistix = import_peer("optimistix")
         # optimistix ends the loop, which is that of the whole batch, at the first NaN.
         finite = jnp.where(jnp.isfinite(x_tilde), x_tilde, 0.0)
         start = solver.start(problem, finite, init)
-        _, taken = solver.approach(problem, finite, solver.step_sizes(problem), start, keep=0)
+        taken = solver.on(problem, finite).run(start).taken
         # An iterate is differentiated, and so made of floats.
         counts = taken.astype(x_tilde.dtype)
         # The count is part of the iterate and moves by 1: nothing has arrived while it moves.
@@ -203,25 +207,25 @@ class OptimistixCheckpointed(AbstractStrategy):
 
         def run(arguments: Any):
             problem, x_tilde, solver = arguments
-            sizes = solver.step_sizes(problem)
+            forward = solver.on(problem, x_tilde)
             finite = jnp.where(jnp.isfinite(x_tilde), x_tilde, 0.0)
             state, _ = optimistix.fixed_point(
                 _unfinished_step,
                 until_nothing_moves,
                 (start, jnp.zeros_like(counts)),
-                (problem, finite, solver, sizes, counts),
+                (forward.iteration._replace(x_tilde=finite), counts),
                 max_steps=solver.iterations,
                 adjoint=adjoint,
                 throw=False,
             ).value
-            solution = solver.solution(problem, x_tilde, sizes, state, taken)
+            solution = forward.solution(state, taken)
             return Cotangent(solution.x, solution.y), solution
 
         _, pull, solution = eqx.filter_vjp(run, (problem, x_tilde, solver), has_aux=True)
-        return solution, (pull, taken)
+        return solution, _Saved(pull, taken)
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        pull, taken = residuals
+    def pullback(self, saved: _Saved, cotangent: Cotangent) -> Gradients:
+        pull, taken = saved
         dproblem, dx_tilde, dsolver = pull(cotangent)[0]
         stats = AdjointStats.exact(taken, dx_tilde, products=6 * taken)
         return Gradients(dproblem, dx_tilde, dsolver, stats)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from hypergrad.adjoint import (
     AdjointStats,
@@ -19,12 +19,13 @@ from hypergrad.adjoint import (
     start_adjoint,
 )
 from hypergrad.chambolle_pock import (
+    AdjointPair,
     ChambollePock,
+    ForwardSolve,
     ProxArguments,
     Solution,
     State,
     default_tolerance,
-    step,
 )
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
@@ -40,6 +41,13 @@ __all__ = ["Piggyback"]
 #    store its prox arguments instead would take the memory of full unrolling.
 # 3. The adjoint iteration is that of the posters, whose primal step comes first (the forward
 #    iteration's dual step does), and it starts from zero or from the adjoint part of `init`.
+
+
+class _Saved(NamedTuple):
+    forward: ForwardSolve
+    start: State
+    taken: Int[Array, " batch"]
+    earlier: AdjointPair | None
 
 
 class Piggyback(AbstractStrategy):
@@ -77,21 +85,21 @@ class Piggyback(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde, init)
-        before, taken = solver.approach(problem, x_tilde, sizes, start, keep=1)
-        state = solver.step(problem, x_tilde, sizes, before)
-        solution = solver.solution(problem, x_tilde, sizes, state, taken + 1)
+    ) -> tuple[Solution, _Saved]:
+        forward = solver.on(problem, x_tilde)
+        start = forward.start(init)
+        run = forward.run(start, record_last=1)
         earlier = None if init is None else init.adjoint
-        return solution, (problem, x_tilde, solver, sizes, start, taken + 1, earlier)
+        saved = _Saved(forward, start, run.taken, earlier)
+        return forward.solution(run.state, run.taken), saved
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        problem, x_tilde, solver, sizes, start, taken, earlier = residuals
+    def pullback(self, saved: _Saved, cotangent: Cotangent) -> Gradients:
+        (solver, iteration), start, taken, earlier = saved
+        problem, x_tilde, sizes = iteration
 
         def body(l: Array, carry: Any):
             state, later, *_ = carry
-            new_state, z = step(problem, x_tilde, sizes, state)
+            new_state, z = iteration.step(state)
             adjoint, terms = adjoint_step(problem, sizes, z, later, cotangent)
             new = (new_state, adjoint, z, DeltaSums.of(adjoint, terms))
             running = (l < taken)[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 
@@ -14,16 +14,10 @@ from hypergrad.adjoint import (
     Gradients,
     LimitSystem,
     PairMetric,
-    Recorded,
+    Tape,
     backpropagate,
 )
-from hypergrad.chambolle_pock import (
-    ChambollePock,
-    Solution,
-    State,
-    default_tolerance,
-    record,
-)
+from hypergrad.chambolle_pock import ChambollePock, Solution, State, default_tolerance
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
@@ -66,17 +60,15 @@ class Truncation(AbstractStrategy):
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None
-    ) -> tuple[Solution, Any]:
-        sizes = solver.step_sizes(problem)
-        start = solver.start(problem, x_tilde, init)
-        before, taken = solver.approach(problem, x_tilde, sizes, start, keep=self.k)
-        state, history = record(problem, x_tilde, sizes, before, self.k)
-        residuals = Recorded(problem, x_tilde, solver, sizes, before, history, alpha=None)
-        return solver.solution(problem, x_tilde, sizes, state, taken + self.k), residuals
+    ) -> tuple[Solution, Tape]:
+        forward = solver.on(problem, x_tilde)
+        run = forward.run(init, record_last=self.k)
+        return forward.solution(run.state, run.taken), Tape(forward, run.before, run.history)
 
-    def pullback(self, residuals: Any, cotangent: Cotangent) -> Gradients:
-        dproblem, dx_tilde, dsolver, rest = backpropagate(residuals, cotangent)
-        system = LimitSystem.at_last(residuals.problem, residuals.sizes, residuals.history)
+    def pullback(self, saved: Tape, cotangent: Cotangent) -> Gradients:
+        dproblem, dx_tilde, dsolver, rest = backpropagate(saved, cotangent)
+        problem, _, sizes = saved.forward.iteration
+        system = LimitSystem.at_last(problem, sizes, saved.history)
         cut_off = PairMetric.at(system).size(rest.delta_P, rest.delta_D, cotangent)
         tolerance = default_tolerance(dx_tilde.dtype)
         stats = AdjointStats.judge(self.k, cut_off, tolerance, products=4 * self.k)

@@ -17,7 +17,7 @@ from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
 from hypergrad.bilevel import Hypergradient, half_mean_squared_error, hypergradient, solve
-from hypergrad.bilevel.arguments import check_compatible, usual_solver
+from hypergrad.bilevel.arguments import check_compatible, default_solver
 from hypergrad.chambolle_pock import ChambollePock, Solution
 from hypergrad.problem.functions import L1, Quadratic
 from hypergrad.problem.lower_level import LowerLevel, cast_floats
@@ -78,7 +78,7 @@ def check_strategy(strategy: AbstractStrategy, *, solver: ChambollePock | None =
     ...     print(str(error)[:79])
     half: a gradient with a good status must be the exact one; got a relative error
     """
-    solver = ChambollePock(2000) if solver is None else usual_solver(solver)
+    solver = ChambollePock(2000) if solver is None else default_solver(solver)
     check_compatible(strategy, solver)
     with jax.enable_x64(True):
         for dtype in (jnp.float32, jnp.float64):

@@ -37,7 +37,7 @@ _REFINEMENTS = 6
 class ActiveSet(AbstractRegime):
     """The pieces that the solution's prox arguments lie in are known, so that it is solved for.
 
-    In the balanced unknowns of `hypergrad.exact`, with `Phi` the normal map and J its Jacobian: a
+    In the scaled unknowns of `hypergrad.exact`, with `Phi` the normal map and J its Jacobian: a
     few Newton steps lead to z. If J is regular there, the affine map that Phi is on the piece of z
     has its zero within
 
@@ -79,8 +79,8 @@ class ActiveSet(AbstractRegime):
         system = active_system(problem, sizes, z)
         inverse_norm = system.inverse_norm()
         r, y = normal_map.pair(z, none)
-        size = pair_norm(normal_map.balanced(z))
-        size = size + pair_norm(normal_map.balanced(ProxArguments(y, x_tilde + r)))
+        size = pair_norm(normal_map.scaled(z))
+        size = size + pair_norm(normal_map.scaled(ProxArguments(y, x_tilde + r)))
         error = inverse_norm * (pair_norm(normal_map(z, none)) + rounding * size)
 
         to_P, to_D = jnp.sqrt(tau) * error[:, None], jnp.sqrt(sigma) * error[:, None]
@@ -105,7 +105,7 @@ class ActiveSet(AbstractRegime):
 
 
 class _SettledPoint(AbstractPoint):
-    """z in the piece of the solution, within `error` of it in the balanced norm."""
+    """z in the piece of the solution, within `error` of it in the scaled norm."""
 
     holds: Bool[Array, " batch"]
     x: Float[Array, "batch n"]
@@ -123,10 +123,10 @@ class _SettledPoint(AbstractPoint):
         rounding = rounding_of(self.problem, g.dtype)
         limit = LimitSystem(self.problem, self.sizes, self.z)
         cotangent = Cotangent(g, jnp.zeros_like(self.y))
-        right = limit.balanced_right_hand_side(cotangent)
+        right = limit.scaled_right_hand_side(cotangent)
         unknowns = self.system.solve_transposed(right, refinements=_REFINEMENTS)
         unknowns = zero_unless(self.holds, unknowns)
-        rest = pair_norm(jax.tree.map(jnp.subtract, right, limit.balanced(unknowns)))
+        rest = pair_norm(jax.tree.map(jnp.subtract, right, limit.scaled(unknowns)))
         rest = rest + rounding * (pair_norm(right) + 2 * pair_norm(unknowns))
         error_Delta = self.inverse_norm * (rest + root_tau * error_g)
         sums = zero_unless(self.holds, limit.sums(unknowns, cotangent))

@@ -288,12 +288,11 @@ def _search(
 ) -> dict[float, tuple[int, float] | str]:
     """The fewest iterations, of a ladder, that reach each target; else why not."""
     solver = way.solver(settings.most_iterations)
-    sizes = solver.step_sizes(given.problem)
 
     @jax.jit
     def state_after(count: Array) -> State:
-        start = solver.start(given.problem, given.x_tilde)
-        return solver.advanced(given.problem, given.x_tilde, sizes, start, count)
+        forward = solver.on(given.problem, given.x_tilde)
+        return forward.advance(forward.start(), count)
 
     found: dict[float, tuple[int, float] | str] = {}
     last, error, count = ChambollePock(1, step_ratio=way.step_ratio), math.inf, 0

@@ -60,7 +60,6 @@ from hypergrad._foundation.status import Status
 from hypergrad._foundation.timing import Compiled, compile_ahead, interleaved_medians
 from hypergrad.bilevel import Hypergradient
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.chambolle_pock.iteration import run
 from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
 from hypergrad.problem import operators
 from hypergrad.problem.functions import L1, AbstractFunction, GroupL1, Quadratic
@@ -228,8 +227,8 @@ def products_alone(K: operators.Operator, x: Array, L: int) -> Array:
 
 def iterations_alone(problem: LowerLevel, x_tilde: Array, solver: ChambollePock) -> Any:
     """L iterations without the certificate."""
-    start = solver.start(problem, x_tilde)
-    return run(problem, x_tilde, solver.step_sizes(problem), start, solver.iterations)
+    forward = solver.on(problem, x_tilde)
+    return forward.iteration.repeat(forward.start(), solver.iterations)
 
 
 def _gradient_norm(h: Hypergradient) -> float:

@@ -26,8 +26,8 @@ from hypergrad.adjoint.recursion import (
     DeltaSums,
     adjoint_step,
     first_layer,
-    nothing_like,
     sum_deltas,
+    zeros_like,
 )
 from hypergrad.adjoint.results import AdjointStats, Cotangent
 from hypergrad.chambolle_pock import AdjointPair, ProxArguments, StepSizes, default_tolerance
@@ -85,7 +85,7 @@ class AbstractAdjointSolve(eqx.Module):
         return None
 
     @abc.abstractmethod
-    def __call__(self, given: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
+    def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
         """The sums, and how it went."""
 
 
@@ -109,8 +109,8 @@ class Steps(AbstractAdjointSolve):
     def label(self) -> str:
         return f"steps={self.k}"
 
-    def __call__(self, given: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
-        return _sum_of_steps(given, self.k)
+    def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
+        return _sum_of_steps(inputs, self.k)
 
 
 class LastIterates(AbstractAdjointSolve):
@@ -136,15 +136,15 @@ class LastIterates(AbstractAdjointSolve):
     def label(self) -> str:
         return f"last={self.k}"
 
-    def __call__(self, given: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
+    def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
         # Each layer at its own iterate: nothing that an earlier solve could be carried on from.
-        return _sum_of_steps(given._replace(earlier=None), self.k)
+        return _sum_of_steps(inputs._replace(earlier=None), self.k)
 
 
-def _sum_of_steps(given: AdjointProblem, k: int) -> tuple[DeltaSums, AdjointStats]:
-    problem, sizes, history, g, earlier = given
+def _sum_of_steps(inputs: AdjointProblem, k: int) -> tuple[DeltaSums, AdjointStats]:
+    problem, sizes, history, g, earlier = inputs
     sums = sum_deltas(problem, sizes, history, g, k, earlier)
-    residual, rounding = given.system.residual(sums, g), given.system.rounding(sums, g)
+    residual, rounding = inputs.system.residual(sums, g), inputs.system.rounding(sums, g)
     products = 2 * k + 2 + int(k > 1) + int(earlier is not None)
     tolerance = default_tolerance(g.x.dtype)
     return sums, AdjointStats.judge(k, residual, tolerance, rounding, products=products)
@@ -175,9 +175,9 @@ class Tolerance(AbstractAdjointSolve):
     def with_tolerance(self, rtol: Array) -> AbstractAdjointSolve | None:
         return Tolerance(rtol, self.most)
 
-    def __call__(self, given: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
-        problem, sizes, _, g, earlier = given
-        system, nothing = given.system, nothing_like(g)
+    def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
+        problem, sizes, _, g, earlier = inputs
+        system, nothing = inputs.system, zeros_like(g)
         metric = PairMetric.at(system)
 
         def one_more(carry: Any):
@@ -216,17 +216,17 @@ class AbstractLinearSolve(AbstractAdjointSolve):
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        """The (balanced) unknowns, the steps taken, and where those were used up, a sample."""
+        """The (scaled) unknowns, the steps taken, and where those were used up, a sample."""
 
     @property
     @abc.abstractmethod
     def products_a_step(self) -> int:
         """Products with K in one step."""
 
-    def __call__(self, given: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
+    def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
         # From zero, whatever came before: only that leads to the solution of minimum norm.
-        system, g = given.system, given.g
-        right = system.balanced_right_hand_side(g)
+        system, g = inputs.system, inputs.g
+        right = system.scaled_right_hand_side(g)
         unknowns, steps, used_up = self.solve(system, right, transposed=False)
         products = self.products_a_step * steps + 8
         return _judge_solution(system, unknowns, right, g, steps, used_up, products)
@@ -235,8 +235,8 @@ class AbstractLinearSolve(AbstractAdjointSolve):
 def _sides(system: LimitSystem, transposed: bool) -> tuple[Product, Product]:
     """The product of the system that is to be solved, and that of its transpose."""
     if transposed:
-        return system.balanced_transpose, system.balanced
-    return system.balanced, system.balanced_transpose
+        return system.scaled_transpose, system.scaled
+    return system.scaled, system.scaled_transpose
 
 
 class AbstractKrylovSolve(AbstractLinearSolve):
@@ -354,8 +354,8 @@ def _judge_solution(
     sums = system.sums(unknowns, g)
     residual, rounding = system.residual(sums, g), system.rounding(sums, g)
     tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
-    misfit = jax.tree.map(jnp.subtract, right, system.balanced(unknowns))
-    gradient = system.balanced_transpose(misfit)
+    misfit = jax.tree.map(jnp.subtract, right, system.scaled(unknowns))
+    gradient = system.scaled_transpose(misfit)
     status = jnp.where(used_up, Status.ITERATIONS_USED_UP, Status.NOT_CERTIFIED)
     at_minimum = pair_norm(gradient) <= tolerance * pair_norm(misfit)
     status = jnp.where(at_minimum, Status.INCONSISTENT, status)
