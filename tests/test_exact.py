@@ -1,4 +1,4 @@
-"""Exact: against solvers that are no iteration, its certificates, its minimum norm, its modes."""
+"""Exact: against solvers that are no iteration, its certificates, its minimum norm."""
 
 from __future__ import annotations
 
@@ -6,22 +6,13 @@ import functools
 from operator import attrgetter
 from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import (
-    LIMITS,
-    assert_close,
-    free_direction,
-    no_fidelity,
-    random_data,
-    relative_error,
-    solved_and_differentiated,
-    standard_normal,
-)
+from helpers import random_data, relative_error
 from jaxtyping import Array
+from limits import LIMITS, free_direction, no_fidelity, solved_and_differentiated, standard_normal
 from scipy.optimize import minimize
 
 import hypergrad as hg
@@ -63,26 +54,16 @@ def test_exact_is_what_central_differences_of_the_solved_problem_say(name):
             assert relative_error(actual, expected[entry]) <= 1e-8, entry
 
 
-def _is_the_limit_of_unrolling(*arguments, solver: hg.ChambollePock) -> hg.Hypergradient:
-    unrolled = hg.hypergradient(*arguments, solver=solver, strategy=hg.FullUnrolling())
-    assert np.max(unrolled.solution.stats.residual) <= 1e-13
-    h = _exact(*arguments)
-    for leaf, other in zip(jax.tree.leaves(h.grad), jax.tree.leaves(unrolled.grad), strict=True):
-        assert np.linalg.norm(leaf - other) <= 1e-9 * (1 + np.linalg.norm(other))
-    return h
-
-
-@pytest.mark.parametrize("name", LIMITS)
-def test_exact_is_the_limit_of_unrolling(name):
-    limit = LIMITS[name]
-    _is_the_limit_of_unrolling(limit.problem(), *limit.data(), solver=limit.solver(20_000))
-
-
 def test_neither_function_has_to_be_separable():
-    """Each sample then has bases of its own on either side of K."""
+    """Each sample then has bases of its own on either side of K. Long unrolling is the oracle."""
     K, data = np.eye(4, 5) + 0.2 * standard_normal(7, 4, 4, 5), random_data(3, 5)
     problem = hg.LowerLevel(K, hg.GroupL1(0.4, shape=(2, 2)), hg.L2Ball(0.5))
-    h = _is_the_limit_of_unrolling(problem, *data, solver=hg.ChambollePock(20_000))
+    solver = hg.ChambollePock(20_000)
+    unrolled = hg.hypergradient(problem, *data, solver=solver, strategy=hg.FullUnrolling())
+    assert np.max(unrolled.solution.stats.residual) <= 1e-13
+    h = _exact(problem, *data)
+    for leaf, other in zip(jax.tree.leaves(h.grad), jax.tree.leaves(unrolled.grad), strict=True):
+        assert np.linalg.norm(leaf - other) <= 1e-9 * (1 + np.linalg.norm(other))
     assert _statuses(h) == [Status.CONVERGED] * 3
     assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
     # On the sphere, and groups on both sides of their kink.
@@ -437,111 +418,3 @@ def test_a_ball_and_a_sum_of_parts_are_certified():
     along = np.sum(r * slope, 1, keepdims=True) / np.sum(r**2, 1, keepdims=True) * r
     assert np.max(np.abs((slope - along)[on_sphere])) <= 1e-10
     assert np.max(np.abs(slope[~on_sphere]), initial=0.0) <= 1e-10
-
-
-# ------------------------------------------------------------------------- forward and reverse
-
-TWO_WAYS = [hg.Exact(), hg.LimitFormula()]
-
-
-@pytest.mark.parametrize("strategy", TWO_WAYS, ids=lambda s: s.label)
-def test_forward_mode_is_central_differences_and_the_transpose_of_reverse_mode(strategy):
-    limit = LIMITS["L1+Quadratic"]
-    x_tilde, _ = limit.data()
-    solver = limit.solver()
-    problem = limit.problem()
-    rng = np.random.default_rng(0)
-    tangent = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), problem)
-    # The oracle knows of no centre.
-    tangent = eqx.tree_at(lambda p: p.G.center, tangent, jnp.zeros(()))
-
-    def solved(problem, x_tilde):
-        return hg.solve(problem, x_tilde, solver=solver, strategy=strategy).x
-
-    x_tilde, moved = jnp.asarray(x_tilde), jnp.asarray(rng.standard_normal(x_tilde.shape))
-    _, pushed = jax.jvp(solved, (problem, x_tilde), (tangent, moved))
-
-    def at(t):
-        p = {
-            name: value + t * np.asarray(attrgetter(name)(tangent))
-            for name, value in limit.parameters.items()
-        }
-        return np.array([limit.solve(p, x) for x in np.asarray(x_tilde) + t * np.asarray(moved)])
-
-    assert relative_error(pushed, (at(1e-6) - at(-1e-6)) / 2e-6) <= 1e-7
-
-    cotangent = jnp.asarray(rng.standard_normal(x_tilde.shape))
-    _, pull = jax.vjp(solved, problem, x_tilde)
-    d_problem, d_x_tilde = pull(cotangent)
-    leaves = zip(jax.tree.leaves(d_problem), jax.tree.leaves(tangent), strict=True)
-    inner = sum(float(jnp.sum(a * b)) for a, b in leaves) + float(jnp.sum(d_x_tilde * moved))
-    assert inner == pytest.approx(float(jnp.sum(cotangent * pushed)), rel=1e-10)
-
-
-# With Exact what is mapped over is the same pushforward, and compiling it takes 20 s.
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        pytest.param(s, id=s.label, marks=[pytest.mark.slow] * isinstance(s, hg.Exact))
-        for s in TWO_WAYS
-    ],
-)
-def test_jacobians_in_either_mode_agree_under_jit_and_vmap(strategy):
-    limit = LIMITS["L1+Box"]
-    x_tilde, _ = limit.data()
-
-    def solved(weight, x_tilde):
-        problem = eqx.tree_at(lambda p: p.G.radius, limit.problem(), weight)
-        return hg.solve(problem, x_tilde, solver=limit.solver(500), strategy=strategy).x
-
-    radius = jnp.asarray(limit.parameters["G.radius"])
-    forward = jax.jit(jax.vmap(jax.jacfwd(solved), (None, 0)))(radius, jnp.asarray(x_tilde))
-    reverse = jax.jit(jax.vmap(jax.jacrev(solved), (None, 0)))(radius, jnp.asarray(x_tilde))
-    assert_close(forward, reverse, 1e-10)
-    assert np.linalg.norm(forward) > 0.1
-
-
-@pytest.mark.parametrize(
-    "strategy", [hg.Truncation(1), hg.LimitFormula(hg.Steps(1))], ids=lambda s: s.label
-)
-def test_forward_mode_elsewhere_is_one_clear_error(strategy):
-    limit = LIMITS["L1+Quadratic"]
-    x_tilde = jnp.asarray(limit.data()[0])
-
-    def solved(x_tilde):
-        return hg.solve(limit.problem(), x_tilde, solver=limit.solver(3), strategy=strategy).x
-
-    with pytest.raises(TypeError, match="forward-mode") as error:
-        jax.jvp(solved, (x_tilde,), (x_tilde,))
-    assert len(str(error.value).splitlines()) == 1
-
-
-# ----------------------------------------------------------------------------- second derivatives
-
-
-@pytest.mark.parametrize(
-    ("name", "strategy"),
-    [("Huber+Quadratic", hg.Exact()), ("GroupL1+Quadratic", hg.LimitFormula())],
-    ids=["exact", "limit"],
-)
-def test_second_derivatives_are_central_differences_of_the_first(name, strategy):
-    """Along a direction in K and the weight."""
-    limit = LIMITS[name]
-    problem, (x_tilde, x_true) = limit.problem(), limit.data()
-    rng = np.random.default_rng(5)
-    direction = jnp.asarray(rng.standard_normal(problem.K.shape))
-
-    def loss(v: Array) -> Array:
-        moved = eqx.tree_at(
-            lambda p: (p.K, p.F.weight),
-            problem,
-            (problem.K + v[0] * direction, problem.F.weight * jnp.exp(v[1])),
-        )
-        x = hg.solve(moved, x_tilde, solver=limit.solver(4000), strategy=strategy).x
-        return hg.half_mean_squared_error(x, jnp.asarray(x_true))
-
-    gradient, zero, h = jax.jit(jax.grad(loss)), jnp.zeros(2), 1e-5
-    expected = np.stack(
-        [(gradient(zero + h * e) - gradient(zero - h * e)) / (2 * h) for e in jnp.eye(2)]
-    )
-    assert relative_error(jax.jacfwd(gradient)(zero), expected) <= 1e-6
