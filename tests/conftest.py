@@ -10,7 +10,9 @@ from importlib.metadata import version
 # it. (An unknown flag would end the process, so only where it has been seen.)
 if version("jax").startswith("0.10."):
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = (
+        f"{flags} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 
 import jax
 import pytest

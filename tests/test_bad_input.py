@@ -389,7 +389,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "K a function of another dtype": (
         of_two_dtypes,
-        r"all must be of one dtype, and K is of float32 for good; got float64: cast",
+        r"K has fixed dtype float32 and cannot be cast; got float64: cast",
     ),
     "K a function on several devices": (
         lambda: hg.train(

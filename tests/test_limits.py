@@ -16,21 +16,23 @@ import lineax as lx
 import numpy as np
 import pytest
 from helpers import (
-    ENOUGH,
     L1,
-    LIMITS,
     Box,
     Poster,
     Quadratic,
     assert_close,
-    free_direction,
     gradient_of,
-    no_fidelity,
     random_data,
     relative_error,
+    to_hypergrad,
+)
+from limits import (
+    ENOUGH,
+    LIMITS,
+    free_direction,
+    no_fidelity,
     solved_and_differentiated,
     standard_normal,
-    to_hypergrad,
 )
 
 import hypergrad as hg
@@ -103,7 +105,7 @@ def _three_variants(k: int, iterations: int, init: hg.State | None) -> list[hg.H
     ]
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 20, 200])
+@pytest.mark.parametrize("k", [1, 5, 200])
 def test_the_three_variants_agree_at_a_converged_state(k):
     a, b, c = _three_variants(k, 200, _converged_state())
     assert_close((b.grad, b.grad_x_tilde), (a.grad, a.grad_x_tilde), 1e-10)

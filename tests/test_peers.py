@@ -17,19 +17,15 @@ import numpy as np
 import optimistix
 import pytest
 from helpers import (
-    ENOUGH,
-    LIMITS,
     Quadratic,
     assert_close,
-    free_direction,
     gradient_of,
-    no_fidelity,
     random_data,
     random_poster,
     relative_error,
-    solved_and_differentiated,
     to_hypergrad,
 )
+from limits import ENOUGH, LIMITS, free_direction, no_fidelity, solved_and_differentiated
 
 import hypergrad as hg
 from hypergrad._foundation.status import Status

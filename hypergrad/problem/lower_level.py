@@ -46,7 +46,7 @@ def _as_operator(K: Any) -> Operator:
 
 
 def cast_floats(tree: Any, dtype: Any) -> Any:
-    """`cast_leaves`, with operators that know themselves how they are cast."""
+    """Cast float leaves to a dtype; operators are cast by their `astype`."""
 
     def is_operator(node: Any) -> bool:
         return isinstance(node, AbstractOperator)
@@ -77,14 +77,14 @@ def stop_gradient(tree: Any) -> Any:
     return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
-held = stop_gradient  # its former name
+held = stop_gradient  # the former name
 
 
 def select_leaves(problem: LowerLevel, select: Callable[[LowerLevel], Any], name: str) -> Any:
-    """The structure of the problem with True for the float leaves that a function selects.
+    """Return a mask of the problem: True for the float leaves that `select` picks.
 
-    **Errors**: a `ValueError` where the function called `name` selects none, or nothing of a
-    problem (what it returns has to be parts of it, as they are).
+    **Errors**: a `ValueError` if `select` (called `name` in the message) picks no float leaf, or
+    returns anything but parts of the problem.
     """
     nothing = jax.tree.map(lambda _: False, problem)
     try:
@@ -106,7 +106,7 @@ def select_leaves(problem: LowerLevel, select: Callable[[LowerLevel], Any], name
 
 
 def _check_operator(K: Operator) -> None:
-    """Its vectors, its dtype and its numbers."""
+    """Check that K takes vectors to vectors, is real, finite, not zero, and has a usable dtype."""
     if isinstance(K, lx.AbstractLinearOperator):
         for name, structure in (("in", K.in_structure()), ("out", K.out_structure())):
             shapes = [leaf.shape for leaf in jax.tree.leaves(structure)]
@@ -139,8 +139,11 @@ def _check_operator(K: Operator) -> None:
 class LowerLevel(eqx.Module):
     """`x_hat = argmin_x F(K x) + G(x - x_tilde)`, convex; a pytree whose float leaves are learned.
 
-    **Arguments**: `K`, an `(m, n)` array or a lineax operator from `(n,)` to `(m,)`; `F` and `G`,
-    convex functions on vectors of size m and n. `G` acts on `r = x - x_tilde`.
+    **Arguments**:
+
+    - `K`: an `(m, n)` array or a lineax operator from `(n,)` to `(m,)`.
+    - `F`: a convex function on vectors of size m.
+    - `G`: a convex function on vectors of size n; it acts on `r = x - x_tilde`.
 
     **Errors**: a `ValueError` if the shapes do not fit together, or if K is zero or not finite.
 
@@ -190,10 +193,10 @@ class LowerLevel(eqx.Module):
         return operator_dtype(self.K)
 
     def astype(self, dtype: Any) -> LowerLevel:
-        """The same problem in another dtype.
+        """Return the problem in another dtype.
 
-        **Errors**: a `ValueError` for a dtype that is neither single nor double precision (or that
-        JAX has switched off), and where K is an operator of a function, whose dtype is built in.
+        **Errors**: a `ValueError` if the dtype is neither single nor double precision, is disabled
+        in JAX, or if K is an operator of a function, whose dtype is fixed.
         """
         dtype = jnp.dtype(dtype)
         if dtype not in (jnp.float32, jnp.float64) or jnp.zeros((), dtype).dtype != dtype:
@@ -203,20 +206,20 @@ class LowerLevel(eqx.Module):
         problem = cast_floats(self, dtype)
         if problem.dtype != dtype:
             raise HypergradError(
-                f"all must be of one dtype, and K is of {problem.dtype} for good; got {dtype}: "
+                f"K has fixed dtype {problem.dtype} and cannot be cast; got {dtype}: "
                 f"cast x_tilde and x_true to {problem.dtype}, or build K anew"
             )
         return problem
 
     @property
     def scale_of_K_is_free(self) -> bool:
-        """Whether scaling K is known to change no argmin: F homogeneous, G an indicator."""
+        """Whether scaling K leaves the argmin as it is: F is homogeneous, G an indicator."""
         return self.F.homogeneous and self.G.indicator
 
     def objective(
         self, x: Float[Array, "*batch n"], x_tilde: Float[Array, "*batch n"]
     ) -> Float[Array, "*batch"]:
-        """`F(K x) + G(x - x_tilde)`."""
+        """Return `F(K x) + G(x - x_tilde)`."""
         return self.F(apply(self.K, x)) + self.G(x - x_tilde)
 
     def gap(
@@ -228,7 +231,7 @@ class LowerLevel(eqx.Module):
         K_x: Float[Array, "*batch m"],
         KT_y: Float[Array, "*batch n"],
     ) -> Float[Array, "*batch"]:
-        """Primal minus dual objective of a pair, from its two products with K.
+        """Return primal minus dual objective of a pair, from its two products with K.
 
             F(K x) + G(r) - ( <K^T y, x_tilde> - F*(y) - G*(-K^T y) )
 

@@ -1,4 +1,4 @@
-"""What a function is: a value and a prox."""
+"""The base class of convex functions: a value and a prox."""
 
 from __future__ import annotations
 
@@ -23,21 +23,28 @@ Values = Float[Array, "*batch"]
 
 
 class AbstractFunction(eqx.Module):
-    """A closed proper convex function with a prox: what one subclasses to add one.
+    """A closed proper convex function with a prox; subclass it to add one.
 
-    A subclass gives its value and its `prox`. Five more methods have a default that a subclass may
-    replace: `prox_conjugate` (Moreau), `conjugate` (unknown: NaN, so no primal-dual gap), `margin`
-    (unknown: NaN), `piece` (not piecewise affine: None, so no error bound) and `check_size` (any
-    size). Array fields are what one can learn.
+    A subclass defines its value and its `prox`; array fields can be learned. Optional methods and
+    their defaults:
 
-    Class variables: `positive` names the fields that are positive (they are learned in the log, and
-    refused below 0; a subclass that cannot take 0 refuses it in its `__check_init__`),
-    `homogeneous` says that `f(c v) = c f(v)` for `c > 0`, `indicator` that `f` is 0 or infinite,
-    `separable` that `f` is a sum over coordinates, so that the Jacobian of its prox is diagonal
-    (said of one that is not, it gives wrong Newton steps; not said, only slow ones), `smooth` that
-    `f` is differentiable everywhere, with a gradient that does not jump.
+    - `prox_conjugate`: by Moreau's identity.
+    - `conjugate`: unknown (NaN), so that there is no primal-dual gap.
+    - `margin`: unknown (NaN).
+    - `piece`: not piecewise affine (None), so that there is no error bound.
+    - `check_size`: accepts vectors of any size.
 
-    Example: `f(v) = -weight * sum_i log(v_i)`, from its value and its prox alone.
+    Optional class variables:
+
+    - `positive`: names of the positive fields. They are learned in the log; negative values raise
+      an error (a subclass that cannot take 0 raises one in its `__check_init__`).
+    - `homogeneous`: `f(c v) = c f(v)` for `c > 0`.
+    - `indicator`: `f` takes the values 0 and infinity only.
+    - `separable`: `f` is a sum over coordinates, so that its prox has a diagonal Jacobian. A false
+      True gives wrong Newton steps, a false False only slower ones.
+    - `smooth`: `f` has a continuous gradient everywhere.
+
+    Example: `f(v) = -weight * sum_i log(v_i)`, by its value and its prox alone.
 
     >>> import hypergrad as hg, jax.numpy as jnp
     >>> class LogBarrier(hg.AbstractFunction):
@@ -63,71 +70,71 @@ class AbstractFunction(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, v: Vector) -> Values:
-        """The value `f(v)`, `(..., size)` to `(...)`."""
+        """Return the value `f(v)`, `(..., size)` to `(...)`."""
 
     @abc.abstractmethod
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        """`argmin_v step * f(v) + ||v - z||^2 / 2`, for `step > 0`."""
+        """Return `argmin_v step * f(v) + ||v - z||^2 / 2`, for `step > 0`."""
 
     def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
-        """`prox_{step f*}(z)`, by Moreau's identity."""
+        """Return `prox_{step f*}(z)`, by Moreau's identity."""
         return z - step * self.prox(z / step, 1 / step)
 
     def conjugate(self, y: Vector) -> Values:
-        """`f*(y) = sup_v <y, v> - f(v)`, or NaN where no formula is known."""
+        """Return `f*(y) = sup_v <y, v> - f(v)`, or NaN where no formula is known."""
         return jnp.full(y.shape[:-1], jnp.nan, y.dtype)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
-        """Distance of `z` from the kinks of `prox_{step f}`, relative to the size of the kink.
+        """Return the distance of `z` from the kinks of `prox_{step f}`, relative to their size.
 
-        One number for each coordinate (or group); infinity where the prox is smooth, NaN where it
-        is not known. Being relative, `margin(z/s, 1/s)` is that of `prox_{s f*}` at `z`. (A kink
-        at 0 has no size: there the distance itself.)
+        One number per coordinate (or group); infinity where the prox is smooth, NaN where it is
+        unknown. Being relative, `margin(z/s, 1/s)` is that of `prox_{s f*}` at `z`. (A kink at 0
+        has no size; its distance is absolute.)
         """
         return jnp.full((*z.shape[:-1], 1), jnp.nan, z.dtype)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
-        """In which affine piece of `prox_{step f}` each coordinate of `z` lies, counted upwards.
+        """Return the index of the affine piece of `prox_{step f}` that holds each coordinate.
 
-        The pieces are intervals: two points of the same piece have no kink between them, of
-        neighbouring pieces one. None where `f` is not separable or its prox not piecewise affine
-        (the default). `piece(z/s, 1/s)` is that of `prox_{s f*}` at `z`. A parameter that is a
-        vector has one entry a coordinate.
+        The pieces are intervals, counted upwards: no kink lies between two points of one piece, and
+        one kink between points of neighbouring pieces. None (the default) where `f` is not
+        separable or its prox not piecewise affine. `piece(z/s, 1/s)` is that of `prox_{s f*}` at
+        `z`. A parameter that is a vector has one entry per coordinate.
         """
         return None
 
     def check_size(self, size: int) -> None:
-        """Raise a `ValueError` if the function does not act on vectors of this size."""
+        """Check that the function acts on vectors of this size; raise a `ValueError` otherwise."""
 
     @property
     def dual_scale(self) -> Array | None:
-        """The size of the subgradients where it is known (the weight of a norm)."""
+        """The size of the subgradients (the weight of a norm); None if unknown."""
         return None
 
     @property
     def primal_scale(self) -> Array | None:
-        """The size of the arguments where it is known (the radius of a box)."""
+        """The size of the arguments (the radius of a box); None if unknown."""
         return None
 
     @property
     def strong_convexity(self) -> Array | None:
-        """The largest `mu` known for which `f - (mu / 2) ||.||^2` is convex."""
+        """The largest known `mu` for which `f - (mu / 2) ||.||^2` is convex; None if unknown."""
         return None
 
     @property
     def smoothness(self) -> Array | None:
-        """The smallest `L` known for which the gradient of `f` is L-Lipschitz."""
+        """The smallest known `L` for which the gradient of `f` is L-Lipschitz; None if unknown."""
         return None
 
 
 def check_is_function(name: str, f: Any) -> None:
-    """Refuse what is no convex function of this package or of a subclass."""
+    """Check that `f` is an `AbstractFunction` whose `positive` names fields that it has."""
     if not isinstance(f, AbstractFunction):
         raise HypergradError(
             f"{name} must be a hypergrad function; got {type(f).__name__}: use one from "
             "hypergrad.functions or subclass hypergrad.AbstractFunction"
         )
-    # A field that is misspelt there would be learned as any other, and become negative.
+    # A misspelt field would be learned like any other, and could become negative.
     unknown = set(f.positive) - {field.name for field in dataclasses.fields(f)}
     if unknown:
         raise HypergradError(
@@ -137,7 +144,7 @@ def check_is_function(name: str, f: Any) -> None:
 
 
 def positive_leaves(tree: Any) -> Iterator[Any]:
-    """The leaves that the functions in a pytree declare positive."""
+    """Iterate over the leaves that the functions in a pytree declare positive."""
 
     def is_inner(node: Any) -> bool:
         return isinstance(node, AbstractFunction) and node is not tree
@@ -149,14 +156,14 @@ def positive_leaves(tree: Any) -> Iterator[Any]:
         yield from positive_leaves(node)
 
 
-# As functions of the function, too: what is differentiated in its parameters.
+# Functions of `f`, to be differentiated in its parameters.
 
 
 def prox(f: AbstractFunction, z: Vector, step: Scalar) -> Vector:
-    """`prox_{step f}(z)`."""
+    """Return `prox_{step f}(z)`."""
     return f.prox(z, step)
 
 
 def prox_conjugate(f: AbstractFunction, z: Vector, step: Scalar) -> Vector:
-    """`prox_{step f*}(z)`."""
+    """Return `prox_{step f*}(z)`."""
     return f.prox_conjugate(z, step)

@@ -1,4 +1,4 @@
-"""Constraints."""
+"""Indicator functions of constraints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, Int
 
 from hypergrad._foundation.checks import check_positive, inexact
 from hypergrad.problem.functions._base import AbstractFunction, Scalar, Values, Vector
-from hypergrad.problem.functions._blocks import (
+from hypergrad.problem.functions._projections import (
     check_length,
     check_one_number,
     clip,
@@ -72,7 +72,7 @@ class Box(AbstractFunction):
 
 
 class BoxQuadratic(AbstractFunction):
-    """Indicator of `|v_i| <= radius_i` plus `(weight / 2) ||v||^2`: the cell, and unique.
+    """Indicator of `|v_i| <= radius_i` plus `(weight / 2) ||v||^2`, which is strongly convex.
 
     >>> print(BoxQuadratic(1.0, weight=3.0).prox(jnp.array([2.0, 8.0]), 1.0))
     [0.5 1. ]
@@ -189,5 +189,5 @@ class NonNegative(AbstractFunction):
 
 
 def _size(v: Vector) -> Array:
-    """What the rounding of a vector is relative to: its largest entry, at least 1."""
+    """Return the scale of the rounding of a vector: its largest entry, at least 1."""
     return jnp.maximum(jnp.max(jnp.abs(v), axis=-1, keepdims=True), 1.0)

@@ -1,4 +1,4 @@
-"""Norms and their relatives: in groups, smoothed, with a square added."""
+"""The l1 norm and its relatives: group norm, Huber function, elastic net."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Inexact, Int
 from hypergrad._foundation.checks import check_counts, check_positive, inexact
 from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.functions._base import AbstractFunction, Scalar, Values, Vector
-from hypergrad.problem.functions._blocks import (
+from hypergrad.problem.functions._projections import (
     check_length,
     check_one_number,
     clip,
@@ -31,7 +31,7 @@ __all__ = ["L1", "ElasticNet", "GroupL1", "Huber"]
 class L1(AbstractFunction):
     """`f(v) = sum_i weight_i |v_i|`; its prox is soft thresholding, that of `f*` a clip.
 
-    `weight` is a number or has one entry a row of K (`(m,)`).
+    `weight` is a number or has one entry per row of K (`(m,)`).
 
     >>> print(L1(0.5)(jnp.array([1.0, -3.0])), L1(0.5).prox(jnp.array([1.0, 0.25]), 1.0))
     2.0 [0.5 0. ]

@@ -1,4 +1,4 @@
-"""Functions without a kink."""
+"""Smooth functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Inexact, Int
 
 from hypergrad._foundation.checks import check_finite, check_positive, inexact
 from hypergrad.problem.functions._base import AbstractFunction, Scalar, Values, Vector
-from hypergrad.problem.functions._blocks import check_length, indicator_of, spread
+from hypergrad.problem.functions._projections import check_length, indicator_of, spread
 
 __all__ = ["Quadratic", "Zero"]
 

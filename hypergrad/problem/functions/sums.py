@@ -24,15 +24,19 @@ __all__ = ["SeparableSum"]
 
 
 def _as_tuple(values: Any) -> Any:
-    """A list as a tuple; what is none of them is left to be refused by name."""
+    """Turn an iterable into a tuple; `__check_init__` reports anything else."""
     return tuple(values) if isinstance(values, Iterable) else values
 
 
 class SeparableSum(AbstractFunction):
     """`f(v) = sum_j parts_j(v_j)`, where `v` is cut into consecutive pieces of the given `sizes`.
 
-    `parts` are functions, one for each size. A constraint on `x` itself is a row block of `K` (the
-    identity, say) with a part of its own.
+    A constraint on `x` itself is a block of rows of `K` (the identity, say) with its part here.
+
+    **Arguments**:
+
+    - `parts`: a tuple or list of functions.
+    - `sizes`: the number of coordinates of each.
 
     >>> import hypergrad as hg
     >>> print(SeparableSum([hg.L1(1.0), hg.Zero()], sizes=(1, 2))(jnp.array([-2.0, 5.0, 5.0])))
@@ -44,22 +48,22 @@ class SeparableSum(AbstractFunction):
 
     @property
     def separable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether all parts are (a constant of the class elsewhere, here of the parts)."""
+        """Whether all parts are separable (a class variable in other functions)."""
         return all(part.separable for part in self.parts)
 
     @property
     def homogeneous(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """If every part is."""
+        """Whether all parts are homogeneous."""
         return all(part.homogeneous for part in self.parts)
 
     @property
     def indicator(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """If every part is."""
+        """Whether all parts are indicators."""
         return all(part.indicator for part in self.parts)
 
     @property
     def smooth(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether all parts are."""
+        """Whether all parts are smooth."""
         return all(part.smooth for part in self.parts)
 
     def __check_init__(self) -> None:
@@ -80,7 +84,7 @@ class SeparableSum(AbstractFunction):
             part.check_size(size)
 
     def _split(self, v: Array) -> Iterator[tuple[AbstractFunction, Array]]:
-        """The parts, each with its piece of `v`."""
+        """Pair each part with its piece of `v`."""
         pieces = jnp.split(v, np.cumsum(self.sizes)[:-1].tolist(), axis=-1)
         return zip(self.parts, pieces, strict=True)
 
@@ -117,7 +121,7 @@ class SeparableSum(AbstractFunction):
             )
 
     def _median_scale(self, name: str) -> Array | None:
-        """The median over all coordinates whose scale is known."""
+        """Return the median over all coordinates whose scale is known."""
         known = [
             jnp.full(size, scale)
             for part, size in zip(self.parts, self.sizes, strict=True)

@@ -1,6 +1,6 @@
-"""The analysis operator K: products with a batch, its norm, and the usual choices."""
+"""The analysis operator K: products with a batch, its norm, and common choices."""
 
-from hypergrad._foundation.renamed import renamed
+from hypergrad._foundation.renamed import renamed as _renamed
 from hypergrad.problem.operators._base import AbstractOperator as AbstractOperator
 from hypergrad.problem.operators.boundaries import AbstractBoundary as AbstractBoundary
 from hypergrad.problem.operators.boundaries import Periodic as Periodic
@@ -12,6 +12,12 @@ from hypergrad.problem.operators.convolutions import Direct as Direct
 from hypergrad.problem.operators.filter_bank import FilterBank as FilterBank
 from hypergrad.problem.operators.image_differences import ImageDifferences as ImageDifferences
 from hypergrad.problem.operators.image_differences import difference_operator as difference_operator
+from hypergrad.problem.operators.matrices import dct as dct
+from hypergrad.problem.operators.matrices import dct2 as dct2
+from hypergrad.problem.operators.matrices import differences as differences
+from hypergrad.problem.operators.matrices import differences2 as differences2
+from hypergrad.problem.operators.matrices import random as random
+from hypergrad.problem.operators.matrices import stack as stack
 from hypergrad.problem.operators.norm import LANCZOS_MARGIN as LANCZOS_MARGIN
 from hypergrad.problem.operators.norm import operator_norm as operator_norm
 from hypergrad.problem.operators.products import Operator as Operator
@@ -23,11 +29,5 @@ from hypergrad.problem.operators.products import matrix_of as matrix_of
 from hypergrad.problem.operators.products import of_a_function as of_a_function
 from hypergrad.problem.operators.products import operator_dtype as operator_dtype
 from hypergrad.problem.operators.products import operator_shape as operator_shape
-from hypergrad.problem.operators.usual import dct as dct
-from hypergrad.problem.operators.usual import dct2 as dct2
-from hypergrad.problem.operators.usual import differences as differences
-from hypergrad.problem.operators.usual import differences2 as differences2
-from hypergrad.problem.operators.usual import random as random
-from hypergrad.problem.operators.usual import stack as stack
 
-__getattr__ = renamed("hypergrad.operators", {"check_operator": "hypergrad:check_operator"})
+__getattr__ = _renamed("hypergrad.operators", {"check_operator": "hypergrad:check_operator"})

@@ -1,4 +1,4 @@
-"""What an operator of one's own is: its two products, and what goes in and comes out."""
+"""The base class of custom operators: two products, and the structure of their vectors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["AbstractOperator", "TransposedOperator", "check_image_shape"]
 
 
 class AbstractOperator(lx.AbstractLinearOperator):
-    """A real linear operator by its products `K v` and `K^T y`: what one subclasses to add one.
+    """A real linear operator by its products `K v` and `K^T y`; subclass it to add one.
 
-    A subclass gives `mv`, `rmv`, `in_structure` and `out_structure` (vectors, of one dtype), and
-    `norm_bound` where its norm is known (and `astype` where a dtype is a static field). Its float
-    leaves are what can be learned; products have to be differentiable in them. (A
-    `lineax.FunctionLinearOperator` needs less, but its transpose is derived by JAX, and its dtype
-    and its one device are fixed.)
+    A subclass defines `mv`, `rmv`, `in_structure` and `out_structure` (vectors of one dtype),
+    `norm_bound` where its norm is known, and `astype` where a dtype is a static field. Its float
+    leaves can be learned; its products have to be differentiable in them. (A
+    `lineax.FunctionLinearOperator` needs less, but JAX derives its transpose, and it is tied to one
+    dtype and one device.)
 
-    **Cost**: that of the products; `as_matrix` builds `m n` numbers, by n of them.
+    **Cost**: that of the products; `as_matrix` takes n of them and stores `m n` numbers.
 
     >>> import equinox as eqx
     >>> class Scaled(AbstractOperator):
@@ -41,14 +41,14 @@ class AbstractOperator(lx.AbstractLinearOperator):
 
     @abc.abstractmethod
     def rmv(self, vector: Float[Array, " m"]) -> Float[Array, " n"]:
-        """`K^T y`."""
+        """Return `K^T y`."""
 
     def norm_bound(self) -> Float[Array, ""] | None:
-        """An upper bound of `||K||_2` that is no guess, near to it; None where there is none."""
+        """Return a proved upper bound close to `||K||_2`; None (the default) if none is known."""
         return None
 
     def astype(self, dtype: Any) -> AbstractOperator:
-        """The same operator in another dtype: its float leaves are cast."""
+        """Return the operator with its float leaves cast to another dtype."""
         return cast_leaves(self, dtype)
 
     def as_matrix(self) -> Float[Array, "m n"]:
@@ -81,7 +81,7 @@ class TransposedOperator(lx.AbstractLinearOperator):
 
 
 def check_image_shape(image_shape: Any) -> None:
-    """Refuse what is not `(height, width)`."""
+    """Check that a shape is `(height, width)`."""
     check_counts("image_shape", image_shape)
     if len(image_shape) != 2:
         raise HypergradError(
@@ -90,8 +90,8 @@ def check_image_shape(image_shape: Any) -> None:
         )
 
 
-# What lineax asks an operator of: nothing is known of these but that they are real and linear.
-_KNOWN_TO_BE = (
+# The properties of an operator that lineax asks for.
+_PROPERTIES = (
     lx.is_symmetric,
     lx.is_diagonal,
     lx.is_tridiagonal,
@@ -101,15 +101,40 @@ _KNOWN_TO_BE = (
     lx.is_positive_semidefinite,
     lx.is_negative_semidefinite,
 )
-for _operator in (AbstractOperator, TransposedOperator):
-    for _property in _KNOWN_TO_BE:
-        _property.register(_operator)(lambda operator: False)
-    lx.linearise.register(_operator)(lambda operator: operator)
-    lx.conj.register(_operator)(lambda operator: operator)
-    lx.materialise.register(_operator)(
-        lambda operator: lx.MatrixLinearOperator(operator.as_matrix())
-    )
-    lx.diagonal.register(_operator)(lambda operator: jnp.diag(operator.as_matrix()))
-    lx.tridiagonal.register(_operator)(
-        lambda operator: lx.tridiagonal(lx.MatrixLinearOperator(operator.as_matrix()))
-    )
+
+
+def _no(operator: lx.AbstractLinearOperator) -> bool:
+    """Claim no property: lineax then takes the general way."""
+    return False
+
+
+def _itself(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """Return the operator, which is linear and real already."""
+    return operator
+
+
+def _matrix(operator: lx.AbstractLinearOperator) -> lx.MatrixLinearOperator:
+    return lx.MatrixLinearOperator(operator.as_matrix())
+
+
+def _diagonal(operator: lx.AbstractLinearOperator) -> Array:
+    return jnp.diag(operator.as_matrix())
+
+
+def _tridiagonal(operator: lx.AbstractLinearOperator) -> tuple[Array, Array, Array]:
+    return lx.tridiagonal(_matrix(operator))
+
+
+def _register_with_lineax(operator: type[lx.AbstractLinearOperator]) -> None:
+    """Tell lineax's functions what to do with a class of operators."""
+    for is_property in _PROPERTIES:
+        is_property.register(operator)(_no)
+    lx.linearise.register(operator)(_itself)
+    lx.conj.register(operator)(_itself)
+    lx.materialise.register(operator)(_matrix)
+    lx.diagonal.register(operator)(_diagonal)
+    lx.tridiagonal.register(operator)(_tridiagonal)
+
+
+_register_with_lineax(AbstractOperator)
+_register_with_lineax(TransposedOperator)

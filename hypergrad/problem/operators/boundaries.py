@@ -1,4 +1,4 @@
-"""What lies outside an image, for a filter that reaches over its border."""
+"""Extensions of an image beyond its border, for filters that reach over it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Padded = Float[Array, "*batch P Q"]
 
 
 class AbstractBoundary(eqx.Module):
-    """How an image goes on outside: linear in the image, so that a filtering has an adjoint."""
+    """How an image continues outside: linear in the image, so that a filtering has an adjoint."""
 
     @abc.abstractmethod
     def pad(self, images: Images, margins: Margins) -> Padded:
-        """The images with margins around them."""
+        """Return the images with margins around them."""
 
     def fold(self, padded: Padded, margins: Margins) -> Images:
-        """The adjoint of `pad`: what lies in the margins is added to where it came from."""
+        """Apply the adjoint of `pad`, which adds the margins to the pixels they came from."""
         *batch, height, width = padded.shape
         shape = (*batch, height - sum(margins[0]), width - sum(margins[1]))
         unpadded = jax.ShapeDtypeStruct(shape, padded.dtype)
@@ -37,7 +37,7 @@ class AbstractBoundary(eqx.Module):
 
     @abc.abstractmethod
     def torus(self, image_shape: tuple[int, int], margins: Margins) -> tuple[int, int] | None:
-        """The size of a periodic image of which a filtering here is a part, with nearly its norm.
+        """Return the size of a torus whose filtering contains this one, with nearly its norm.
 
         The spectrum gives the norm there, which is an upper bound. None where there is no such
         image, or where the norm on it is more than 2 % larger.
@@ -47,7 +47,7 @@ class AbstractBoundary(eqx.Module):
 class Symmetric(AbstractBoundary):
     """Mirrored at the border, which is repeated: `… b a | a b c | c b …`. No edge arises.
 
-    The usual choice for photographs. Differences across the border are 0.
+    The common choice for photographs. Differences across the border are 0.
 
     >>> print(Symmetric().pad(jnp.array([[1.0, 2.0]]), ((0, 0), (1, 1))))
     [[1. 1. 2. 2.]]

@@ -45,15 +45,15 @@ class AbstractConvolution(eqx.Module):
 
     @abc.abstractmethod
     def correlate(self, filters: Filters, images: Images) -> Responses:
-        """`dT / d responses`: every filter at every place where it lies in the image."""
+        """Return `dT / d responses`: every filter at every place where it lies in the image."""
 
     @abc.abstractmethod
     def correlate_adjoint(self, filters: Filters, responses: Responses) -> Images:
-        """`dT / d images`."""
+        """Return `dT / d images`."""
 
     @abc.abstractmethod
     def filter_gradient(self, images: Images, responses: Responses) -> Filters:
-        """`dT / d filters`, summed over the batch."""
+        """Return `dT / d filters`, summed over the batch."""
 
 
 # -------------------------------------------------------------------------------------- direct
@@ -108,7 +108,7 @@ class Direct(AbstractConvolution):
         return jax.lax.fori_loop(0, f, add, (images, framed))[0]
 
     def filter_gradient(self, images: Images, responses: Responses) -> Filters:
-        """Matrix products of responses with shifted copies of the image, strip by strip."""
+        """Multiply the responses with shifted copies of the image, strip by strip."""
         batch, f, H, W = responses.shape
         h, w = images.shape[-2] - H + 1, images.shape[-1] - W + 1
 
@@ -134,7 +134,7 @@ class Direct(AbstractConvolution):
 
 
 def _sum_of_shifts(taps: Array, images: Array, size: tuple[int, int]) -> Array:
-    """`sum_{p,q} taps[p,q] images[b,i+p,j+q]` on a field of this size."""
+    """Return `sum_{p,q} taps[p,q] images[b,i+p,j+q]` on a field of this size."""
     (h, w), (H, W) = taps.shape, size
     return sum(
         (taps[p, q] * images[:, p : p + H, q : q + W] for p in range(h) for q in range(w)),
@@ -176,7 +176,7 @@ class FFT(AbstractConvolution):
 
 
 def _fast(size: Sequence[int]) -> tuple[int, int]:
-    """A size of at least this that a fast transform likes."""
+    """Return the next size that is fast to transform."""
     from scipy.fft import next_fast_len
 
     height, width = (int(next_fast_len(length, real=True) or length) for length in size)
@@ -197,7 +197,7 @@ _DIRECT_TAPS = 100
 
 
 def fastest_convolution(filter_shape: tuple[int, int]) -> AbstractConvolution:
-    """`Direct` for filters of up to 100 taps, else `FFT`.
+    """Return `Direct` for filters of up to 100 taps, else `FFT`.
 
     >>> fastest_convolution((5, 5)), fastest_convolution((31, 31))
     (Direct(), FFT())
@@ -209,7 +209,7 @@ def fastest_convolution(filter_shape: tuple[int, int]) -> AbstractConvolution:
 
 
 def _product(name: str, compute: Callable[..., Array]) -> Primitive:
-    """A primitive of two arrays and a way to convolve, computed by `compute`."""
+    """Return a primitive of two arrays and a convolution, computed by `compute`."""
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(compute, static_argnames="convolution"))
 
@@ -233,21 +233,21 @@ _filter_gradient = _product(
 
 
 def correlate(filters: Filters, images: Images, convolution: AbstractConvolution) -> Responses:
-    """`dT / d responses`, differentiable."""
+    """Return `dT / d responses`, differentiable."""
     return _correlate.bind(filters, images, convolution=convolution)
 
 
 def correlate_adjoint(
     filters: Filters, responses: Responses, convolution: AbstractConvolution
 ) -> Images:
-    """`dT / d images`, differentiable."""
+    """Return `dT / d images`, differentiable."""
     return _correlate_adjoint.bind(filters, responses, convolution=convolution)
 
 
 def filter_gradient(
     images: Images, responses: Responses, convolution: AbstractConvolution
 ) -> Filters:
-    """`dT / d filters`, differentiable."""
+    """Return `dT / d filters`, differentiable."""
     return _filter_gradient.bind(images, responses, convolution=convolution)
 
 

@@ -25,24 +25,29 @@ __all__ = ["FilterBank"]
 
 
 class FilterBank(AbstractOperator):
-    """Every filter applied to an image: `K` of a whole photograph, learnable in its filters.
+    """A bank of filters on a whole image, matrix-free; its filters can be learned.
 
         (K x)[f, i, j] = sum_{p,q} filters[f, p, q] x[i + p - (h-1)//2, j + q - (w-1)//2]
-
-    **Arguments**: `filters (f, h, w)`; `image_shape`, `(height, width)`; `boundary`, what lies
-    outside the image: `Symmetric()`, `ZeroOutside()` or `Periodic()`; `convolution`, `Direct()` or
-    `FFT()`, which agree to rounding; by default `Direct` for filters of up to 100 taps.
 
     `n = height * width`, row by row; `m = f n`, filter by filter. The learned leaf is `filters`
     (`trainable=lambda p: p.K.filters`).
 
-    **Errors**: a `ValueError` if the filters are no `(f, h, w)` array of finite numbers, not all 0,
-    or are larger than the image.
+    **Arguments**:
 
-    **Cost**: a product of either side, `2 f h w` operations a pixel, or `2 f` transforms; memory
-    for the image and the responses. The derivative in the filters costs the like.
+    - `filters`: an `(f, h, w)` array.
+    - `image_shape`: `(height, width)`.
+    - `boundary`: the image's extension outside, `Symmetric()` (default), `ZeroOutside()` or
+      `Periodic()`.
+    - `convolution`: `Direct()` or `FFT()`, which agree to rounding. Defaults to `Direct` for
+      filters of up to 100 taps.
 
-    **Caveat**: `as_matrix` builds `m n` numbers: for small images only.
+    **Errors**: a `ValueError` if the filters are not a finite `(f, h, w)` array, are all zero, or
+    are larger than the image.
+
+    **Cost**: `2 f h w` operations per pixel or `2 f` transforms for a product with K or `K^T` and
+    for the derivative in the filters; memory for the image and the responses.
+
+    **Caveat**: `as_matrix` stores `m n` numbers; use it for small images only.
 
     >>> bank = FilterBank(jnp.array([[[-1.0, 1.0]], [[0.5, 0.5]]]), (1, 4))
     >>> print(bank.mv(jnp.array([1.0, 2.0, 4.0, 4.0])).reshape(2, 4))
@@ -75,7 +80,7 @@ class FilterBank(AbstractOperator):
 
     @property
     def margins(self) -> Margins:
-        """How far a filter reaches over the border."""
+        """The number of pixels that a filter reaches over each border."""
         _, h, w = self.filters.shape
         return ((h - 1) // 2, h // 2), ((w - 1) // 2, w // 2)
 
@@ -84,7 +89,7 @@ class FilterBank(AbstractOperator):
         return correlate(self.filters, padded[None], self.convolution).ravel()
 
     def rmv(self, vector: Float[Array, " m"]) -> Float[Array, " n"]:
-        """`K^T y`."""
+        """Return `K^T y`."""
         responses = vector.reshape(1, len(self.filters), *self.image_shape)
         padded = correlate_adjoint(self.filters, responses, self.convolution)
         return self.boundary.fold(padded[0], self.margins).ravel()
@@ -98,7 +103,7 @@ class FilterBank(AbstractOperator):
         return jax.ShapeDtypeStruct((len(self.filters) * height * width,), self.filters.dtype)
 
     def norm_bound(self) -> Float[Array, ""] | None:
-        """The norm on a torus of which this is a part, by the spectrum; None without a near one.
+        """Return the norm on a torus that contains the image, by the spectrum; None if not close.
 
             ||K||^2 <= max_omega sum_f |F filters_f|^2 = max_omega F(sum_f autocorrelation of f)
 

@@ -20,11 +20,14 @@ class ImageDifferences(AbstractOperator):
 
         (K x)[0, i, j] = x[i + 1, j] - x[i, j],    (K x)[1, i, j] = x[i, j + 1] - x[i, j]
 
-    **Arguments**: `image_shape`, `(height, width)`; `dtype`, by default that of JAX.
+    `n = height * width`, row by row; `m = 2 n`. It has no parameters to learn.
 
-    `n = height * width`, row by row; `m = 2 n`. Nothing to learn.
+    **Arguments**:
 
-    **Errors**: a `ValueError` for a shape that is none.
+    - `image_shape`: `(height, width)`.
+    - `dtype`: defaults to JAX's default float.
+
+    **Errors**: a `ValueError` if `image_shape` is not a pair of positive integers.
 
     **Cost**: 2 operations a pixel for a product of either side.
 
@@ -48,7 +51,7 @@ class ImageDifferences(AbstractOperator):
         return jnp.concatenate([down.ravel(), right.ravel()])
 
     def rmv(self, vector: Float[Array, " m"]) -> Float[Array, " n"]:
-        """`K^T y`: minus the divergence of y."""
+        """Return `K^T y`, minus the divergence of y."""
         down, right = vector.reshape(2, *self.image_shape)
         zero_row, zero_column = jnp.zeros_like(down[:1]), jnp.zeros_like(right[:, :1])
         from_rows = jnp.diff(down[:-1], axis=0, prepend=zero_row, append=zero_row)
@@ -66,10 +69,10 @@ class ImageDifferences(AbstractOperator):
 
 
 def difference_operator(shape: tuple[int, int], dtype: Any = None) -> ImageDifferences:
-    """2-D differences of a whole image, matrix-free, for `GroupL1(weight, shape=(2, n))`.
+    """Return the 2-D differences of a whole image, matrix-free: `ImageDifferences(shape, dtype)`.
 
-    `ImageDifferences` of `shape`, `(height, width)`, and `dtype`. With that weight it is isotropic
-    total variation; `differences2` is a matrix of the differences inside a small patch.
+    With `GroupL1(weight, shape=(2, n))` they make isotropic total variation. `differences2` is a
+    matrix of the differences inside a small patch.
 
     >>> difference_operator((2, 3)).as_matrix().shape
     (12, 6)

@@ -27,7 +27,7 @@ LANCZOS_MARGIN = 0.01
 
 
 def operator_norm(K: Operator) -> Float[Array, ""]:
-    """`||K||_2`, estimated from above: to rounding for a matrix, else to one or two per cent.
+    """Estimate `||K||_2` from above: to rounding for a matrix, else to one or two per cent.
 
     A matrix: the square root of the largest eigenvalue of the smaller of `K K^T` and `K^T K`, plus
     a margin for the rounding of forming it. An `AbstractOperator` that knows a `norm_bound`: that
@@ -63,7 +63,7 @@ def _matrix_norm(matrix: Array) -> Array:
 
 
 def _lanczos_norm(K: Operator) -> Array:
-    """Lanczos on `K^T K` with full reorthogonalisation (the basis is short)."""
+    """Run Lanczos on `K^T K` with full reorthogonalisation (the basis is short)."""
     n, dtype = operator_shape(K)[1], operator_dtype(K)
     steps = min(_LANCZOS_STEPS, n)
     start = jax.random.normal(jax.random.key(0), (n,), dtype)

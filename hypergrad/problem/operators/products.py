@@ -31,7 +31,7 @@ Operator = Float[Array, "m n"] | lx.AbstractLinearOperator
 
 
 def operator_shape(K: Operator) -> tuple[int, int]:
-    """`(m, n)`.
+    """Return `(m, n)`.
 
     >>> operator_shape(jnp.zeros((3, 2)))
     (3, 2)
@@ -43,7 +43,7 @@ def operator_shape(K: Operator) -> tuple[int, int]:
 
 
 def operator_dtype(K: Operator) -> jnp.dtype:
-    """The dtype of `K v`.
+    """Return the dtype of `K v`.
 
     >>> operator_dtype(jnp.zeros((3, 2), jnp.float32))
     dtype('float32')
@@ -54,7 +54,7 @@ def operator_dtype(K: Operator) -> jnp.dtype:
 
 
 def matrix_of(K: Operator) -> Array | None:
-    """The matrix, if the operator is one already; never built.
+    """Return the matrix if the operator is one already, else None; it is never built.
 
     >>> matrix_of(lx.IdentityLinearOperator(jax.ShapeDtypeStruct((2,), jnp.float32))) is None
     True
@@ -65,7 +65,7 @@ def matrix_of(K: Operator) -> Array | None:
 
 
 def of_a_function(K: Operator) -> bool:
-    """Whether there is a `lineax.FunctionLinearOperator` in it, which is a program for one device.
+    """Return whether K contains a `lineax.FunctionLinearOperator`, a program for one device.
 
     >>> of_a_function(jnp.zeros((3, 2)))
     False
@@ -78,7 +78,7 @@ def of_a_function(K: Operator) -> bool:
 
 
 def dense_matrix(K: Operator) -> Float[Array, "m n"]:
-    """The matrix of any operator, built where it is not one already: n products, `m n` numbers.
+    """Return the matrix of any operator, built by n products where it is not one already.
 
     >>> print(dense_matrix(lx.IdentityLinearOperator(jax.ShapeDtypeStruct((2,), jnp.float32))))
     [[1. 0.]
@@ -96,7 +96,7 @@ def _map_over_batch(K: lx.AbstractLinearOperator, v: Array) -> Array:
 
 
 def apply(K: Operator, v: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
-    """`K v` for every vector of a batch.
+    """Return `K v` for every vector of a batch.
 
     >>> print(apply(jnp.array([[1.0, 2.0]]), jnp.array([1.0, 1.0])))
     [3.]
@@ -109,7 +109,7 @@ def apply(K: Operator, v: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
 
 
 def apply_transpose(K: Operator, y: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
-    """`K^T y` for every vector of a batch.
+    """Return `K^T y` for every vector of a batch.
 
     >>> print(apply_transpose(jnp.array([[1.0, 2.0]]), jnp.array([2.0])))
     [2. 4.]
@@ -122,7 +122,7 @@ def apply_transpose(K: Operator, y: Float[Array, "*batch m"]) -> Float[Array, "*
 
 
 def bilinear_gradient(K: Operator, *pairs: tuple[Array, Array]) -> Operator:
-    """Derivative of `sum <left, K right>` over batches and pairs, in the parameters of K.
+    """Differentiate `sum <left, K right>`, over batches and pairs, in the parameters of K.
 
     For a matrix this is `sum left right^T`, the whole batch of a pair in one matrix product; for a
     convolution or anything else it is what the chain rule gives. Every gradient in K of this

@@ -1,4 +1,4 @@
-"""The usual operators: transforms, differences, random matrices."""
+"""Analysis operators as matrices: transforms, differences, random matrices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def dct(n: int, *, constant: bool = True) -> Float[Array, "m n"]:
-    """Orthonormal DCT-II matrix; `constant=False` leaves out its constant row (`m = n - 1`).
+    """Return the orthonormal DCT-II matrix; `constant=False` drops its constant row (`m = n - 1`).
 
     >>> dct(4, constant=False).shape
     (3, 4)
@@ -30,9 +30,9 @@ def dct(n: int, *, constant: bool = True) -> Float[Array, "m n"]:
 
 
 def dct2(shape: tuple[int, int], *, constant: bool = True) -> Float[Array, "m n"]:
-    """Orthonormal 2-D DCT-II of patches in row-major order, `n = height * width`.
+    """Return the orthonormal 2-D DCT-II of patches in row-major order, `n = height * width`.
 
-    `shape` is `(height, width)`; `constant=False` leaves out the constant row.
+    `shape` is `(height, width)`; `constant=False` drops the constant row.
 
     >>> dct2((2, 3), constant=False).shape
     (5, 6)
@@ -48,7 +48,7 @@ def _dct_matrix(n: int) -> np.ndarray:
 
 
 def differences(n: int) -> Float[Array, "m n"]:
-    """Forward differences `x[i+1] - x[i]`, `m = n - 1`: total variation in 1-D.
+    """Return forward differences `x[i+1] - x[i]`, `m = n - 1`: total variation in 1-D.
 
     >>> print(differences(3))
     [[-1.  1.  0.]
@@ -58,7 +58,7 @@ def differences(n: int) -> Float[Array, "m n"]:
 
 
 def differences2(shape: tuple[int, int]) -> Float[Array, "m n"]:
-    """All vertical, then all horizontal differences inside a patch (anisotropic total variation).
+    """Return the vertical, then the horizontal differences in a patch (anisotropic TV).
 
     `shape` is `(height, width)`, `m = (height - 1) width + height (width - 1)`; no difference
     crosses the border.
@@ -73,7 +73,7 @@ def differences2(shape: tuple[int, int]) -> Float[Array, "m n"]:
 
 
 def random(m: int, n: int, *, key: PRNGKeyArray) -> Float[Array, "m n"]:
-    """An `(m, n)` matrix of independent normal entries, scaled to norm 1.
+    """Return an `(m, n)` matrix of independent normal entries, scaled to norm 1.
 
     >>> random(3, 2, key=jax.random.key(0)).shape
     (3, 2)
@@ -83,7 +83,7 @@ def random(m: int, n: int, *, key: PRNGKeyArray) -> Float[Array, "m n"]:
 
 
 def stack(operators: Sequence[Float[Array, "_ n"]]) -> Float[Array, "m n"]:
-    """Matrices on top of each other: `operators` of n columns each.
+    """Stack matrices on top of each other: `operators` of n columns each.
 
     >>> stack([differences(3), dct(3)]).shape
     (5, 3)

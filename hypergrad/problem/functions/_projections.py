@@ -1,4 +1,4 @@
-"""What the functions are built of: projections, norms, and checks of their parameters."""
+"""Building blocks of the functions: projections, norms, and checks of parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEASIBILITY_SLACK = 64.0
 
 @jax.custom_jvp
 def clip(z: Vector, bound: Array) -> Vector:
-    """Projection onto `|z| <= bound`, with derivative 0 in z (and ±1 in the bound) at the bound."""
+    """Project onto `|z| <= bound`, with derivative 0 in z (and ±1 in the bound) at the bound."""
     # Two instructions: the iteration is little more than its products and this.
     return jnp.minimum(jnp.maximum(z, -bound), bound)
 
@@ -32,10 +32,10 @@ def _clip_derivative(at: tuple[Array, Array], along: tuple[Array, Array]) -> tup
 
 
 def shrink_to_ball(z: Array, radius: Array, axis: int) -> Array:
-    """Projection onto `||z|| <= radius` along an axis, differentiable at 0 and at radius 0.
+    """Project onto `||z|| <= radius` along an axis, differentiable at 0 and at radius 0.
 
     `z / max(1, ||z|| / radius)` has a NaN derivative at 0: the norm is not differentiable there.
-    So the norm is only taken where it is used, outside the ball.
+    So the norm is taken only where it is used, outside the ball.
     """
     unit = power_of_two(radius)  # squares must not vanish
     radius = radius / unit
@@ -45,12 +45,12 @@ def shrink_to_ball(z: Array, radius: Array, axis: int) -> Array:
     return jnp.where(outside, z * radius / size, z)
 
 
-# Up to so many members of a group are taken one by one.
+# Groups of at most this many members are summed member by member.
 _FEW = 8
 
 
 def shrink_groups_to_ball(z: Array, radius: Array, axis: int) -> Array:
-    """`shrink_to_ball` of every group along an axis that is short.
+    """Apply `shrink_to_ball` to every group along a short axis.
 
     Over an axis of 2 or 3 XLA reduces and broadcasts entry by entry; the members one by one are
     sums and products of whole arrays, which are vectorised (5 times faster).
@@ -70,7 +70,7 @@ def shrink_groups_to_ball(z: Array, radius: Array, axis: int) -> Array:
 
 
 def norm(v: Array, axis: int) -> Array:
-    """Euclidean norm along an axis, with derivative 0 at 0."""
+    """Return the Euclidean norm along an axis, with derivative 0 at 0."""
     unit = power_of_two(jnp.max(jnp.abs(v), axis=axis, keepdims=True))
     squared = jnp.sum((v / unit) ** 2, axis=axis)
     positive = squared > 0
@@ -79,37 +79,37 @@ def norm(v: Array, axis: int) -> Array:
 
 
 def relative_distance(distance: Array, size: Array | float) -> Array:
-    """Distance over size; infinite where the size is 0 (then there is no kink to speak of)."""
+    """Return distance over size, infinite where the size is 0 (there is no kink)."""
     return jnp.where(size > 0, jnp.abs(distance) / jnp.where(size > 0, size, 1.0), jnp.inf)
 
 
 def side(z: Array, kink: Array | float) -> Array:
-    """-1, 0, 1: below `-kink`, between, above `kink`."""
+    """Return -1, 0 or 1: below `-kink`, between, above `kink`."""
     return jnp.where(jnp.abs(z) < kink, 0.0, jnp.sign(z)).astype(jnp.int32)
 
 
 def indicator_of(violation: Array, size: Array) -> Values:
-    """0 where no entry of the violation exceeds rounding (relative to `size`), else infinity."""
+    """Return 0 if no entry of the violation exceeds rounding (relative to `size`), else inf."""
     slack = _FEASIBILITY_SLACK * jnp.finfo(violation.dtype).eps * size
     return jnp.where(jnp.all(violation <= slack, axis=-1), 0.0, jnp.inf).astype(violation.dtype)
 
 
 def spread(parameter: Array, v: Vector) -> Array:
-    """A parameter with the leading axes of v, which JAX can be told not to add by itself.
+    """Return a parameter with the leading axes of v; a number stays a number.
 
-    (`jax.numpy_rank_promotion("raise")`; a number stays one.)
+    JAX would broadcast by itself, but not under `jax.numpy_rank_promotion("raise")`.
     """
     shape = jnp.shape(parameter)
     return jnp.reshape(parameter, (1,) * (v.ndim - 1) + shape) if shape else parameter
 
 
 def median(value: Array) -> Array:
-    """One number for a parameter of one entry a coordinate."""
+    """Return one number for a parameter with one entry per coordinate."""
     return value if value.ndim == 0 else jnp.median(value)
 
 
 def check_length(owner: object, name: str, size: int) -> None:
-    """A parameter is a number or has one entry a coordinate."""
+    """Check that a parameter is a number or has one entry per coordinate."""
     shape = np.shape(getattr(owner, name))
     if shape not in ((), (size,)):
         raise HypergradError(
@@ -119,7 +119,7 @@ def check_length(owner: object, name: str, size: int) -> None:
 
 
 def check_one_number(owner: object, name: str) -> None:
-    """A parameter is one number."""
+    """Check that a parameter is one number."""
     shape = np.shape(getattr(owner, name))
     if shape != ():
         raise HypergradError(
