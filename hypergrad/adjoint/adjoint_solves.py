@@ -1,4 +1,4 @@
-"""Ways to the sums `Delta_P`, `Delta_D` of the deltas."""
+"""Methods for the sums `Delta_P`, `Delta_D` of the deltas."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ Product = Callable[[Unknowns], Unknowns]
 
 
 class AdjointProblem(NamedTuple):
-    """What a backward solve starts from: the end of a forward solve, and the loss gradient there.
+    """The inputs of a backward solve: the end of a forward solve, and the loss gradient there.
 
-    `history` holds the prox arguments of the last iterates; `earlier` the sums of an earlier
-    backward solve, which a way that can starts from.
+    `history` holds the prox arguments of the last iterates; `earlier`, the sums of an earlier
+    backward solve, is where the methods that support it start.
     """
 
     problem: LowerLevel
@@ -68,29 +68,29 @@ class AdjointProblem(NamedTuple):
 
 
 class AbstractAdjointSolve(eqx.Module):
-    """A way to the sums `Delta_P`, `Delta_D`."""
+    """A method for the sums `Delta_P`, `Delta_D`."""
 
     @property
     def iterates(self) -> int:
-        """How many of the last iterates it wants to see."""
+        """The number of last iterates that it uses."""
         return 1
 
     @property
     @abc.abstractmethod
     def label(self) -> str:
-        """The way as it is written on the command line."""
+        """The method as it is written on the command line."""
 
     def with_tolerance(self, rtol: Array) -> AbstractAdjointSolve | None:
-        """The same way with another tolerance, if it has one."""
+        """Return the method with another tolerance, or None if it has none."""
         return None
 
     @abc.abstractmethod
     def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
-        """The sums, and how it went."""
+        """Return the sums and the statistics."""
 
 
 class Steps(AbstractAdjointSolve):
-    """The limit system by k steps of the delta recursion, everything held fixed at the last state.
+    """The limit system by k steps of the delta recursion, all of them at the last state.
 
     Equals k iterations of the adjoint Chambolle-Pock method, from zero or from the adjoint part of
     `init`. 2 k products.
@@ -114,9 +114,9 @@ class Steps(AbstractAdjointSolve):
 
 
 class LastIterates(AbstractAdjointSolve):
-    """The deltas of the last k iterations, each at its own iterate, summed: the second poster.
+    """The sum of the deltas of the last k iterations, each at its iterate: the second poster.
 
-    2 k products, memory `k (m + n)` a sample.
+    2 k products, memory `k (m + n)` per sample.
 
     >>> import hypergrad as hg
     >>> hg.LimitFormula(hg.LastIterates(5)).label
@@ -137,14 +137,14 @@ class LastIterates(AbstractAdjointSolve):
         return f"last={self.k}"
 
     def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
-        # Each layer at its own iterate: nothing that an earlier solve could be carried on from.
+        # Each layer is taken at another iterate, so no earlier solve can be continued.
         return _sum_of_steps(inputs._replace(earlier=None), self.k)
 
 
 def _sum_of_steps(inputs: AdjointProblem, k: int) -> tuple[DeltaSums, AdjointStats]:
     problem, sizes, history, g, earlier = inputs
     sums = sum_deltas(problem, sizes, history, g, k, earlier)
-    residual, rounding = inputs.system.residual(sums, g), inputs.system.rounding(sums, g)
+    residual, rounding = inputs.system.residual(sums, g)
     products = 2 * k + 2 + int(k > 1) + int(earlier is not None)
     tolerance = default_tolerance(g.x.dtype)
     return sums, AdjointStats.judge(k, residual, tolerance, rounding, products=products)
@@ -153,7 +153,7 @@ def _sum_of_steps(inputs: AdjointProblem, k: int) -> tuple[DeltaSums, AdjointSta
 class Tolerance(AbstractAdjointSolve):
     """Steps at the last state until a delta is below `rtol` relative to g, each sample by itself.
 
-    `most` steps at the most; the status says where they were used up (the sums may diverge: then
+    At most `most` steps; the status reports where they were used up (the sums may diverge: then
     the system is inconsistent, and there is no limit).
 
     >>> import hypergrad as hg
@@ -198,7 +198,7 @@ class Tolerance(AbstractAdjointSolve):
         steps = jnp.ones(g.x.shape[:-1], jnp.int32)
         carry = (state, sums, size, steps, jnp.ones((), jnp.int32))
         _, sums, size, steps, _ = jax.lax.while_loop(unfinished, one_more, carry)
-        residual = system.residual(sums, g)
+        residual, _ = system.residual(sums, g)
         status = jnp.where(size <= self.rtol, Status.CONVERGED, Status.ITERATIONS_USED_UP)
         # A size that is not finite ends the loop, and so does a gradient that is not.
         residual = jnp.where(jnp.isfinite(size), residual, jnp.nan)
@@ -207,24 +207,24 @@ class Tolerance(AbstractAdjointSolve):
 
 
 class AbstractLinearSolve(AbstractAdjointSolve):
-    """A way that solves the limit system; it can solve the transpose of it as well.
+    """A method that solves the limit system or its transpose.
 
-    That is what forward-mode differentiation needs.
+    Forward-mode differentiation needs the latter.
     """
 
     @abc.abstractmethod
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
-        """The (scaled) unknowns, the steps taken, and where those were used up, a sample."""
+        """Return the (scaled) unknowns, the steps taken, and which samples used them up."""
 
     @property
     @abc.abstractmethod
     def products_a_step(self) -> int:
-        """Products with K in one step."""
+        """The number of products with K in one step."""
 
     def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
-        # From zero, whatever came before: only that leads to the solution of minimum norm.
+        # Always from zero: only that leads to the solution of minimum norm.
         system, g = inputs.system, inputs.g
         right = system.scaled_right_hand_side(g)
         unknowns, steps, used_up = self.solve(system, right, transposed=False)
@@ -233,16 +233,16 @@ class AbstractLinearSolve(AbstractAdjointSolve):
 
 
 def _sides(system: LimitSystem, transposed: bool) -> tuple[Product, Product]:
-    """The product of the system that is to be solved, and that of its transpose."""
+    """Return the product of the system to be solved, and that of its transpose."""
     if transposed:
         return system.scaled_transpose, system.scaled
     return system.scaled, system.scaled_transpose
 
 
 class AbstractKrylovSolve(AbstractLinearSolve):
-    """A Krylov method, all samples at once, matrix-free, in at most `most` steps.
+    """A matrix-free Krylov method for all samples at once, in at most `most` steps.
 
-    By default `4 (m + n)`, since rounding makes it take more than the rank.
+    The default is `4 (m + n)`, since rounding makes it take more steps than the rank.
     """
 
     most: eqx.AbstractVar[int | None]
@@ -254,24 +254,24 @@ class AbstractKrylovSolve(AbstractLinearSolve):
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """Its usual abbreviation."""
+        """The usual abbreviation."""
 
     @property
     def label(self) -> str:
         return self.name if self.most is None else f"{self.name}={self.most}"
 
-    def steps_at_most(self, problem: LowerLevel) -> int:
-        """`most`, or what it is by default."""
+    def max_steps(self, problem: LowerLevel) -> int:
+        """Return `most`, or its default."""
         return 4 * sum(problem.shape) if self.most is None else self.most
 
 
 class CGLS(AbstractKrylovSolve):
     """The limit system solved by CGLS, all samples at once, matrix-free: the default.
 
-    Needs nothing of the system: where it is singular but consistent the result is the solution of
-    minimum norm, where it is inconsistent the status says so. 4 products with K a step.
+    Works for every system: where it is singular but consistent the result is the solution of
+    minimum norm, where it is inconsistent the status reports it. 4 products with K per step.
 
-    **Arguments**: `most`, steps at the most (by default `4 (m + n)`).
+    **Arguments**: `most`, the maximum number of steps (by default `4 (m + n)`).
 
     >>> CGLS().label, CGLS(most=20).label
     ('cgls', 'cgls=20')
@@ -292,7 +292,7 @@ class CGLS(AbstractKrylovSolve):
     ) -> tuple[Unknowns, Array, Array]:
         rtol = 4 * float(jnp.finfo(right[0].dtype).eps)
         unknowns, steps, arrived = solve_least_squares(
-            *_sides(system, transposed), right, rtol=rtol, most=self.steps_at_most(system.problem)
+            *_sides(system, transposed), right, rtol=rtol, max_steps=self.max_steps(system.problem)
         )
         return unknowns, steps, ~arrived
 
@@ -300,9 +300,9 @@ class CGLS(AbstractKrylovSolve):
 class LinearSolve(AbstractLinearSolve):
     """The limit system by `solver`, a lineax one, sample by sample (mapped over the batch).
 
-    A dense solver builds an `(m + n)^2` matrix a sample; a singular system breaks most solvers.
-    Whatever the solver says, the residual decides the status. What it does inside a step is its
-    own: two products at the least.
+    A dense solver builds an `(m + n)^2` matrix per sample; a singular system breaks most solvers.
+    The residual decides the status, whatever the solver reports. A step takes at least two
+    products.
 
     >>> import hypergrad as hg, lineax as lx
     >>> hg.LimitFormula(hg.LinearSolve(lx.LU())).label
@@ -346,13 +346,13 @@ def _judge_solution(
     used_up: Array,
     products: Array,
 ) -> tuple[DeltaSums, AdjointStats]:
-    """The sums, with a status by the residual, whatever the solver said of itself.
+    """Return the sums, with a status by the residual, whatever the solver reports.
 
-    Where the residual is large, the gradient of its square tells whether this is a least-squares
+    Where the residual is large, the gradient of its square shows whether this is a least-squares
     solution: then there is no better one, and the system is inconsistent.
     """
     sums = system.sums(unknowns, g)
-    residual, rounding = system.residual(sums, g), system.rounding(sums, g)
+    residual, rounding = system.residual(sums, g)
     tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
     misfit = jax.tree.map(jnp.subtract, right, system.scaled(unknowns))
     gradient = system.scaled_transpose(misfit)

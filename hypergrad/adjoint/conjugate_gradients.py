@@ -1,4 +1,4 @@
-"""The limit system with the primal eliminated: conjugate gradients on what remains."""
+"""Conjugate gradients on the limit system with the primal eliminated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ConjugateGradients(AbstractKrylovSolve):
     right-hand side may lie outside the range, and then only a least-squares solution is the
     transpose of what reverse mode gives.
 
-    **Arguments**: `most`, steps at the most (by default `4 (m + n)`).
+    **Arguments**: `most`, the maximum number of steps (by default `4 (m + n)`).
 
     **Errors**: a `ValueError` where G is not known to be separable and strongly convex.
 
@@ -65,8 +65,10 @@ class ConjugateGradients(AbstractKrylovSolve):
         check_reducible(problem, "ConjugateGradients", "use the default of LimitFormula")
         if transposed:
             return CGLS(self.most).solve(system, right, transposed=True)
-        rtol, most = 4 * float(jnp.finfo(right[0].dtype).eps), self.steps_at_most(problem)
-        return ReducedSystem.of(system).solve(right, transposed=False, rtol=rtol, most=most)
+        rtol, max_steps = 4 * float(jnp.finfo(right[0].dtype).eps), self.max_steps(problem)
+        return ReducedSystem.of(system).solve(
+            right, transposed=False, rtol=rtol, max_steps=max_steps
+        )
 
 
 def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:
@@ -79,7 +81,7 @@ def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:
 
 
 class ReducedSystem(NamedTuple):
-    """What remains of the limit system, or its transpose, without the primal."""
+    """The limit system or its transpose with the primal eliminated."""
 
     K: Callable[[Array], Array]
     KT: Callable[[Array], Array]
@@ -90,7 +92,7 @@ class ReducedSystem(NamedTuple):
 
     @classmethod
     def of(cls, system: LimitSystem) -> ReducedSystem:
-        """Without the primal, where `D_P` is diagonal and below 1."""
+        """Eliminate the primal, where `D_P` is diagonal and below 1."""
         problem, (tau, sigma, _) = system.problem, system.sizes
         D_P = system.D_P(jnp.ones_like(system.z.z_P))
         return cls(
@@ -112,40 +114,40 @@ class ReducedSystem(NamedTuple):
         *,
         transposed: bool,
         rtol: float,
-        most: int,
+        max_steps: int,
         floor: Array | float = 0.0,
     ) -> tuple[Unknowns, Array, Array]:
-        """Both unknowns, the steps, and where `most` were used up, a sample.
+        """Return both unknowns, the steps, and which samples used up `max_steps`.
 
-        What remains is solved until its residual is below `rtol` of what it was, or below `floor`.
+        The residual falls below `rtol` times its first value, or below `floor`.
         """
         f_P, f_D = right
         if transposed:
             c = f_D + self.s * self.K(self.V * f_P)
-            D_b, steps, used_up = _conjugate_gradients(self, c, rtol, floor, most)
+            D_b, steps, used_up = _conjugate_gradients(self, c, rtol, floor, max_steps)
             b = D_b + c - self.normal(D_b)
             return (self.divided * (f_P - self.s * self.KT(D_b)), b), steps, used_up
         # With d = f_D + D_D w the part of f_D that D_D does not see comes in as well.
         c = f_D - self.normal(f_D) - self.s * self.K(self.divided * f_P)
-        D_w, steps, used_up = _conjugate_gradients(self, c, rtol, floor, most)
+        D_w, steps, used_up = _conjugate_gradients(self, c, rtol, floor, max_steps)
         d = f_D + D_w
         p = self.V * (self.s * self.KT(d)) + self.divided * f_P
         return (p, d), steps, used_up
 
 
 def _conjugate_gradients(
-    reduced: ReducedSystem, c: Array, rtol: float, floor: Array | float, most: int
+    reduced: ReducedSystem, c: Array, rtol: float, floor: Array | float, max_steps: int
 ) -> tuple[Array, Array, Array]:
-    """`D_D w` of `A w = c`; the steps, and where they were used up, a sample.
+    """Return `D_D w` of `A w = c`, the steps, and which samples used them up.
 
-    As the system `D_D A w = D_D c`, which is symmetric: all vectors stay in the range of D_D. (The
-    inner product `<u, D_D v>` would take one application of D_D less, and leave what D_D does not
-    see to grow until its rounding is all that is seen.)
+    Solved as the system `D_D A w = D_D c`, which is symmetric: all vectors stay in the range of
+    D_D. (The inner product `<u, D_D v>` would take one application of D_D less, but the part in the
+    kernel of D_D would grow until its rounding dominates.)
     """
 
-    def unfinished(carry: Any):
+    def is_running(carry: Any):
         *_, running, steps = carry
-        return jnp.any(running) & jnp.all(steps < most)
+        return jnp.any(running) & jnp.all(steps < max_steps)
 
     def body(carry: Any):
         D_w, r, p, size, running, steps = carry
@@ -159,8 +161,8 @@ def _conjugate_gradients(
         new_size = jnp.sum(r**2, axis=-1)
         p = jnp.where(running[:, None], r + (new_size / positive(size))[:, None] * p, p)
         steps = jnp.where(running, steps + 1, steps)
-        left = running & (new_size > enough) & curved
-        return D_w, r, p, jnp.where(running, new_size, size), left, steps
+        unfinished = running & (new_size > enough) & curved
+        return D_w, r, p, jnp.where(running, new_size, size), unfinished, steps
 
     eps, unit = float(jnp.finfo(c.dtype).eps), magnitude(c)  # squares of c must not vanish
     D_c, floor = reduced.D_D(c / unit[:, None]), floor / unit
@@ -168,5 +170,5 @@ def _conjugate_gradients(
     enough = jnp.maximum(rtol**2 * first, floor**2)
     nothing = jnp.zeros(first.shape, jnp.int32)
     carry = (jnp.zeros_like(c), D_c, D_c, first, first > enough, nothing)
-    D_w, *_, running, steps = jax.lax.while_loop(unfinished, body, carry)
+    D_w, *_, running, steps = jax.lax.while_loop(is_running, body, carry)
     return unit[:, None] * D_w, steps, running

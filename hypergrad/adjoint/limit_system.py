@@ -46,11 +46,11 @@ class LimitSystem(eqx.Module):
 
     @classmethod
     def at_last(cls, problem: LowerLevel, sizes: StepSizes, history: ProxArguments) -> LimitSystem:
-        """The system at the last of some iterates."""
+        """Return the system at the last of some iterates."""
         return cls(problem, sizes, ProxArguments(history.z_D[-1], history.z_P[-1]))
 
     def varied_with(self, solved: SolvedPair) -> LimitSystem:
-        """The same numbers as a function of the solved pair, for derivatives of higher order."""
+        """Return the system as a function of the solved pair, for derivatives of higher order."""
         problem, x_tilde, x, y = solved
         tau, sigma, _ = self.sizes
         z_D = y + sigma * apply(problem.K, x)
@@ -72,26 +72,26 @@ class LimitSystem(eqx.Module):
         return jnp.sqrt(self.sizes.tau), jnp.sqrt(self.sizes.sigma)
 
     def scaled(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
-        """The left-hand side, in scaled unknowns."""
+        """Return the left-hand side, in scaled unknowns."""
         (root_tau, root_sigma), (p, d) = self._roots(), unknowns
         scale = root_tau * root_sigma
         K_p, KT_d = apply(self.problem.K, p), apply_transpose(self.problem.K, d)
         return p - self.D_P(p + scale * KT_d), d - self.D_D(d - scale * K_p)
 
     def scaled_transpose(self, unknowns: tuple[Array, Array]) -> tuple[Array, Array]:
-        """The transpose of the left-hand side: the derivative of the optimality conditions."""
+        """Return its transpose: the derivative of the optimality conditions."""
         (root_tau, root_sigma), (p, d) = self._roots(), unknowns
         D_P_p, D_D_d, scale = self.D_P(p), self.D_D(d), root_tau * root_sigma
         K_D_P_p, KT_D_D_d = apply(self.problem.K, D_P_p), apply_transpose(self.problem.K, D_D_d)
         return p - D_P_p + scale * KT_D_D_d, d - D_D_d - scale * K_D_P_p
 
     def scaled_right_hand_side(self, g: Cotangent) -> tuple[Array, Array]:
-        """The right-hand side, in scaled unknowns."""
+        """Return the right-hand side, in scaled unknowns."""
         root_tau, root_sigma = self._roots()
         return root_tau * self.D_P(g.x), root_sigma * self.D_D(g.y)
 
     def sums(self, unknowns: tuple[Array, Array], g: Cotangent) -> DeltaSums:
-        """From scaled unknowns to `Delta` and `U` (`U_P = Delta_P + sigma K^T Delta_D + g`)."""
+        """Return `Delta` and `U` from scaled unknowns (`U_P = Delta_P + sigma K^T Delta_D + g`)."""
         root_tau, root_sigma = self._roots()
         Delta_P, Delta_D = unknowns[0] / root_tau, unknowns[1] / root_sigma
         K_Delta_P = apply(self.problem.K, Delta_P)
@@ -105,21 +105,19 @@ class LimitSystem(eqx.Module):
         tau, sigma, _ = self.sizes
         return Delta_P + sigma * KT_Delta_D + g.x, Delta_D - tau * K_Delta_P + g.y
 
-    def residual(self, sums: DeltaSums, g: Cotangent) -> Float[Array, "*batch"]:
-        """Return how far `Delta` is from `D U(Delta)`, relative to g; it takes no product with K.
+    def residual(
+        self, sums: DeltaSums, g: Cotangent
+    ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+        """Return the distance of `Delta` from `D U(Delta)`, and that of a solution by rounding.
 
-        `PairMetric` defines it. 0 exactly where the sums solve the system.
+        Both are relative to g (see `PairMetric`) and take no product with K.
         """
+        metric, eps = PairMetric.at(self), float(jnp.finfo(sums.Delta_P.dtype).eps)
         Delta_P, Delta_D, _, _, K_Delta_P, KT_Delta_D = sums
         U_P, U_D = self._brackets(Delta_P, Delta_D, K_Delta_P, KT_Delta_D, g)
-        misfit = Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D)
-        return PairMetric.at(self).size(*misfit, g)
-
-    def rounding(self, sums: DeltaSums, g: Cotangent) -> Float[Array, "*batch"]:
-        """Return the size of what rounding makes of a residual of 0."""
+        residual = metric.size(Delta_P - self.D_P(U_P), Delta_D - self.D_D(U_D), g)
         Delta_P, Delta_D, U_P, U_D, _, _ = jax.tree.map(jnp.abs, sums)
-        eps = float(jnp.finfo(Delta_P.dtype).eps)
-        return PairMetric.at(self).size(eps * (Delta_P + U_P), eps * (Delta_D + U_D), g)
+        return residual, metric.size(eps * (Delta_P + U_P), eps * (Delta_D + U_D), g)
 
 
 class PairMetric(NamedTuple):
@@ -179,14 +177,14 @@ def _at_own_steps(
 
 
 def _moving(value: Array, like: Array) -> Array:
-    """`value`, with the derivatives of `like`."""
+    """Return `value` with the derivatives of `like`."""
     return value + (like - jax.lax.stop_gradient(like))
 
 
 def limit_gradients(
     system: LimitSystem, x: Float[Array, "*batch n"], y: Float[Array, "*batch m"], sums: DeltaSums
 ) -> tuple[LowerLevel, Float[Array, "*batch n"]]:
-    """The limit formula: gradients in the problem, and in x_tilde (without `g` itself).
+    """Return the gradients in the problem, and in x_tilde (without `g` itself).
 
     grad_K = sigma Delta_D x^T - tau y Delta_P^T
     grad_p = <U_D, d/dp prox_{sigma F*}(z_D)> + <U_P, d/dp prox_{tau G}(z_P)>
@@ -213,7 +211,7 @@ def limit_pushforward(
     tangents: Tangents,
     solve: Callable[[LimitSystem, Unknowns], Unknowns],
 ) -> Cotangent:
-    """How `x` and `y` move with the arguments: the optimality conditions, differentiated.
+    """Return the derivatives of `x` and `y` along the tangents, from the optimality conditions.
 
         (I - D_P) z_P' + tau K^T D_D z_D'   = prox_P' - tau (K'^T y + K^T prox_D')
         (I - D_D) z_D' - sigma K D_P z_P'   = prox_D' + sigma (K' x + K (x_tilde' + prox_P'))

@@ -26,7 +26,7 @@ __all__ = [
 
 Unknowns = tuple[Array, Array]
 
-# What is asked of the Krylov solvers of lineax, which want a number before there is a dtype.
+# The tolerance of the Krylov solvers of lineax, which need a number before there is a dtype.
 _LINEAX_TOLERANCE = 1e-10
 
 
@@ -39,7 +39,7 @@ def _bicgstab(tolerance: float = _LINEAX_TOLERANCE) -> lx.BiCGStab:
 
 
 def solver_label(solver: lx.AbstractLinearSolver[Any]) -> str:
-    """The word that names it, with its tolerance where that is another than the usual one."""
+    """Return the word that names it, with its tolerance unless that is the default."""
     word = type(solver).__name__.lower()
     if not isinstance(solver, (lx.GMRES, lx.BiCGStab)):
         return word
@@ -47,7 +47,7 @@ def solver_label(solver: lx.AbstractLinearSolver[Any]) -> str:
     return word if tolerance == spelt(_LINEAX_TOLERANCE) else f"{word}={tolerance}"
 
 
-# Those of lineax that a word can name.
+# The solvers of lineax that have a word on the command line.
 LINEAX_SOLVERS: Mapping[str, Callable[..., lx.AbstractLinearSolver[Any]]] = {
     "gmres": _gmres,
     "bicgstab": _bicgstab,
@@ -62,24 +62,24 @@ def solve_least_squares(
     right: Unknowns,
     *,
     rtol: float,
-    most: int,
+    max_steps: int,
 ) -> tuple[Unknowns, Array, Array]:
-    """The least-squares solution of minimum norm of a linear system a sample, by CGLS.
+    """Return the least-squares solution of minimum norm of one linear system per sample, by CGLS.
 
     Conjugate gradients on `A^T A p = A^T b` from zero, in the form that never squares A: the
     iterates stay in the range of `A^T`, which is where the solution of minimum norm lies, so a
-    singular system needs no care. All samples of a batch at once, each frozen when it has arrived.
+    singular system needs no care. All samples of a batch at once, each frozen when it converges.
 
-    **Returns**: the unknowns, the steps taken and whether it arrived, one entry a sample.
+    **Returns**: the unknowns, the steps taken and whether it converged, per sample.
 
-    **Cost**: 4 products with K a step, for the whole batch.
+    **Cost**: 4 products with K per step, for the whole batch.
 
     **Source**: Hestenes & Stiefel 1952; Björck, Numerical Methods for Least Squares, §7.4.
     """
 
     def unfinished(carry: Any):
         *_, running, steps = carry
-        return jnp.any(running) & jnp.all(steps < most)
+        return jnp.any(running) & jnp.all(steps < max_steps)
 
     def body(carry: Any):
         x, r, p, gamma, running, steps = carry
@@ -106,7 +106,7 @@ def solve_least_squares(
 
 
 def squared_norm(pair: tuple[Array, Array]) -> Array:
-    """The squared Euclidean norm of a pair of unknowns, a sample."""
+    """Return the squared Euclidean norm of a pair of unknowns per sample."""
     return jnp.sum(pair[0] ** 2, axis=-1) + jnp.sum(pair[1] ** 2, axis=-1)
 
 
@@ -116,7 +116,7 @@ def pair_norm(pair: tuple[Array, Array]) -> Array:
 
 
 def positive(value: Array) -> Array:
-    """The value where it is positive, else 1: for a denominator whose numerator is 0 there."""
+    """Return the value where it is positive, else 1: a denominator where the numerator is 0."""
     return jnp.where(value > 0, value, 1.0)
 
 
@@ -125,7 +125,7 @@ def _scaled(factor: Array, pair: Unknowns) -> Unknowns:
 
 
 def _axpy(length: Array, p: Any, x: Any) -> Any:
-    """`x + length p`, sample by sample."""
+    """Return `x + length p`, sample by sample."""
     return jax.tree.map(lambda a, b: b + length[..., None] * a, p, x)
 
 
@@ -135,9 +135,10 @@ def solve_both_ways(
     forwards: Callable[[Unknowns], Unknowns],
     backwards: Callable[[Unknowns], Unknowns],
 ) -> Unknowns:
-    """A solve that JAX can transpose: `backwards` solves the transposed system.
+    """Solve such that JAX can transpose it: `backwards` solves the transposed system.
 
-    As one vector a sample, since JAX cannot transpose a solve of which one half is not asked for.
+    The unknowns are one vector per sample, since JAX cannot transpose a solve of which one half is
+    unused.
     """
 
     def on_vectors(function: Callable[[Unknowns], Unknowns]) -> Callable[[Array], Array]:

@@ -57,7 +57,7 @@ class AdjointState(eqx.Module):
 
 
 class StepTerms(NamedTuple):
-    """What one adjoint iteration has computed on its way and the gradients want."""
+    """Intermediate results of one adjoint iteration that the gradients need."""
 
     u_P: Array
     u_D: Array
@@ -71,7 +71,7 @@ class StepTerms(NamedTuple):
 def start_adjoint(
     problem: LowerLevel, g: Cotangent, earlier: AdjointPair | None = None
 ) -> AdjointState:
-    """`delta[L+1] = 0`; or the sums of an earlier backward solve, to be carried on (1 product)."""
+    """Return `delta[L+1] = 0`, or the sums of an earlier backward solve (1 product)."""
     if earlier is not None:
         KT_Delta_D = apply_transpose(problem.K, earlier.Delta_D)
         return AdjointState(earlier.Delta_P, earlier.Delta_D, KT_Delta_D, KT_Delta_D)
@@ -80,7 +80,7 @@ def start_adjoint(
 
 
 def seed_last_layer(g: Cotangent) -> AdjointState:
-    """`delta[L+1] = g`, of which `delta_bar` knows nothing: the same as `g` entering layer L."""
+    """Return `delta[L+1] = g` with `delta_bar = 0`: equivalent to `g` entering layer L."""
     nothing = jnp.zeros_like(g.x)
     return AdjointState(g.x, g.y, nothing, nothing)
 
@@ -88,7 +88,7 @@ def seed_last_layer(g: Cotangent) -> AdjointState:
 def adjoint_step(
     problem: LowerLevel, sizes: StepSizes, z: ProxArguments, later: AdjointState, g: Cotangent
 ) -> tuple[AdjointState, StepTerms]:
-    """`delta[l]` from `delta[l+1]`, at the cost of two products with K."""
+    """Return `delta[l]` from `delta[l+1]`, by two products with K."""
     K, (tau, sigma, theta) = problem.K, sizes
     _, pull_G = eqx.filter_vjp(prox, problem.G, z.z_P, tau)
     _, pull_F = eqx.filter_vjp(prox_conjugate, problem.F, z.z_D, sigma)
@@ -120,13 +120,13 @@ class DeltaSums(NamedTuple):
 
     @classmethod
     def of(cls, state: AdjointState, terms: StepTerms) -> DeltaSums:
-        """One layer alone."""
+        """Return the sums over one layer."""
         return cls(
             state.delta_P, state.delta_D, terms.u_P, terms.u_D, terms.K_delta_P, state.KT_delta_D
         )
 
     def plus(self, state: AdjointState, terms: StepTerms) -> DeltaSums:
-        """The sums with one more layer."""
+        """Return the sums with one more layer."""
         return jax.tree.map(jnp.add, self, DeltaSums.of(state, terms))
 
     @property
@@ -136,7 +136,7 @@ class DeltaSums(NamedTuple):
 
 
 def zeros_like(g: Cotangent) -> Cotangent:
-    """`g = 0`: what enters every layer but the last."""
+    """Return `g = 0`, which enters every layer but the last."""
     return Cotangent(*jax.tree.map(jnp.zeros_like, tuple(g)))
 
 
@@ -147,11 +147,10 @@ def first_layer(
     g: Cotangent,
     earlier: AdjointPair | None,
 ) -> tuple[AdjointState, DeltaSums]:
-    """The layer that `g` enters: its delta, and the sums so far.
+    """Return the delta of the layer that `g` enters, and the sums so far.
 
-    With the sums of an earlier solve to start from, the sums are those plus the delta: one step of
-    the adjoint iteration from there, and the delta is what it moved. From then on the recursion is
-    the same.
+    From the sums of an earlier solve, this is one step of the adjoint iteration: the new sums are
+    those plus the delta. From then on the recursion is the same.
     """
     start = start_adjoint(problem, g, earlier)
     state, terms = adjoint_step(problem, sizes, z, start, g)
@@ -166,7 +165,10 @@ def sum_deltas(
     steps: int,
     earlier: AdjointPair | None = None,
 ) -> DeltaSums:
-    """Sums of the deltas over the last `steps` layers; a history of length 1 is held frozen."""
+    """Return the sums of the deltas over the last `steps` layers.
+
+    With a history of length 1 all layers are taken at that iterate.
+    """
     frozen, nothing = history.z_D.shape[0] == 1, zeros_like(g)
     tau, sigma, theta = sizes
 

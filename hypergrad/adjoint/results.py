@@ -1,4 +1,4 @@
-"""What a backward solve is given, and what it gives."""
+"""The inputs and results of a backward solve."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class SolvedPair(NamedTuple):
 
 
 class AdjointStats(eqx.Module):
-    """How the backward solve went, one entry a sample.
+    """The statistics of the backward solve, one entry per sample.
 
-    `steps`, None where whoever took them does not tell; `residual`: of the limit system relative to
-    `g` for a limit formula, the relative size of what was cut off for a truncation, 0 where the
-    differentiation is exact, NaN where nobody knows; `status`, a `Status`; `products` with K or its
-    transpose that the backward side took, a gradient in K counted as two, None where nobody counts.
+    `steps`, None if unknown; `residual`: of the limit system relative to `g` for a limit formula,
+    the relative size of the part that was cut off for a truncation, 0 where the differentiation is
+    exact, NaN if unknown; `status`, a `Status`; `products` with K or its transpose in the backward
+    solve, where a gradient in K counts as two, None if unknown.
 
     A strategy makes it by one of four: `exact`, `judge` (a residual and a tolerance), `of` (a
     residual and a status), and `unknown`, which claims nothing.
@@ -161,12 +161,12 @@ class AdjointStats(eqx.Module):
 
 
 def _finite(dx_tilde: Array) -> Array:
-    """Which samples have a finite gradient."""
+    """Return which samples have a finite gradient."""
     return jnp.all(jnp.isfinite(dx_tilde), axis=-1)
 
 
 class Gradients(NamedTuple):
-    """What a pullback gives: gradients in the three arguments of a solve, and its statistics.
+    """The result of a pullback: gradients in the three arguments of a solve, and its statistics.
 
     `problem`, in the structure of the problem, summed over the batch; `x_tilde (batch, n)`;
     `solver`, in the structure of the solver (`tau`, `sigma`, `theta`, …): 0 or None where nothing
@@ -178,9 +178,9 @@ class Gradients(NamedTuple):
     >>> import hypergrad as hg
     >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
     >>> solver, x_tilde = hg.ChambollePock(5), jnp.array([[0.0, 1.0, 1.0]])
-    >>> solution, kept = hg.Truncation(k=1).forward(problem, x_tilde, solver, None)
+    >>> solution, saved = hg.Truncation(k=1).forward(problem, x_tilde, solver, None)
     >>> g = hg.Cotangent(jnp.ones_like(solution.x), jnp.zeros_like(solution.y))
-    >>> gradients = hg.Truncation(k=1).pullback(kept, g)
+    >>> gradients = hg.Truncation(k=1).pullback(saved, g)
     >>> gradients.problem.K.shape, gradients.x_tilde.shape, hg.Gradients._fields[-2:]
     ((2, 3), (1, 3), ('stats', 'adjoint'))
     """
@@ -200,15 +200,15 @@ class Gradients(NamedTuple):
         stats: AdjointStats,
         adjoint: AdjointPair | None = None,
     ) -> Gradients:
-        """At a limit, which does not depend on the solver's tau, sigma and theta."""
+        """Return the gradients at a limit, which does not depend on the solver's settings."""
         return cls(problem, x_tilde, zero_gradient(solver), stats, adjoint)
 
 
 def zero_gradient(tree: Any) -> Any:
-    """The gradient in a pytree on which nothing depends, in its structure."""
+    """Return a gradient of 0, in the structure of the pytree."""
     return jax.tree.map(jnp.zeros_like, eqx.filter(tree, eqx.is_inexact_array))
 
 
 def problem_gradient(problem: LowerLevel, dK: Any, dF: Any, dG: Any) -> LowerLevel:
-    """The gradient in the structure of the problem."""
+    """Return the gradient in the structure of the problem."""
     return eqx.tree_at(lambda p: (p.K, p.F, p.G), problem, (dK, dF, dG))

@@ -1,4 +1,4 @@
-"""Unrolled gradients: back through iterations that are recorded, or recorded again in segments."""
+"""Backpropagation through iterations that are recorded, or recorded again in segments."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Tape(NamedTuple):
 
 
 class _Gathered(NamedTuple):
-    """The adjoint state before some layer, and the gradients that all later layers have given."""
+    """The adjoint state before some layer, and the sum of the gradients of all later layers."""
 
     adjoint: AdjointState
     K: Any
@@ -152,7 +152,7 @@ def _gather(tape: Tape, g: Cotangent, gathered: _Gathered) -> _Gathered:
 
 
 class _Checkpoint(NamedTuple):
-    """Where a segment begins: the state, and `r[l] - r[l-1]` there."""
+    """The start of a segment: the state, and `r[l] - r[l-1]` there."""
 
     state: State
     moved: Float[Array, "*batch n"]
@@ -192,8 +192,8 @@ def run_in_segments(
     def body(at: _Checkpoint, _):
         return run_segment(at.state, length), at
 
-    last, kept = jax.lax.scan(body, run_segment(start, first), None, length=segments)
-    return last.state, Checkpointed(forward, start, first, length, kept)
+    last, saved = jax.lax.scan(body, run_segment(start, first), None, length=segments)
+    return last.state, Checkpointed(forward, start, first, length, saved)
 
 
 def backpropagate_checkpointed(saved: Checkpointed, g: Cotangent) -> Unrolled:

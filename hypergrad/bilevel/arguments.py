@@ -1,4 +1,4 @@
-"""What a call is given: checked, of one dtype, its leading axes a batch."""
+"""The arguments of a call: checked, of one dtype, with one batch axis."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ __all__ = [
 Data = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
-# ---- what each argument is
+# ---- one argument
 
 
 def check_problem(problem: Any) -> None:
-    """Refuse what is no lower level, or is one no longer since its parameters were updated."""
+    """Check that it is a lower level, also after an update of its parameters."""
     if not isinstance(problem, LowerLevel):
         raise HypergradError(
             f"problem must be a hypergrad.LowerLevel; got {describe(problem)}: pass "
@@ -53,7 +53,7 @@ def check_problem(problem: Any) -> None:
 
 
 def default_solver(solver: Any) -> ChambollePock:
-    """The solver, the usual one where none is given; what is none is refused."""
+    """Return the solver, checked, or the default one for None."""
     if solver is None:
         return ChambollePock()
     if not isinstance(solver, ChambollePock):
@@ -66,7 +66,7 @@ def default_solver(solver: Any) -> ChambollePock:
 
 
 def check_is_strategy(name: str, strategy: Any) -> None:
-    """Refuse what is no strategy."""
+    """Check that it is a strategy."""
     if not isinstance(strategy, AbstractStrategy):
         by_name = f"hg.parse_strategy({strategy!r})"
         advice = by_name if isinstance(strategy, str) else "for example hg.Truncation(k=1)"
@@ -81,13 +81,13 @@ def check_is_strategy(name: str, strategy: Any) -> None:
 
 
 def check_compatible(strategy: Any, solver: ChambollePock) -> None:
-    """Refuse what is no strategy, or does not go with the solver."""
+    """Check that it is a strategy that works with the solver."""
     check_is_strategy("strategy", strategy)
     strategy.check_solver(solver)
 
 
 def check_loss(loss: Any, x_true: Array) -> None:
-    """Refuse a loss that is not one number for the whole batch."""
+    """Check that the loss is one number for the whole batch."""
     if not callable(loss):
         raise HypergradError(
             f"loss must be a function loss(x, x_true); got {describe(loss)}: leave it out for half "
@@ -105,13 +105,13 @@ def check_loss(loss: Any, x_true: Array) -> None:
         )
 
 
-# ---- all of them
+# ---- all arguments
 
 
 def prepare(
     problem: LowerLevel, x_tilde: Any, solver: ChambollePock | None, init: State | None
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
-    """Check what can be checked, and cast everything to one dtype."""
+    """Check the arguments and cast them to one dtype."""
     check_problem(problem)
     solver = default_solver(solver)
     x_tilde = as_inexact(x_tilde, "x_tilde")
@@ -127,7 +127,7 @@ def prepare(
 
 
 def _nan_where_invalid(problem: LowerLevel, x_tilde: Array) -> Array:
-    """`x_tilde`, or NaN if a traced parameter is out of range, so that no status is good then."""
+    """Return `x_tilde`, or NaN if a traced parameter is out of range: then no status is good."""
     traced = [leaf for leaf in positive_leaves(problem) if isinstance(leaf, Tracer)]
     if not traced:
         return x_tilde
@@ -142,7 +142,7 @@ def prepare_solve(
     strategy: Any,
     init: State | None,
 ) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
-    """`prepare`, with a strategy that goes with the solver."""
+    """Prepare the arguments of a solve: see `prepare`, and check the strategy."""
     solver = default_solver(solver)
     check_compatible(strategy, solver)
     return prepare(problem, x_tilde, solver, init)
@@ -157,7 +157,7 @@ def prepare_hypergradient(
     loss: Any,
     init: State | None,
 ) -> tuple[LowerLevel, Array, Array, ChambollePock, State | None]:
-    """`prepare_solve`, with the truth and the loss."""
+    """Prepare the arguments of a hypergradient: `prepare_solve`, with the truth and the loss."""
     problem, x_tilde, solver, init = prepare_solve(problem, x_tilde, solver, strategy, init)
     return problem, x_tilde, prepare_truth(x_true, x_tilde, loss), solver, init
 
@@ -174,7 +174,7 @@ def _check_batch(name: str, x: Array, n: int) -> None:
 
 
 def prepare_truth(x_true: Any, x_tilde: Array, loss: Any) -> Array:
-    """`x_true` in the shape and the dtype of `x_tilde`, with a loss that takes them."""
+    """Return `x_true` in the dtype of `x_tilde`; check its shape and the loss."""
     x_true = as_inexact(x_true, "x_true").astype(x_tilde.dtype)
     check_truth_shape(x_true.shape, x_tilde.shape)
     check_finite("x_true", x_true)
@@ -183,7 +183,7 @@ def prepare_truth(x_true: Any, x_tilde: Array, loss: Any) -> Array:
 
 
 def check_samples(shape: tuple[int, ...], n: int) -> None:
-    """Refuse what is not one sample a row."""
+    """Check that each row is a sample."""
     if len(shape) != 2 or shape[1] != n:
         raise HypergradError(
             f"x_tilde must have shape (samples, {n}); got {shape}: one sample is x_tilde[None]"
@@ -193,7 +193,7 @@ def check_samples(shape: tuple[int, ...], n: int) -> None:
 
 
 def check_truth_shape(x_true: tuple[int, ...], x_tilde: tuple[int, ...]) -> None:
-    """Refuse a truth of another shape than what was observed."""
+    """Check that the truth has the shape of the observations."""
     if x_true != x_tilde:
         raise HypergradError(
             f"x_true must have the shape of x_tilde, {x_tilde}; got {x_true}: one true sample for "
@@ -223,10 +223,10 @@ def _check_init(init: Any, problem: LowerLevel, x_tilde: Array) -> None:
 
 
 def flatten_batch(tree: Any, batch: tuple[int, ...]) -> Any:
-    """Leading axes to one."""
+    """Merge the leading axes into one."""
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[len(batch) :]), tree)
 
 
 def restore_batch(tree: Any, batch: tuple[int, ...]) -> Any:
-    """One leading axis back to what it was."""
+    """Restore the leading axes."""
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), tree)

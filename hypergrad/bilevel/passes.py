@@ -21,7 +21,7 @@ from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["compute_hypergradient"]
 
-_Given = TypeVar("_Given")
+_Inputs = TypeVar("_Inputs")
 
 
 @compiled
@@ -37,11 +37,11 @@ def compute_hypergradient(
     error_bound: bool = False,
     wanted: LowerLevel | None = None,
 ) -> Hypergradient:
-    """The hypergradient, and the bound on its error; `wanted` marks the leaves it is taken in."""
+    """Compute the hypergradient in the leaves that `wanted` marks, and the bound on its error."""
     problem, x_tilde, solver, init = _not_differentiable((problem, x_tilde, solver, init))
     batch = x_tilde.shape[:-1]
     rows, init = flatten_batch((x_tilde, init), batch)
-    solution, residuals = strategy.forward(problem, rows, solver, init)
+    solution, saved = strategy.forward(problem, rows, solver, init)
 
     row_loss = of_rows(loss, x_true)
     value, g = jax.value_and_grad(row_loss)(solution.x)
@@ -49,8 +49,8 @@ def compute_hypergradient(
 
     def pull(g: Array) -> Gradients:
         if wanted is None:
-            return strategy.pullback(residuals, Cotangent(g, no_y))
-        return strategy.partial_pullback(residuals, Cotangent(g, no_y), wanted)
+            return strategy.pullback(saved, Cotangent(g, no_y))
+        return strategy.partial_pullback(saved, Cotangent(g, no_y), wanted)
 
     gradients = pull(g)
     grad, grad_x_tilde, grad_solver, stats, pair = gradients
@@ -77,9 +77,9 @@ def compute_hypergradient(
     )
 
 
-def _not_differentiable(given: _Given) -> _Given:
-    """The same; its derivative would be that of the iterations, whatever the strategy."""
-    floats, rest = eqx.partition(given, eqx.is_inexact_array)
+def _not_differentiable(inputs: _Inputs) -> _Inputs:
+    """Return the inputs; their derivative would be that of the iterations, so it is refused."""
+    floats, rest = eqx.partition(inputs, eqx.is_inexact_array)
     return eqx.combine(_refusing(floats), rest)
 
 

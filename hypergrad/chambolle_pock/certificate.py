@@ -1,4 +1,4 @@
-"""How good a primal-dual pair is, however it was found."""
+"""The certificate of a primal-dual pair, however it was found."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = ["SolverStats", "certify", "margin_of", "residual_of"]
 
 
 class SolverStats(eqx.Module):
-    """How the forward solve went, one entry a sample.
+    """The statistics of the forward solve, one entry per sample.
 
     `iterations`; `residual`, the relative optimality residual (see
     `hypergrad.chambolle_pock.residuals`); `gap`, primal minus dual objective (absolute; NaN where a
     conjugate is not known, infinite where `y` is not feasible); `margin`, the relative distance
     to the nearest kink (infinite where nothing can kink); `status`, a `Status`; `products` with K
     or its transpose, those of the certificate included; `rank` of K between what is free on the
-    primal and on the dual side, where the strategy finds it out (`Exact`; -1 by `MatrixFree`).
+    primal and on the dual side, where the strategy computes it (`Exact`; -1 by `MatrixFree`).
     """
 
     iterations: Int[Array, "*batch"]
@@ -106,7 +106,7 @@ def _status(residual: Array, rounding: Array, resolution: Array, tolerance: Arra
 
 
 def _resolution(problem: LowerLevel, sizes: StepSizes, x: Array, r: Array) -> Array:
-    """How finely `x = x_tilde + r` tells one `r` from another, relative to it."""
+    """Return the resolution of `x = x_tilde + r` in `r`, relative to `r`."""
     info, size_r = jnp.finfo(x.dtype), safe_norm(r)
     # Numbers below tiny / eps lose digits to underflow.
     lost = jnp.maximum(float(info.eps) * safe_norm(x), float(info.tiny) / float(info.eps))
@@ -125,7 +125,7 @@ def residual_of(iteration: Iteration, r: Array, y: Array) -> Float[Array, "*batc
 
 
 class _Moved(NamedTuple):
-    """How far a step of the pair's own size moves it."""
+    """The displacement of a pair by one step of its step sizes `t`, `s`."""
 
     scale: PairScale
     e_P: Array

@@ -1,4 +1,4 @@
-"""Why a hypergradient is what it is: layer by layer, step by step, sample by sample.
+"""Diagnostics of a hypergradient: layer by layer, step by step, sample by sample.
 
 `adjoint_trajectory` shows the delta recursion of an unrolled gradient, `contraction_factor` how
 fast the iteration and its adjoint contract in the end, `steps_needed` how many steps of the

@@ -1,4 +1,4 @@
-"""How fast the iteration and its adjoint contract in the end."""
+"""The asymptotic contraction factor of the iteration and its adjoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KRYLOV_DIMENSION = 40
 
 
 class Contraction(eqx.Module):
-    """How fast the iteration and its adjoint contract in the end, one entry a sample.
+    """The asymptotic contraction factor of the iteration and its adjoint, per sample.
 
     `factor`, the spectral radius; `residual`, how well its eigenvalue is known (0: exactly);
     `stats`, how the forward solve went.

@@ -1,4 +1,4 @@
-"""How the error of a strategy spreads over the samples."""
+"""The distribution of the error of a strategy over the samples."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def are_certified(stats: SolverStats, adjoint: AdjointStats) -> Bool[Array, "*ba
 
 
 class SampleErrors(eqx.Module):
-    """The gradient of each sample in K held against that of a reference.
+    """The gradient of each sample in K compared with that of a reference.
 
     `cosine`, `relative_error` and `certified`, `(...)`: the last says where the reference can be
     trusted. A cosine is NaN where one of the two gradients is 0.
@@ -210,9 +210,9 @@ class _SampleGradients(eqx.Module):
         loss: Loss,
     ) -> _SampleGradients:
         """One hypergradient of the whole batch."""
-        solution, residuals = strategy.forward(problem, rows, solver, None)
+        solution, saved = strategy.forward(problem, rows, solver, None)
         g = loss_gradient(loss, solution, x_true)
-        gradients = strategy.pullback(residuals, g)
+        gradients = strategy.pullback(saved, g)
         factors = None
         if gradients.adjoint is not None:
             sizes = solver.step_sizes(problem)
@@ -225,9 +225,9 @@ class _SampleGradients(eqx.Module):
             pairs = jax.tree.map(lambda side: side[i], self.factors)
             return flat(bilinear_gradient(problem.K, *pairs))
         x_tilde, g = self.x_tilde[i][None], self.g[i][None]
-        solution, residuals = self.strategy.forward(problem, x_tilde, self.solver, None)
+        solution, saved = self.strategy.forward(problem, x_tilde, self.solver, None)
         cotangent = Cotangent(g, jnp.zeros_like(solution.y))
-        return flat(self.strategy.pullback(residuals, cotangent).problem.K)
+        return flat(self.strategy.pullback(saved, cotangent).problem.K)
 
 
 def _compare_vectors(ours: Array, exact: Array) -> tuple[Array, ...]:
@@ -250,7 +250,7 @@ def _of_unit_size(ours: Factors, exact: Factors) -> tuple[Factors, Factors]:
 
 
 def _compare_factors(K: Operator, ours: Factors, exact: Factors) -> tuple[Array, ...]:
-    """The same of a batch, from the factors alone."""
+    """Compare the gradients of a batch, from their factors alone."""
     ours, exact = _of_unit_size(ours, exact)
     inner = sum(
         jnp.sum(left * other_left, axis=-1) * jnp.sum(right * other_right, axis=-1)

@@ -1,4 +1,4 @@
-"""How many steps of the delta recursion an accuracy takes."""
+"""The number of steps of the delta recursion that an accuracy takes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = ["StepsNeeded", "steps_needed"]
 
 
 class StepsNeeded(eqx.Module):
-    """How many steps of the adjoint recursion an accuracy takes, one entry a sample.
+    """The number of steps of the adjoint recursion that an accuracy takes, per sample.
 
     `predicted` from the contraction factor (infinite where it is not below 1); `measured`
     (infinite where the error was not reached, NaN where the limit could not be solved for);

@@ -219,10 +219,10 @@ def _project_on_kernel(system: LimitSystem, g: Cotangent) -> Float[Array, "*batc
     """
     root = jnp.sqrt(system.sizes.tau)
     whole = (root * g.x, jnp.zeros_like(g.y))
-    rtol, most = 4 * float(jnp.finfo(g.x.dtype).eps), 4 * sum(system.problem.shape)
+    rtol, max_steps = 4 * float(jnp.finfo(g.x.dtype).eps), 4 * sum(system.problem.shape)
     product, transpose = system.scaled, system.scaled_transpose
-    w, *_ = solve_least_squares(product, transpose, product(whole), rtol=rtol, most=most)
+    w, *_ = solve_least_squares(product, transpose, product(whole), rtol=rtol, max_steps=max_steps)
     inside = (whole[0] - w[0], whole[1])
-    left_over = pair_norm(system.scaled(inside))
-    arrived = left_over <= default_tolerance(g.x.dtype) * pair_norm(whole)
+    remainder = pair_norm(system.scaled(inside))
+    arrived = remainder <= default_tolerance(g.x.dtype) * pair_norm(whole)
     return jnp.where(arrived[..., None], inside[0] / root, jnp.nan)

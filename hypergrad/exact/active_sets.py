@@ -51,31 +51,31 @@ class AbstractActiveSystem(eqx.Module):
 
     @abc.abstractmethod
     def kernel_part(self, w: Unknowns) -> Unknowns:
-        """The orthogonal projection of `w` onto the kernel: what solving cannot bring back."""
+        """Return the orthogonal projection of `w` onto the kernel."""
 
     @abc.abstractmethod
     def tangent_solution(self, right: Unknowns) -> Unknowns:
-        """The solution of minimum norm for how the pair moves, as exact as can be."""
+        """Return the derivative of the pair: the solution of minimum norm, as exact as possible."""
 
     @abc.abstractmethod
     def adjoint_solution(self, right: Unknowns) -> tuple[Unknowns, Array, Array]:
-        """That of the limit system, which is the transpose; its steps and products with K."""
+        """Return the solution of the limit system (the transpose), its steps and products."""
 
     @abc.abstractmethod
     def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
-        """The rank of K between what is free on either side; -1 where it is not known."""
+        """Return the rank of K between the free coordinates of both sides; -1 if unknown."""
 
     @abc.abstractmethod
     def random_unknowns(self) -> Unknowns:
-        """Independent normal numbers."""
+        """Return independent normal numbers."""
 
     def unique(self) -> tuple[Array, Array]:
-        """Whether the kernel is empty on either side: a random vector would have a part in it."""
-        most = 1e-3  # of a vector of size sqrt(n): far above rounding, far below what is typical
+        """Return whether the kernel is 0 on either side: else a random vector has a part in it."""
+        small = 1e-3  # of a vector of size sqrt(n): far above rounding, far below what is typical
         kernel_P, kernel_D = self.kernel_part(self.random_unknowns())
         return (
-            jnp.max(jnp.abs(kernel_P), axis=-1) <= most,
-            jnp.max(jnp.abs(kernel_D), axis=-1) <= most,
+            jnp.max(jnp.abs(kernel_P), axis=-1) <= small,
+            jnp.max(jnp.abs(kernel_D), axis=-1) <= small,
         )
 
 
@@ -138,7 +138,7 @@ class ActiveSystem(AbstractActiveSystem):
         return jax.lax.fori_loop(0, refinements + 1, refine, nothing)
 
     def solve(self, f: tuple[Array, Array], *, refinements: int = 0) -> tuple[Array, Array]:
-        """The Newton step for a right-hand side (of minimum norm)."""
+        """Return the Newton step (of minimum norm) for a right-hand side."""
         f = self.D_P.into(f[0]), self.D_D.into(f[1])
         a, b = self._solve_refined(f, 1, refinements)
         return self.D_P.out_of(a), self.D_D.out_of(b)
@@ -177,7 +177,7 @@ class ActiveSystem(AbstractActiveSystem):
         return self.D_P.out_of(w_P - a[0]), self.D_D.out_of(w_D - b[1])
 
     def without_kernel(self, w: tuple[Array, Array]) -> tuple[Array, Array]:
-        """`w` of minimum norm: rounding that dividing by what was shrunk has made large goes."""
+        """Return `w` without its part in the kernel, which is rounding that the solve amplified."""
         return jax.tree.map(jnp.subtract, w, self.kernel_part(w))
 
     def tangent_solution(self, right: Unknowns) -> Unknowns:
@@ -267,7 +267,7 @@ class ActiveSystem(AbstractActiveSystem):
 
 
 def _batched(matrix: Array) -> Array:
-    """A matrix a sample, or the one of all samples with a batch axis to be broadcast along."""
+    """Return one matrix per sample, or that of all samples with a batch axis of length 1."""
     return matrix if matrix.ndim == 3 else matrix[None]
 
 
@@ -293,7 +293,7 @@ def _factorise(
 
 
 def regularization(dtype: jnp.dtype) -> float:
-    """How much the eigenvalues of a singular system are shrunk, relatively."""
+    """Return the relative amount by which the eigenvalues of a singular system are shrunk."""
     return 8 * float(jnp.finfo(dtype).eps) ** 0.5
 
 
@@ -309,7 +309,7 @@ def _computed_after(first: Array, value: Array) -> Array:
 def active_system(
     problem: LowerLevel, sizes: StepSizes, z: ProxArguments, t: Array | None = None
 ) -> ActiveSystem:
-    """The system at `z`; at t = 0 (None) it may be singular, and is shrunk to be factorised."""
+    """Return the system at `z`; at t = 0 (None) it may be singular: shrink and factorise it."""
     tau, sigma, _ = sizes
     smoothing = jnp.zeros(z.z_P.shape[0], z.z_P.dtype) if t is None else t
     D_P = jacobian(prox, problem.G, z.z_P, tau, smoothing)

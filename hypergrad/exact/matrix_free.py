@@ -44,11 +44,12 @@ class KrylovSystem(AbstractActiveSystem):
     dual. Conjugate gradients from zero tend to the solution of minimum norm. They stop where
     rounding of the data is all that is left: its part in the kernel would only be made large.
 
-    **Cost**: 2 products with K a step, at most `most` steps a pass; memory of some dual variables.
+    **Cost**: 2 products with K per step, at most `max_steps` steps per pass; memory of some dual
+    variables.
     """
 
     limit: LimitSystem
-    most: int = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
 
     def _solve(
         self, right: Unknowns, size: Array, *, transposed: bool
@@ -63,7 +64,7 @@ class KrylovSystem(AbstractActiveSystem):
             rest = jax.tree.map(jnp.subtract, right, product(unknowns))
             floor = rounding * jnp.maximum(size, pair_norm(unknowns))
             more, taken, _ = reduced.solve(
-                rest, transposed=transposed, rtol=eps**0.5, floor=floor, most=self.most
+                rest, transposed=transposed, rtol=eps**0.5, floor=floor, max_steps=self.max_steps
             )
             return jax.tree.map(jnp.add, unknowns, more), steps + taken
 
@@ -126,8 +127,8 @@ class MatrixFree(AbstractSearch):
     Accelerated Chambolle-Pock iterations in bursts, after each of them Newton steps at the active
     sets reached, by conjugate gradients on the dual half; the adjoint likewise.
 
-    **Arguments**: `iterations`, of the first-order method at the most; `steps`, of conjugate
-    gradients a solve at the most.
+    **Arguments**: `iterations`, at most so many of the first-order method; `steps`, at most so
+    many of conjugate gradients per solve.
 
     **Errors**: a `ValueError` where G is not separable and strongly convex.
 
@@ -191,8 +192,9 @@ class MatrixFree(AbstractSearch):
             )
 
         def unfinished(search: _Search) -> Array:
-            left = (search.iterations < self.iterations) & (search.newton_steps < max_steps)
-            return jnp.any(~search.finished & left)
+            may_continue = search.iterations < self.iterations
+            may_continue = may_continue & (search.newton_steps < max_steps)
+            return jnp.any(~search.finished & may_continue)
 
         iterate = method.begin(iteration, start)
         none = jnp.zeros(len(x_tilde), jnp.int32)

@@ -23,30 +23,30 @@ __all__ = ["NormalMap"]
 
 
 class NormalMap(eqx.Module):
-    """The normal map of a batch, with smoothing `t` a sample."""
+    """The normal map of a batch, with smoothing `t` per sample."""
 
     problem: LowerLevel
     x_tilde: Float[Array, "batch n"]
     sizes: StepSizes
 
     def pair(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
-        """`r`, `y`."""
+        """Return `r`, `y`."""
         r = smoothed(prox, self.problem.G, z.z_P, self.sizes.tau, t)
         return r, smoothed(prox_conjugate, self.problem.F, z.z_D, self.sizes.sigma, t)
 
     def arguments(self, r: Array, y: Array) -> ProxArguments:
-        """The arguments that a solution `r`, `y` would have."""
+        """Return the prox arguments of a solution `r`, `y`."""
         K, (tau, sigma, _) = self.problem.K, self.sizes
         z_D = y + sigma * apply(K, self.x_tilde + r)
         return ProxArguments(z_D, r - tau * apply_transpose(K, y))
 
     def scaled(self, z: ProxArguments) -> tuple[Array, Array]:
-        """Balanced unknowns, primal first."""
+        """Return the scaled unknowns, primal first."""
         tau, sigma, _ = self.sizes
         return z.z_P / jnp.sqrt(tau), z.z_D / jnp.sqrt(sigma)
 
     def moved(self, z: ProxArguments, length: Array, by: tuple[Array, Array]) -> ProxArguments:
-        """`z` moved along a scaled direction."""
+        """Return `z` moved along a scaled direction."""
         tau, sigma, _ = self.sizes
         length = length[..., None]
         return ProxArguments(
@@ -54,7 +54,7 @@ class NormalMap(eqx.Module):
         )
 
     def __call__(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
-        """How far `z` is from where its pair would put it, scaled."""
+        """Return the (scaled) distance of `z` from the arguments that its pair gives."""
         r, y = self.pair(z, t)
         wanted = self.arguments(r, y)
         return self.scaled(ProxArguments(z.z_D - wanted.z_D, z.z_P - wanted.z_P))
@@ -81,6 +81,6 @@ class NormalMap(eqx.Module):
         return attainable_tolerance(rounding_of_pair(self.problem, x, own, self.sizes))
 
     def margin(self, z: ProxArguments) -> Array:
-        """The relative distance to the nearest kink (unknown: infinite)."""
+        """Return the relative distance to the nearest kink (infinite if unknown)."""
         margin = margin_of(self.problem, self.sizes, z)
         return jnp.nan_to_num(margin, nan=jnp.inf, posinf=jnp.inf)

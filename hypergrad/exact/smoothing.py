@@ -23,21 +23,21 @@ class Jacobian(NamedTuple):
     basis: Float[Array, "batch size size"] | None
 
     def into(self, v: Array) -> Array:
-        """Coordinates in the basis."""
+        """Return the coordinates in the basis."""
         return v if self.basis is None else jnp.einsum("bij,bi->bj", self.basis, v)
 
     def out_of(self, v: Array) -> Array:
-        """Back from coordinates in the basis."""
+        """Return the vector with these coordinates in the basis."""
         return v if self.basis is None else jnp.einsum("bij,bj->bi", self.basis, v)
 
 
 def smoothed(prox: Prox, f: AbstractFunction, z: Array, step: Array, t: Array) -> Array:
-    """The prox of `f` (or `f*`) with `(t/step) ||.||^2 / 2` added, `t` a sample."""
+    """Return the prox of `f` (or `f*`) with `(t/step) ||.||^2 / 2` added, `t` per sample."""
     return jax.vmap(lambda z, t: prox(f, z / (1 + t), step / (1 + t)))(z, t)
 
 
 def jacobian(prox: Prox, f: AbstractFunction, z: Array, step: Array, t: Array) -> Jacobian:
-    """That of the smoothed prox: diagonal where f is separable, else diagonalised."""
+    """Return the Jacobian of the smoothed prox, diagonal if f is separable, else diagonalised."""
     if f.separable:
         value, pull = jax.vjp(lambda z: smoothed(prox, f, z, step, t), z)
         return Jacobian(jnp.clip(pull(jnp.ones_like(value))[0], 0.0, 1.0), None)

@@ -1,4 +1,4 @@
-"""What the implicit peers have in common: other packages on the same iteration.
+"""The base of the implicit peers: other packages on the same iteration.
 
 So that a comparison compares how one differentiates and nothing else, the implicit peers start from
 the state that the core has arrived at, and are given the fixed-point equation in its smallest form:
@@ -48,7 +48,7 @@ __all__ = ["AbstractImplicitPeer", "FixedPoint", "import_peer"]
 
 
 def import_peer(package: str) -> Any:
-    """A peer's package; an `ImportError` says what to install."""
+    """Import a peer's package; an `ImportError` tells what to install."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "JAXopt is no longer maintained", DeprecationWarning)
         # Its module-level arrays are to be arrays, also if it is first needed while tracing.
@@ -86,7 +86,7 @@ class AbstractImplicitPeer(AbstractStrategy):
     def adjoint(
         self, T: FixedPoint, s: Float[Array, " size"], c: Float[Array, " size"]
     ) -> Float[Array, " size"]:
-        """The peer's solution w of `(I - T'(s)^T) w = c`, for one sample; c has size 1."""
+        """Return the peer's solution w of `(I - T'(s)^T) w = c`, for one sample; c has size 1."""
 
     def forward(
         self, problem: LowerLevel, x_tilde: Batch, solver: ChambollePock, init: State | None

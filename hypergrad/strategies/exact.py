@@ -72,10 +72,9 @@ class Exact(AbstractStrategy):
     `hypergrad.exact`); the pair found is that of minimum norm, whatever the start. Of the solver
     only the step sizes are used (they scale the smoothing), not its iterations or tolerance.
 
-    **Arguments**: `most`, Newton steps on the path at the most, a sample (as an array, another
-    number is not another program); `search`, how the pair is searched for and the systems are
-    solved: by factorised Newton steps (None), or for whole images with products with K only,
-    `hg.MatrixFree()`.
+    **Arguments**: `most`, the maximum number of Newton steps per sample (as an array, another
+    number is not another program); `search`, the method for the pair and the systems: factorised
+    Newton steps (None), or for whole images `hg.MatrixFree()`, which takes only products with K.
 
     **Returns**, with every sample its certificate, `solution.stats`: residual, gap, margin, the
     rank of K between what is free on either side, and a status: CONVERGED (unique and, away from
@@ -140,7 +139,7 @@ class Exact(AbstractStrategy):
         right = limit.scaled_right_hand_side(cotangent)
         unknowns, steps, products = active.adjoint_solution(right)
         sums = limit.sums(unknowns, cotangent)
-        residual = limit.residual(sums, cotangent)
+        residual, _ = limit.residual(sums, cotangent)
         tolerance = float(jnp.finfo(residual.dtype).eps) ** 0.5
         good = jnp.where(unique, Status.CONVERGED, Status.MINIMUM_NORM)
         bad = jnp.where(unique, Status.NOT_CERTIFIED, Status.INCONSISTENT)

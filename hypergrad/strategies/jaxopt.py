@@ -39,7 +39,7 @@ class AbstractJaxoptSolve(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, matvec: Callable[[Array], Array], b: Array) -> Array:
-        """The solution x of `matvec(x) = b`."""
+        """Return the solution x of `matvec(x) = b`."""
 
 
 class AbstractJaxoptKrylov(AbstractJaxoptSolve):
@@ -57,10 +57,10 @@ class AbstractJaxoptKrylov(AbstractJaxoptSolve):
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """What jaxopt calls it."""
+        """The name in jaxopt."""
 
     def options(self, size: int) -> dict[str, Any]:
-        """What else jaxopt is told, of a system of this size."""
+        """Return further options for jaxopt, for a system of this size."""
         return {}
 
     @property
@@ -74,7 +74,7 @@ class AbstractJaxoptKrylov(AbstractJaxoptSolve):
 
 
 class JaxoptNormalCG(AbstractJaxoptKrylov):
-    """`jaxopt.linear_solve.solve_normal_cg`, what jaxopt takes where nothing is said.
+    """`jaxopt.linear_solve.solve_normal_cg`, the default of jaxopt.
 
     Conjugate gradients on `A^T A w = A^T c`, formed as a product, so that the condition number is
     squared. `rtol`, of the residual of that; `most` steps, by default 10 (m + n). 4 products a

@@ -51,7 +51,7 @@ class _Silent(lx.AbstractLinearSolver[Any]):
         return self.solver.assume_full_rank()
 
 
-def _most_moved(difference: Any) -> Array:
+def _largest_move(difference: Any) -> Array:
     """The largest entry; in JAX's default precision, which optimistix starts from in any case."""
     sizes = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(difference)]
     return jnp.max(jnp.stack(sizes)).astype(float)
@@ -119,7 +119,7 @@ class OptimistixImplicit(AbstractImplicitPeer):
         def fixed_point(e: Array) -> Array:
             return optimistix.fixed_point(
                 _with_offset,
-                optimistix.FixedPointIteration(rtol=1.0, atol=1.0, norm=_most_moved),
+                optimistix.FixedPointIteration(rtol=1.0, atol=1.0, norm=_largest_move),
                 s,
                 (T, e),
                 max_steps=0,  # s is where the core arrived: nothing is left but to differentiate
@@ -202,7 +202,7 @@ class OptimistixCheckpointed(AbstractStrategy):
         # An iterate is differentiated, and so made of floats.
         counts = taken.astype(x_tilde.dtype)
         # The count is part of the iterate and moves by 1: nothing has arrived while it moves.
-        until_nothing_moves = optimistix.FixedPointIteration(0.0, atol=0.5, norm=_most_moved)
+        until_nothing_moves = optimistix.FixedPointIteration(0.0, atol=0.5, norm=_largest_move)
         adjoint = optimistix.RecursiveCheckpointAdjoint(self.checkpoints)
 
         def run(arguments: Any):

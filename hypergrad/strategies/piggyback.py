@@ -113,7 +113,7 @@ class Piggyback(AbstractStrategy):
 
         system = LimitSystem(problem, sizes, z)
         grad, dx_tilde = limit_gradients(system, x_tilde + state.r, state.y, sums)
-        residual, rounding = system.residual(sums, cotangent), system.rounding(sums, cotangent)
+        residual, rounding = system.residual(sums, cotangent)
         # 2 of each iteration's 4 products run the lower level again; a warm start takes one more.
         products = 4 * taken + 2 + int(earlier is not None)
         tolerance = default_tolerance(x_tilde.dtype)

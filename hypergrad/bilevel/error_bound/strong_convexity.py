@@ -156,7 +156,7 @@ def _solve_hessian(problem: LowerLevel, S: Array, S_G: Array, right: Array) -> A
         transpose_product,
         (right / root_G, no_dual),
         rtol=4 * float(jnp.finfo(right.dtype).eps),
-        most=4 * sum(problem.shape),
+        max_steps=4 * sum(problem.shape),
     )
     return v
 
