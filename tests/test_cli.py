@@ -158,7 +158,7 @@ MEANINGLESS = {
     "k > L": (("--strategies", "truncation:k=6"), ("k must be at most", "k=6", "iterations=5")),
     "last > L": (("--strategies", "limit:last=6"), ("k=6", "iterations=5")),
     "no k": (("--strategies", "truncation:k=0"), ("k must be a whole number", "0")),
-    "unknown option": (("--strategies", "truncation:q=1"), ("q=1", "k=…")),
+    "unknown option": (("--strategies", "truncation:q=1"), ("'q'", "choose k")),
     "the second one": (("--strategies", "full", "ergodic:tail=2.0"), ("tail=2.0",)),
     "unknown module": (("--strategies", "no_such_module:Class"), ("no_such_module",)),
     "no strategy": (("--strategies", "json:JSONDecoder"), ("hypergrad.AbstractStrategy",)),

@@ -267,7 +267,7 @@ def test_a_solver_of_lineax_takes_a_tolerance():
     ("make", "message"),
     [
         (lambda: hg.parse_strategy("jaxopt:gmres=2.0"), "rtol must lie in (0, 1); got 2.0"),
-        (lambda: hg.parse_strategy("jaxopt:cgls"), "must be one of normal_cg, gmres, bicgstab, lu"),
+        (lambda: hg.parse_strategy("jaxopt:cgls"), "choose normal_cg, gmres, bicgstab, lu"),
         (lambda: hg.JaxoptGMRES(restart=0), "restart must be a whole number of at least 1"),
         (lambda: hg.JaxoptNormalCG(most=0), "most must be a whole number of at least 1"),
         (lambda: hg.JaxoptImplicit("gmres"), "linear_solver must be a function solve(matvec, b)"),

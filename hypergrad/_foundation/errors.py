@@ -23,7 +23,18 @@ USAGE, DATA, INTERRUPTED = 2, 1, 130
 
 
 class HypergradError(ValueError):
-    """A rule that arguments, data or settings break; its message says what to do."""
+    """A rule that arguments, data or settings break; the message says what to do.
+
+    >>> import hypergrad as hg
+    >>> try:
+    ...     hg.Truncation(0)
+    ... except hg.HypergradError as error:
+    ...     print(error)
+    k must be a whole number of at least 1; got 0: pass k=1 or more
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(message)
 
 
 HypergradError.__module__ = "hypergrad"  # its public name, in tracebacks

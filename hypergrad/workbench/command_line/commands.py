@@ -23,12 +23,12 @@ __all__ = [
 
 
 def _default(words: str) -> Any:
-    """What the help says where an option that is not given means more than its value."""
+    """Describe in the help what an option defaults to."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {words})")
 
 
 def _help(*lines: str, default: str | None = None) -> Any:
-    """The help of an option of several lines, which a docstring would leave broken as they are."""
+    """Return a help text of several lines; a docstring would keep its line breaks."""
     hint = None if default is None else f"(default: {default})"
     return tyro.conf.arg(help=" ".join(lines), help_behavior_hint=hint)
 
@@ -46,7 +46,7 @@ class RunOptions:
     dtype: Literal["float64", "float32"] = "float64"
     """Precision of everything."""
     data: Annotated[str | None, _default("photographs from scikit-image")] = None
-    """Own data: a .npy of shape (samples, n), a folder of images or a folder of audio."""
+    """Your data: a .npy of shape (samples, n), a folder of images or a folder of audio."""
     skip_unreadable: bool = False
     """Leave out files of a folder that cannot be used, and say which; an error otherwise."""
     patch: Annotated[int | None, _default("8")] = None
@@ -62,7 +62,7 @@ class RunOptions:
     epochs: Annotated[int | None, _default("8, quick: 2")] = None
     """Passes through the training data."""
     batch_size: Annotated[int | None, _default("256, quick: 64")] = None
-    """Samples a batch."""
+    """Samples per batch."""
     learning_rate: Annotated[
         float,
         _help(
@@ -76,7 +76,7 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PartOptions:
-    """Parts of one's own; a module is looked for where Python looks, and in this folder."""
+    """Custom components (`module:name`), imported from the working directory or the Python path."""
 
     K: Annotated[
         str | None,
@@ -96,7 +96,7 @@ class PartOptions:
         ),
     ] = "L1"
     G: str = "Quadratic:weight=1.0"
-    """The data term, likewise; its weight has to be given."""
+    """The data term, named like F; its weight has to be given."""
     loss: Annotated[str | None, _default("half the squared error")] = None
     """What is learned by: module:function of x and x_true, a mean over the batch."""
 
@@ -117,9 +117,9 @@ class DeviceOptions:
     coordinator: Annotated[str | None, _default("none")] = None
     """Without a scheduler: host:port of the first process, the same word for all."""
     processes: Annotated[int | None, _default("none")] = None
-    """How many there are."""
+    """Number of processes."""
     process: Annotated[int | None, _default("none")] = None
-    """Which of them this is, from 0 on; only 0 writes files."""
+    """Rank of this process (from 0); only 0 writes files."""
 
 
 # The names of their boxes in the help.

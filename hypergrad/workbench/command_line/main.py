@@ -216,8 +216,8 @@ def _restore(options: Restore) -> None:
 
     jax.config.update("jax_enable_x64", True)  # an operator of float32 stays one
     _keep_programs()
+    from hypergrad._foundation.specs import import_part
     from hypergrad.learning.saved_operator import load_operator
-    from hypergrad.workbench.command_line.specs import import_part
     from hypergrad.workbench.restored_files import restore_file, restore_folder
 
     _look_for_modules_here()
