@@ -1,1 +1,1 @@
-"""What every room stands on: checks, errors, status, printing, timing, records."""
+"""The base of every room: checks, errors, status, printing, timing, records."""

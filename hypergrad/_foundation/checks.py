@@ -22,7 +22,7 @@ from hypergrad._foundation.errors import HypergradError
 
 
 def describe(value: Any) -> str:
-    """What was got: a plain value as it is, of anything else its type and shape."""
+    """Describe what was received: a plain value as it is, anything else by its type and shape."""
     if value is None or isinstance(value, (str, bool, int, float, complex, type)):
         return repr(value)
     shape = getattr(value, "shape", None)
@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
 
 
 def _described(value: Any) -> str:
-    """What was got where an array of numbers was wanted: its dtype, where that is the reason."""
+    """Describe what was received in place of numbers, with its dtype if that is wrong."""
     dtype = getattr(value, "dtype", None)
     if isinstance(dtype, np.dtype) and dtype.kind not in "biufc":
         return f"{type(value).__name__} of dtype {dtype}"
@@ -105,7 +105,7 @@ def inexact(name: str) -> Callable[[Any], Any]:
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether the numbers in `value` can be looked at now."""
+    """Return whether the numbers in `value` are concrete."""
     return isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, Tracer)
 
 

@@ -54,7 +54,7 @@ def as_arguments(tree: Any) -> Any:
 
 
 def given_back(tree: Any) -> Any:
-    """What `as_arguments` was given, its floats as arrays."""
+    """Return the tree that `as_arguments` was given, with its floats as arrays."""
     return jax.tree.map(lambda leaf: leaf.value if isinstance(leaf, _ByContents) else leaf, tree)
 
 

@@ -1,4 +1,4 @@
-"""What a Python value is made of: its numbers, and the code of the user that it runs.
+"""The contents of a Python value: its numbers, and the user's code that it runs.
 
 JAX compiles a Python object by its identity, so that a loss whose numbers have changed gives the
 value of before. Two values with equal contents here compute the same, and the other way round
@@ -38,7 +38,7 @@ _INSTALLED.add(Path(__file__).parent)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is immutable and compares by what it is."""
+    """Return whether a value is immutable and compares by its contents."""
     return type(value) in _PLAIN
 
 
@@ -71,19 +71,19 @@ class AbstractContents(abc.ABC):
 
     @abc.abstractmethod
     def plain(self, value: Any) -> Hashable:
-        """What tells one number or text from another."""
+        """Return a key that differs between numbers and texts."""
 
     @abc.abstractmethod
     def array(self, array: jax.Array) -> Hashable:
-        """What tells one JAX array from another."""
+        """Return a key that differs between JAX arrays."""
 
     @abc.abstractmethod
     def code(self, function: types.FunctionType) -> Hashable:
-        """What tells the code of one function from that of another."""
+        """Return a key that differs between the code of functions."""
 
     @abc.abstractmethod
     def opaque(self, value: Any) -> Hashable:
-        """What tells apart values that cannot be looked into."""
+        """Return a key that differs between opaque values."""
 
     def of(self, value: Any) -> Hashable:
         if is_plain(value):
@@ -244,7 +244,7 @@ def _inside(cell: types.CellType) -> Any:
 
 @functools.cache
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    """What a function names, and the functions and comprehensions within it."""
+    """Return the names in a function, and in the functions and comprehensions within it."""
     inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
     return tuple(dict.fromkeys([*code.co_names, *(n for part in inner for n in _names(part))]))
 
@@ -260,7 +260,7 @@ def _instructions(code: types.CodeType) -> Hashable:
 
 @functools.cache
 def _is_installed(module: str | None) -> bool:
-    """Whether a module is of Python itself, of an installed package or of this one."""
+    """Return whether a module belongs to Python, to an installed package or to this one."""
     found = sys.modules.get(module or "")
     file = getattr(found, "__file__", None)
     if file is None:

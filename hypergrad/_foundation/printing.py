@@ -1,4 +1,4 @@
-"""How results print, whatever a transformation of JAX or of a pytree has made of their numbers."""
+"""Print results, whatever a transformation of JAX or of a pytree has made of their numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_sentence(sentence: Callable[[_Result], str]) -> Callable[[_Result], str]:
 
 
 def _is_readable(leaf: Any) -> bool:
-    """Whether a leaf holds numbers, and this process can read them now."""
+    """Return whether a leaf holds numbers that this process can read now."""
     if isinstance(leaf, (Tracer, bool)):
         return False
     if isinstance(leaf, jax.Array) and (leaf.is_deleted() or not leaf.is_fully_addressable):

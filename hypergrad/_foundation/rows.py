@@ -21,7 +21,7 @@ ROWS_A_PIECE = 4096
 
 @runtime_checkable
 class Indexable(Protocol):
-    """What is read by its rows: an array, a memory map, a data set of HDF5."""
+    """Data that is read row by row: an array, a memory map, a data set of HDF5."""
 
     @property
     def shape(self) -> Any: ...
@@ -83,7 +83,7 @@ class Rows:
 
 
 def rows_of(value: Any, name: str) -> Rows:
-    """What was handed over as rows in JAX's dtype for it; nothing that can be indexed is loaded."""
+    """Return data as rows in the dtype that JAX gives it; nothing that can be indexed is loaded."""
     refuse_masked(value, name)
     if isinstance(value, Indexable) and not isinstance(value, jax.Array):
         try:

@@ -1,4 +1,4 @@
-"""How a solve went: one enumeration for the forward and the backward side, one entry a sample."""
+"""The status of a solve: one enumeration for both sides, one entry per sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Status", "throw_if_bad"]
 
 
 class Status(enum.IntEnum):
-    """How a forward or an adjoint solve ended.
+    """The way in which a forward or an adjoint solve ended.
 
     Stored in results as an integer array with one entry a sample; data, never only a warning.
 
@@ -52,7 +52,7 @@ class Status(enum.IntEnum):
 
     @property
     def is_good(self) -> bool:
-        """Whether the numbers can be used as they are; `throw=True` raises on the others."""
+        """Return whether the numbers can be used as they are; `throw=True` raises on the others."""
         return self in (Status.CONVERGED, Status.MINIMUM_NORM)
 
     @property

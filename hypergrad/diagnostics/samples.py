@@ -186,7 +186,7 @@ def _per_sample_errors(
 
 
 class _SampleGradients(eqx.Module):
-    """What one strategy needs to say what the gradient in K of each sample is.
+    """The parts of one strategy that give the gradient in K of each sample.
 
     `factors`, where it gives `Delta`, say it at once; `stats` and `adjoint` describe its solves.
     """

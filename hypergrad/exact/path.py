@@ -126,12 +126,12 @@ class Path(NamedTuple):
 
     @property
     def near_limit(self) -> Array:
-        """Whether t is so small that the path shows which of the optimal pairs is shortest."""
+        """Return whether t is small enough to show which optimal pair is shortest."""
         return self.t <= _NEAR_LIMIT
 
     @property
     def ends(self) -> Array:
-        """Whether there is no smaller t."""
+        """Return whether there is no smaller t."""
         return self.t <= regularization(self.t.dtype)
 
     def reduce_smoothing(self, chosen: Array) -> Path:

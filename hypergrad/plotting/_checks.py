@@ -1,4 +1,4 @@
-"""What is refused: records and arrays that cannot be drawn."""
+"""Checks of records and arrays that are to be drawn."""
 
 from __future__ import annotations
 

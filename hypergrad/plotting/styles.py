@@ -19,7 +19,7 @@ FILLS: tuple[FillStyleType, ...] = ("full", "none", "left", "top", "right", "bot
 
 @dataclass(frozen=True)
 class Style:
-    """How a strategy is drawn; `fill` is matplotlib's `fillstyle` of the marker."""
+    """The style of a strategy; `fill` is matplotlib's `fillstyle` of the marker."""
 
     color: str
     linestyle: LineStyleType

@@ -213,7 +213,7 @@ class LowerLevel(eqx.Module):
 
     @property
     def scale_of_K_is_free(self) -> bool:
-        """Whether scaling K leaves the argmin as it is: F is homogeneous, G an indicator."""
+        """Return whether scaling K leaves the argmin as it is: F is homogeneous, G an indicator."""
         return self.F.homogeneous and self.G.indicator
 
     def objective(

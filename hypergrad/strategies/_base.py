@@ -99,7 +99,7 @@ class AbstractStrategy(eqx.Module):
 
     @property
     def has_pushforward(self) -> bool:
-        """Whether there is a pushforward: then JAX differentiates `solve` in both modes."""
+        """Return whether there is a pushforward: then JAX differentiates `solve` in both modes."""
         return False
 
     def pushforward(self, saved: Any, solved: SolvedPair, tangents: Tangents) -> Cotangent:

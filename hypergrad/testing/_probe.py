@@ -1,4 +1,4 @@
-"""What a function does at random points: all that the laws of `check_function` look at.
+"""The values of a function at random points: the input of the checks of `check_function`.
 
 One program for everything, since compiling it is nearly all that it costs; for the same reason a
 method is called once with all its points wherever that is possible.
@@ -43,7 +43,7 @@ TRUSTED = 16.0
 
 
 class Draws(NamedTuple):
-    """Where the function is looked at."""
+    """The points at which the function is evaluated."""
 
     z: Array  # (points, size)
     sizes: Array  # (points,), their magnitudes
@@ -54,7 +54,7 @@ class Draws(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What was found there; the first axes are steps and points."""
+    """The values found there; the first axes are steps and points."""
 
     prox: Any
     value: Any
@@ -144,7 +144,7 @@ def _largest_change(near: Array, value: Array) -> Array:
 def _gains(
     f: AbstractFunction, draws: Draws, step: Array, p: Array, value: Array
 ) -> tuple[Array, Array]:
-    """How much lower the objective of the prox is after a move, and what that is relative to."""
+    """Return by how much a move lowers the objective of the prox, and the size to compare with."""
 
     def at_point(at: tuple[Array, ...]) -> tuple[Array, Array]:
         z, v, f_v, size, coordinates = at

@@ -96,7 +96,7 @@ def check_function(f: AbstractFunction, size: int, *, seed: int = 0) -> None:
 
 
 def _in_words_of(f: AbstractFunction, method: str, call: Callable[[], Any]) -> Any:
-    """What it returns; what the user's code raises, in a line."""
+    """Call the user's code, and turn what it raises into one line."""
     try:
         return call()
     except Exception as error:
@@ -186,7 +186,7 @@ def _laws(f: AbstractFunction, draws: Draws, seen: Seen, eps: float) -> Iterator
 
 
 def _not_finite(found: np.ndarray) -> np.ndarray:
-    """Of each point: the sample as a whole."""
+    """Return infinity where the sample at a point is not finite, else 0."""
     finite = np.isfinite(found).reshape(*found.shape[:2], -1)
     return np.where(np.all(finite, axis=-1), 0.0, np.inf)
 
@@ -321,7 +321,7 @@ def _laws_of_derivatives(
 def _laws_that_are_said(
     f: AbstractFunction, seen: Seen, noise: np.ndarray, tangents: np.ndarray, eps: float
 ) -> Iterator[_Law]:
-    """What the class variables claim."""
+    """Check the claims of the class variables."""
     advice = "say False, or leave it out"
     along, signs = seen.derivatives, np.sign(tangents[0] * tangents[2])
     mixed = np.max(np.abs(along[..., 2, :] - signs * along[..., 0, :]), axis=-1)

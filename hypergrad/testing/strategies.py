@@ -287,7 +287,7 @@ class _Check:
             )
 
     def claims(self, alone: list[Hypergradient]) -> None:
-        """What it reports of each sample, against `Exact`."""
+        """Compare what it reports for each sample with `Exact`."""
         for i, h in enumerate(alone):
             self._check_report(h)
             if h.solution.stats.status[0] != Status.CONVERGED:
@@ -340,7 +340,7 @@ def _floats(gradient: LowerLevel) -> Any:
 
 
 def _differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:
-    """How far apart two leaves are, and which they are."""
+    """Return how far apart two leaves are, and their names."""
     pairs = zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
     for (path, a), b in pairs:
         name = jax.tree_util.keystr(path)

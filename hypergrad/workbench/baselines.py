@@ -1,4 +1,4 @@
-"""What a learned operator has to beat, each tuned on training data alone.
+"""Baselines for a learned operator, each tuned on training data alone.
 
 Identity; shrinkage of the step from `x_tilde` to any solution; an operator at its best weight, or
 with one weight a row; the best affine estimator. And the lower level solved until its residual is

@@ -33,7 +33,7 @@ _ROWS = {".npy": "NPY"}
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What was written, and how good it is.
+    """The files that were written, and their quality.
 
     `out`, the file; `shape` of its values; `clipped`, the share of values that its format could not
     hold and that lie at the end of its range now; `observed` and `restored`, PSNR in dB (peak 1)
@@ -157,7 +157,7 @@ def restore_folder(
 
 
 def _new_folder(folder: Path, out: str | Path | None) -> Path:
-    """Where restored files go: a new folder or an empty one."""
+    """Return the folder for restored files: a new one or an empty one."""
     named = folder if folder.name not in ("", "..") else folder.resolve()
     out = named.with_name(f"{named.name}-restored") if out is None else Path(out)
     if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
@@ -169,7 +169,7 @@ def _new_folder(folder: Path, out: str | Path | None) -> Path:
 
 
 def _names_written(suffixes: Mapping[str, str]) -> dict[str, str]:
-    """What each file is written as, by its name: the same one, with the suffix that is written.
+    """Return the name under which each file is written: its own, with the suffix of the output.
 
     >>> _names_written({"a.png": ".png", "a.jpg": ".png", "b.jpg": ".png"})
     {'a.png': 'a.png', 'a.jpg': 'a.jpg.png', 'b.jpg': 'b.png'}
@@ -185,7 +185,7 @@ def _names_written(suffixes: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Range(NamedTuple):
-    """What a file of whole numbers can hold: from `least` to `most`, in steps."""
+    """The range of a file of whole numbers: from `least` to `most`, in steps."""
 
     least: float
     most: float
@@ -236,7 +236,7 @@ def _check_picture(operator: SavedOperator, values: Floats) -> None:
 
 
 def _read(kind: _Kind, path: Path) -> _Observed:
-    """What is in a file that is to be restored, or to judge by."""
+    """Read a file that is to be restored, or a ground truth."""
     observed = kind.read(path)
     try:
         kind.check(observed.values)

@@ -1,4 +1,4 @@
-"""What a regime is, and what the regimes share."""
+"""The interface of a regime, and the parts that regimes share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["AbstractPoint", "AbstractRegime", "ReturnedPair"]
 
 
 class ReturnedPair(NamedTuple):
-    """What a solve returned, one row a sample, and the step sizes that its prox arguments take."""
+    """The result of a solve, one row per sample, with the step sizes of its prox arguments."""
 
     problem: LowerLevel
     x_tilde: Float[Array, "batch n"]
@@ -58,7 +58,7 @@ class AbstractRegime(eqx.Module):
 
     @abc.abstractmethod
     def applies(self, problem: LowerLevel, smoothness: float | None) -> bool:
-        """Whether the functions (and the loss, see `bound_error`) are such that it can hold."""
+        """Return whether the regime can hold for these functions (and the loss: `bound_error`)."""
 
     @abc.abstractmethod
     def locate(self, pair: ReturnedPair, wanted: Bool[Array, " batch"]) -> AbstractPoint:
@@ -72,7 +72,7 @@ _NEWTON_STEPS = 4
 
 
 def rounding_of(problem: LowerLevel, dtype: Any) -> float:
-    """How much a product with K, and what is made of it, is off, relative to the terms in it.
+    """Return the rounding of a product with K, and of what follows, relative to the terms in it.
 
     The roundings of a sum of n terms are taken to add up like `sqrt(n)` (Higham & Mary 2019).
     """
@@ -90,7 +90,7 @@ def zero_unless(chosen: Array, tree: Any) -> Any:
 
 
 def has_pieces(f: AbstractFunction, size: int, dtype: Any) -> bool:
-    """Whether the prox of f is known to be piecewise affine, coordinate by coordinate."""
+    """Return whether the prox of f is known to be piecewise affine, coordinate by coordinate."""
     return f.separable and f.piece(jnp.zeros(size, dtype), jnp.ones((), dtype)) is not None
 
 

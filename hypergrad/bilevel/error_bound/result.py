@@ -15,7 +15,7 @@ __all__ = ["ErrorBound", "Regime"]
 
 
 class Regime(enum.IntEnum):
-    """What certifies the bound for a sample.
+    """The regime that certifies the bound for a sample.
 
     >>> Regime.summary(np.array([1, 1, 0, 1]))
     'active set 75 %, neither 25 %'
@@ -40,7 +40,7 @@ class Regime(enum.IntEnum):
 
 
 class ErrorBound(eqx.Module):
-    """How far a hypergradient can be from the true one, in Euclidean norms.
+    """Bounds on the distance of a hypergradient from the true one, in Euclidean norms.
 
     `total`, over all float leaves of the problem; `grad`, one bound a leaf, in the structure of the
     problem; both infinite unless every sample is certified. `certified (...)`, a `Regime` a sample.

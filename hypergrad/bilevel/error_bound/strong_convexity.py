@@ -134,7 +134,7 @@ def _steepest(f: AbstractFunction, v: Array, reach: Array) -> Array:
 
 
 def _crossed(f: AbstractFunction, v: Array, reach: Array) -> Array:
-    """How many kinks of `f'` lie within reach. (`v` is the prox of `v + f'(v)`.)"""
+    """Count the kinks of `f'` within reach. (`v` is the prox of `v + f'(v)`.)"""
     low, high = v - reach, v + reach
     one = jnp.ones((), v.dtype)
     return pieces(f, high + _slope(f, high), one) - pieces(f, low + _slope(f, low), one)

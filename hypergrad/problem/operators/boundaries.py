@@ -22,7 +22,7 @@ Padded = Float[Array, "*batch P Q"]
 
 
 class AbstractBoundary(eqx.Module):
-    """How an image continues outside: linear in the image, so that a filtering has an adjoint."""
+    """The continuation of an image: linear in the image, so that a filter has an adjoint."""
 
     @abc.abstractmethod
     def pad(self, images: Images, margins: Margins) -> Padded:

@@ -1,4 +1,4 @@
-"""What JAX compiles during a call."""
+"""Count what JAX compiles during a call."""
 
 from __future__ import annotations
 

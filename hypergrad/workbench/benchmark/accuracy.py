@@ -1,4 +1,4 @@
-"""How long a hypergradient of a given accuracy takes, beside the best of the peers (float64).
+"""The time to a hypergradient of given accuracy, beside the best other package (float64).
 
 Easy: K near the DCT (m = 63), natural patches. Hard: an overcomplete K (m = 128), random and
 learned, and the linear programme of speech dequantisation. For each way the least number of
@@ -75,7 +75,7 @@ NAME = "accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Which problems and how far."""
+    """The problems and the accuracies."""
 
     problems: tuple[str, ...] = (
         "easy: DCT",
@@ -98,9 +98,9 @@ class Settings:
     targets: tuple[float, ...] = (1e-3, 1e-8)
     most_iterations: int = 6000
     most_seconds: float = 15.0
-    """For one hypergradient: what takes longer is given up."""
+    """For one hypergradient; slower ones are given up."""
     epochs: int = 6
-    """Of learning the K of the third problem."""
+    """The number of epochs of learning the K of the third problem."""
     repeats: int = 5
     speech: Path | None = None
     """Folder of clips for the linear programme."""
@@ -274,7 +274,7 @@ class _Judge:
     def __call__(
         self, solver: ChambollePock, strategy: AbstractStrategy, init: State | None = None
     ) -> float:
-        """Of what a strategy gives, from a start."""
+        """Return the relative error of the gradient in K that a strategy gives, from a start."""
         given = self.given
         h = hypergradient(
             given.problem, given.x_tilde, given.x_true,

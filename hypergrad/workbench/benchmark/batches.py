@@ -1,4 +1,4 @@
-"""How cost grows with the number of samples: an epoch of training, and a comparison in pieces.
+"""The growth of cost with the number of samples: an epoch of training, a comparison in chunks.
 
 Natural patches, written to a file and read from there
 by rows. Seconds of a sample relative to the smallest number say whether cost is linear; the growth
@@ -49,7 +49,7 @@ class Settings:
     batch_size: int = 256
     piece: int = 1024
     epochs: int = 3
-    """Of training; the median counts."""
+    """The number of epochs; the median counts."""
 
     def quick(self) -> Settings:
         """Few samples, a small K."""

@@ -1,4 +1,4 @@
-"""What every strategy takes to compile, and how often it does.
+"""The time that every strategy takes to compile, and how often it compiles.
 
 Seconds of tracing and compiling one hypergradient, with no program kept from before (`hypergrad
 bench` keeps none on disk; a `JAX_COMPILATION_CACHE_DIR` of one's own would); programs compiled by a

@@ -62,7 +62,7 @@ def _free_port() -> int:
 
 
 def measure(processes: int, devices: int, settings: Settings) -> Result:
-    """What the first of the processes has measured."""
+    """Return the measurements of the first process."""
     problem = dataclasses.asdict(settings)
     numbers = {name: problem[name] for name in ("m", "n", "batch", "iterations", "repeats")}
     environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}

@@ -84,7 +84,7 @@ COLUMNS = {
 
 
 def arrays_of_size(text: str, *dimensions: int) -> int:
-    """How many shapes of a compiled program hold all of these dimensions."""
+    """Count the shapes of a compiled program that have all of these dimensions."""
     shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f\d+\[([\d,]+)\]", text)}
     return sum(all(shape.count(d) >= dimensions.count(d) for d in dimensions) for shape in shapes)
 

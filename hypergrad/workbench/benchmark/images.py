@@ -232,7 +232,7 @@ def iterations_alone(problem: LowerLevel, x_tilde: Array, solver: ChambollePock)
 
 
 def _gradient_norm(h: Hypergradient) -> float:
-    """Of the gradient in K where it has parameters, else of that in those of F."""
+    """Return the norm of the gradient in K if it has parameters, else of that in F."""
     in_K, in_F = (
         jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)) for part in (h.grad.K, h.grad.F)
     )

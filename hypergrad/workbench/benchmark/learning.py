@@ -64,7 +64,7 @@ class Warm:
     residual: float = 0.1
     most: int = 10
     share: float = 0.0
-    """Of `WarmStart`."""
+    """The settings of `WarmStart`: `residual`, `most` and `share`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned, from what, and how it is solved: `ratio`, and the size of r where known."""
+    """A task: the problem, its data, its step `ratio`, and the size of r where known."""
 
     problem: LowerLevel
     train: data.Samples

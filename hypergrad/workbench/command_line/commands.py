@@ -1,4 +1,4 @@
-"""What the command line takes: its commands and their options."""
+"""The commands and options of the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _help(*lines: str, default: str | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What is learned on, how it is learned, and where the results go."""
+    """Data, method and output of learning."""
 
     out: Annotated[Path | None, _default("results/<command>-<date>-<time>")] = None
     """Folder for the results. Given again with the same settings, the run goes on there."""
@@ -98,7 +98,7 @@ class PartOptions:
     G: str = "Quadratic:weight=1.0"
     """The data term, named like F; its weight has to be given."""
     loss: Annotated[str | None, _default("half the squared error")] = None
-    """What is learned by: module:function of x and x_true, a mean over the batch."""
+    """The loss: module:function of x and x_true, a mean over the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Restore:
     """Apply a learned operator to a file, or to each file of a folder."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """What was observed: PNG, JPEG, TIFF; WAV, FLAC; a .npy of shape (samples, n); or a folder."""
+    """The observed file: PNG, JPEG, TIFF; WAV, FLAC; a .npy of shape (samples, n); or a folder."""
     operator: Path
     """The operator_….npz that `train` or `compare` saved."""
     out: Annotated[Path | None, _default("<name>-restored beside it")] = None

@@ -247,7 +247,7 @@ def _restore(options: Restore) -> None:
 
 
 def _in_words(restored: Restored) -> list[str]:
-    """What there is to say of a file, and last where it is."""
+    """Report on a restored file; its path comes last."""
     words = []
     if restored.restored is not None:
         words.append(
@@ -269,7 +269,7 @@ def _look_for_modules_here() -> None:
 
 
 def _start_processes(on: DeviceOptions) -> None:
-    """What has to be said to JAX before it looks for its devices."""
+    """Configure JAX before it looks for its devices."""
     import jax
 
     from hypergrad._foundation.checks import check_count
@@ -298,7 +298,7 @@ def _start_processes(on: DeviceOptions) -> None:
 
 @contextlib.contextmanager
 def _folder_of_this_process(out: Path) -> Generator[Path]:
-    """Where it writes: what others than the first one write is what the first one writes, too."""
+    """Return the folder to write to; all processes write what the first one writes."""
     import jax
 
     if jax.process_index() == 0:
@@ -330,7 +330,7 @@ def _keep_programs() -> None:
 
 
 def _cache_folder() -> Path | None:
-    """Where this system keeps what can be made again; None for a user without a home."""
+    """Return the cache folder of this system; None for a user without a home."""
     try:
         home = Path.home()
     except RuntimeError:

@@ -40,7 +40,7 @@ class NamedFunction(NamedTuple):
 
     @property
     def weight_is_free(self) -> bool:
-        """Whether it takes a `weight` that was not given, and so is chosen on data."""
+        """Return whether a `weight` is missing, and therefore chosen on data."""
         return "weight" not in self.options and "weight" in _parameters(self.make)
 
     def built(self, **more: float) -> AbstractFunction:

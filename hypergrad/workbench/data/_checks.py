@@ -1,4 +1,4 @@
-"""What the loaders refuse, and how they say it."""
+"""Checks of the loaders, and their errors."""
 
 from __future__ import annotations
 

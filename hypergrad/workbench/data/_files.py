@@ -87,7 +87,7 @@ def part_of(files: list[Path], split: Split, split_seed: int, choose: float = 0.
 def read_each(
     files: Sequence[Path], folder: str | Path, read: Callable[[Path], T], skip: Skip | None
 ) -> dict[str, T]:
-    """What is read of each file, by its name in the folder, but for those that are skipped.
+    """Return the contents of each file, by its name in the folder, without skipped ones.
 
     **Errors**: the `ValueError` of `read`, which names the file, where there is no `skip`; and one
     where all were skipped.
@@ -112,7 +112,7 @@ def _refuse(file: Path, rule: str, got: str, skip: Skip | None) -> None:
 
 
 def read_with(file: Path, reader: Callable[[Path], Any]) -> Any:
-    """What the reader makes of the file.
+    """Read a file.
 
     **Errors**: a `ValueError` that names the file, whatever is wrong with it.
     """
@@ -126,7 +126,7 @@ def read_with(file: Path, reader: Callable[[Path], Any]) -> Any:
 
 
 def read_picture(file: Path, from_pillow: Callable[[Any], T], from_array: Callable[[Any], T]) -> T:
-    """What is made of a picture of one page, as Pillow reads it, or of the array of another TIFF.
+    """Return the pixels of a picture of one page, from Pillow or from the array of another TIFF.
 
     Pillow knows no TIFF of 16 or 64 bit floats, say, and takes all whole numbers for signed ones.
     """

@@ -1,4 +1,4 @@
-"""How near a restored signal is to the truth, in decibels."""
+"""Measures of a restored signal against the truth, in decibels."""
 
 from __future__ import annotations
 

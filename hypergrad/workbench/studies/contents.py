@@ -1,4 +1,4 @@
-"""What the folder of a run says about its own files."""
+"""Describe the files in the folder of a run."""
 
 from __future__ import annotations
 

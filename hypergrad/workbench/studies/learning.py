@@ -94,7 +94,7 @@ def _saved(
     solver: ChambollePock,
     strategy: AbstractStrategy,
 ) -> SavedOperator:
-    """What was learned, with all that it takes to restore by it."""
+    """Return the learned operator with everything that restoring needs."""
     is_sound = len(samples.shape) == 1 and config.data is not None and Path(config.data).is_dir()
     return SavedOperator(
         problem,

@@ -73,7 +73,7 @@ def nothing_gained(
     rows: list[dict[str, Any]],
     training: list[dict[str, Any]],
 ) -> str:
-    """What it means that no strategy gained anything on held-out data; empty where one did.
+    """Explain why no strategy gained anything on held-out data; empty if one did.
 
     `training`, the records of all epochs: whether the loss rose decides what to change.
     """
@@ -144,7 +144,7 @@ def learning_table(rows: list[dict[str, Any]], width: int = WIDTH) -> str:
 
 
 def about_the_table(config: ImageStudy) -> str:
-    """What each column of `learning_table` is."""
+    """Describe each column of `learning_table`."""
     other = (
         ""
         if config.loss is None
