@@ -60,7 +60,7 @@ class Recipe:
     """Of Adam for K; it falls like a cosine."""
 
 
-# Rates by a few runs, looked at on the photograph to choose on: what starts well wants small ones.
+# Rates by a few runs, compared on the photograph to choose on: what starts well wants small ones.
 RECIPES = (
     Recipe("K alone", "dct", row_weights=False, rate=5e-3),
     Recipe("K and row weights", "dct", rate=5e-3),
@@ -189,7 +189,7 @@ def learn(config: Config, recipe: Recipe, seed: int, workspace: Workspace) -> Re
     x = np.asarray(images.held_out.x_true)
     use = np.mean(np.abs(np.asarray(operators.apply(problem.K, jnp.asarray(x)))), axis=0)
     weights = np.asarray(problem.F.weight)  # pyright: ignore[reportAttributeAccessIssue]
-    # Half precision is enough to be looked at.
+    # Half precision is enough for a picture.
     K = np.asarray(problem.K).astype(np.float16)
     arrays = {"K": K, "use": (weights * use).astype(np.float32), "picture": crop}
     return Result([learned, record], arrays)

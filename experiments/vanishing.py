@@ -9,7 +9,7 @@ coordinates saturate only the reduced statement can hold: on the free primal coo
 unsaturated dual ones J, delta_P,I goes to P_ker(K_JI) g_I. Measured are the adjoint variables over
 the layer, their distances to both kernels as L grows, what each layer contributes to the gradient
 in K, and the norm of that gradient, for the last iterate and for three averages. The gradient that
-the recursion gives is held against JAX's differentiation of the loop.
+the recursion gives is compared with JAX's differentiation of the loop.
 
 Budget: 10 minutes on 2 cores, a shard on each.
 """

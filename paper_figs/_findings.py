@@ -21,7 +21,7 @@ from hypergrad._foundation.statistics import Interval, group, mean_interval, pai
 UNIFORM = "ergodic:uniform"
 AVERAGES = (UNIFORM, "ergodic:tail=0.5", "ergodic:linear")
 ONE_STEP = ("truncation:k=1", "limit:steps=1")
-SAME = 0.1  # dB: a difference that nobody sees
+SAME = 0.1  # dB: an invisible difference
 
 Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
 Case = bool | None

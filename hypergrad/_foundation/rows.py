@@ -15,7 +15,7 @@ from hypergrad._foundation.checks import as_inexact, check_finite
 
 __all__ = ["ROWS_A_PIECE", "Rows", "rows_of"]
 
-# What is looked at (checked, hashed, solved) at a time where nobody says otherwise.
+# The default number of samples that are checked, hashed or solved at a time.
 ROWS_A_PIECE = 4096
 
 

@@ -150,7 +150,7 @@ class AdjointStats(eqx.Module):
         steps: Array | int | None = None,
         products: Array | int | None = None,
     ) -> AdjointStats:
-        """Report that nobody knows how good the gradient is: residual NaN, status UNKNOWN.
+        """Report a gradient of unknown accuracy: residual NaN, status UNKNOWN.
 
         NON_FINITE where the gradient itself is not finite, which anybody can see.
         """

@@ -1,4 +1,4 @@
-"""Faster methods with the same solution, in place of iterations that nobody differentiates."""
+"""Faster methods with the same solution, in place of iterations that are not differentiated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WIDEST = 1e5
 class AbstractAcceleration(eqx.Module):
     """A method whose fixed points are those of the iteration, in bursts of iterations.
 
-    It replaces only iterations that nobody differentiates: a strategy differentiates plain ones.
+    It replaces only iterations that are not differentiated: a strategy differentiates plain ones.
     Between two bursts it carries an iterate of any structure.
     """
 

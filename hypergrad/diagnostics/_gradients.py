@@ -39,7 +39,7 @@ def check_learnable(name: str, part: Any) -> None:
     """Refuse a part of a problem whose gradient has no entries: its errors would all be 0."""
     if not jax.tree.leaves(eqx.filter(part, eqx.is_inexact_array)):
         raise HypergradError(
-            f"{name} must have a parameter for its gradient to be looked at; got a "
+            f"{name} must have a parameter for its gradient to be measured; got a "
             f"{type(part).__name__} without any: use a matrix or an operator with array fields"
         )
 

@@ -125,7 +125,7 @@ class MatrixFree(AbstractSearch):
     """For `Exact`, of K only products: whole images.
 
     Accelerated Chambolle-Pock iterations in bursts, after each of them Newton steps at the active
-    sets reached, by conjugate gradients on the dual half; the adjoint likewise.
+    sets reached, by conjugate gradients on the dual half, as for the adjoint.
 
     **Arguments**: `iterations`, at most so many of the first-order method; `steps`, at most so
     many of conjugate gradients per solve.

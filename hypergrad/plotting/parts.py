@@ -1,4 +1,4 @@
-"""The parts of one's own figures: a white page, axes, curves, labels, a legend."""
+"""The parts of custom figures: a white page, axes, curves, labels, a legend."""
 
 from __future__ import annotations
 

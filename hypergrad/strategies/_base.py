@@ -225,10 +225,9 @@ class _Differentiated(NamedTuple):
 class AbstractDifferentiableStrategy(AbstractStrategy):
     """A strategy written as plain differentiable JAX: `run` alone, its pullback made by `jax.vjp`.
 
-    `run` decides what is differentiated (it may apply `stop_gradient` anywhere), and nobody knows
-    how far the result is from a gradient. So its adjoint has the status UNKNOWN, which is not a
-    good one (`throw=True` raises), no residual and no counts. A strategy that knows better
-    overrides `adjoint_stats`.
+    `run` decides what is differentiated (it may apply `stop_gradient` anywhere), so the accuracy of the
+    gradient is unknown. The adjoint has the status UNKNOWN, which is not a good one (`throw=True`
+    raises), no residual and no counts, unless the strategy overrides `adjoint_stats`.
 
     **Cost**: whatever JAX stores and computes for `run`.
     """

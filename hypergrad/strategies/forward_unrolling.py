@@ -20,7 +20,7 @@ __all__ = ["ForwardUnrolling"]
 # So many derivatives are carried along at once, and the iteration itself once for all of them: more
 # would save iterations and take memory.
 _AT_ONCE = 4
-# Forward solves that nobody has to be warned of.
+# Up to so many forward solves there is no warning.
 _FEW_SOLVES = 500
 
 

@@ -24,7 +24,7 @@ _STEPS = (0.05, 1.0, 8.0)
 # axes.
 _MAGNITUDES, _EACH = (0.01, 0.1, 1.0, 10.0, 100.0), 5
 _POINTS = len(_MAGNITUDES) * _EACH + 1
-# Points of all magnitudes that each is held against.
+# Points of all magnitudes to compare each with.
 PARTNERS = np.linspace(0, _POINTS - 1, 8).astype(int)
 # Moves away from a prox: near ones find a slope that is left, far ones another minimiser.
 _LENGTHS = (1e-6, 1e-4, 1e-2, 0.3, 1.0)
@@ -92,7 +92,7 @@ def draw(size: int, seed: int, dtype: Any) -> Draws:
 
 
 def see(f: AbstractFunction, draws: Draws) -> Seen:
-    """All that is looked at, as one program."""
+    """Evaluate everything in one program."""
     return jax.lax.map(lambda step: _see_at(f, draws, step), draws.steps)
 
 

@@ -1,4 +1,4 @@
-"""The laws that every function obeys, looked at in one function at random points."""
+"""Check the laws that every function obeys, at random points."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_function(f: AbstractFunction, size: int, *, seed: int = 0) -> None:
     - `prox_conjugate` agrees with Moreau's identity, and `conjugate` with that of Fenchel and
       Young, `f(p) + f*(y) = <p, y>` at `y = (z - p) / step`;
     - the derivatives of both proxes are finite, symmetric, and those that differences have;
-    - `separable`, `homogeneous` and `indicator` are true where they are said.
+    - `separable`, `homogeneous` and `indicator` are true where they are claimed.
 
     **Arguments**: `f`, the function; `size`, that of the vectors it acts on (m for F, n for G);
     `seed` of the points.
@@ -57,9 +57,9 @@ def check_function(f: AbstractFunction, size: int, *, seed: int = 0) -> None:
     **Cost**: one or two seconds, nearly all of it compiling, for up to some thousand entries; it
     takes 25,000 values of `f`.
 
-    **Caveat**: random points prove nothing, and derivatives in the parameters are only looked at
+    **Caveat**: random points prove nothing, and derivatives in the parameters are only checked
     for being finite, `margin`, `piece`, `smooth`, `strong_convexity` and the scales not at all. It
-    is looked at in double precision, whatever JAX is set to: what a prox loses by cancelling in
+    is checked in double precision, whatever JAX is set to: what a prox loses by cancelling in
     single goes unseen. One that is off by more than 1e-7 of its size is found, so one by an inner
     iteration has to be that good. Say an indicator with some slack (64 roundings), or it is
     infinite at its own projection.

@@ -1,4 +1,4 @@
-"""The laws that every operator obeys, looked at in one operator at random points."""
+"""Check the laws that every operator obeys, at random points."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _relative_to_the_fewest(records: Sequence[dict[str, Any]]) -> list[Record]:
 
 
 def cells(settings: Settings) -> list[Cell]:
-    """One: the numbers of samples are held against one another."""
+    """Return 1: the numbers of samples are compared with one another."""
     return [Cell({"section": NAME}, lambda workspace: measure(settings, workspace), cost=10.0)]
 
 

@@ -1,7 +1,7 @@
 """The time that every strategy takes to compile, and how often it compiles.
 
 Seconds of tracing and compiling one hypergradient, with no program kept from before (`hypergrad
-bench` keeps none on disk; a `JAX_COMPILATION_CACHE_DIR` of one's own would); programs compiled by a
+bench` keeps none on disk; a `JAX_COMPILATION_CACHE_DIR` would); programs compiled by a
 first call, small ones between the large one included, and by a second one with other numbers of the
 same shapes.
 """

@@ -311,7 +311,7 @@ def _folder_of_this_process(out: Path) -> Generator[Path]:
 def _keep_programs() -> None:
     """Let JAX keep what it compiles in the user's cache, so that the next run need not.
 
-    Only where nobody has settled it already: `JAX_COMPILATION_CACHE_DIR` names another folder,
+    Only where it is not set already: `JAX_COMPILATION_CACHE_DIR` names another folder,
     `JAX_ENABLE_COMPILATION_CACHE=false` has none. Without a folder to write to, nothing is kept.
     """
     import jax

@@ -1,4 +1,4 @@
-"""Real data as float64 NumPy arrays: photographs, disparity rows, speech, and one's own.
+"""Real data as float64 NumPy arrays: photographs, disparity rows, speech, and custom data.
 
 Training and held-out samples never share a photograph, a band of rows, a clip or a file. Nothing
 is downloaded, and every draw comes from the seed given.

@@ -135,7 +135,7 @@ def read_picture(file: Path, from_pillow: Callable[[Any], T], from_array: Callab
     is_tiff = file.suffix.lower() in (".tif", ".tiff")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of metadata that nobody asks for
+            warnings.simplefilter("ignore", UserWarning)  # about metadata, which is not used
             with PIL.Image.open(file) as picture:
                 if getattr(picture, "n_frames", 1) > 1:
                     raise HypergradError("more than one page")

@@ -1,4 +1,4 @@
-"""One's own data: rows of a `.npy`, images, or sound."""
+"""Custom data: rows of a `.npy`, images, or sound."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_own(
     most: Mapping[Split, int] | None = None,
     skip: Skip | None = None,
 ) -> dict[str, Samples]:
-    """One's own data as `{"train": Samples, "test": Samples}`, a fifth of it held out.
+    """Return custom data as `{"train": Samples, "test": Samples}`, a fifth of it held out.
 
     * A `.npy` of shape `(samples, n)`: `noise`, in its units, is added, and the last fifth of the
       rows tests (so keep rows that are alike together). Of a split with a `most`, so many rows are

@@ -47,7 +47,7 @@ CONVERGED_TOLERANCE = 1e-6
 
 
 def _analysis_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
-    """DCT without its constant row, differences, and the untrained operator: both, or one's own."""
+    """DCT without its constant row, differences, and the untrained operator: both, or a custom one."""
     if len(shape) == 2:
         dct = operators.dct2((shape[0], shape[1]), constant=False)
         differences = operators.differences2((shape[0], shape[1]))
@@ -103,7 +103,7 @@ def tuned_problems(
         )  # fmt: skip
         return Tuned(problem, at_an_end)
 
-    # What is not learned stays what it is, whatever F is: something to be held against.
+    # What is not learned stays what it is, whatever F is: a baseline.
     return {
         name: tuned(K, parse_function(config.F if name == "untrained" else "L1"))
         for name, K in analysis_operators.items()

@@ -37,7 +37,7 @@ CONTENTS = {
         "the loss that is learned by, on training and held-out data",
         "lower is better",
     ),
-    "loss_over_seconds.png, .pdf": ("the same over the time of learning", "likewise"),
+    "loss_over_seconds.png, .pdf": ("the same over the time of learning", "as the picture above"),
     "operator_<strategy>.npz": (
         "what was learned, in its best epoch: K, its functions with their weights, the solver, the "
         "strategy",

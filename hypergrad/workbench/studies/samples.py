@@ -1,4 +1,4 @@
-"""The samples to learn on and those held out, of photographs or of one's own."""
+"""The samples to learn on and those held out, of photographs or of custom data."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class StudyData:
 def piece_size(config: ImageStudy, samples: StudyData) -> int:
     """Samples solved at a time, throughout a job: one compilation a strategy.
 
-    As many as a batch has, but no more than are looked at at once: a piece is filled up.
+    As many as a batch has, but no more than fit a chunk, which is padded.
     """
     looked_at = max(len(samples.held_out), min(config.tuning_samples, len(samples.train)))
     return min(config.batch_size, looked_at)
 
 
 def load(config: ImageStudy, say: Callable[[str], object]) -> StudyData:
-    """The samples of a run; `say` is told which files are skipped, where the settings allow it."""
+    """The samples of a run; `say` receives the names of skipped files, where the settings allow it."""
     if config.data is not None:
         own = data.load_own(
             config.data,

@@ -21,7 +21,7 @@ __all__ = [
     "report",
 ]
 
-# What a strategy has to gain on held-out data over the untrained operator, or it is told (dB).
+# What a strategy has to gain on held-out data over the untrained operator, or a hint is printed (dB).
 _GAIN = 0.1
 
 # By how much the training loss has to rise, relative to its start, for the learning rate to be
@@ -78,7 +78,7 @@ def nothing_gained(
     `training`, the records of all epochs: whether the loss rose decides what to change.
     """
     by_name = {row["operator"]: row for row in rows}
-    # An average is held against the average that is not learned, where there is one.
+    # An average is compared with the average that is not learned, where there is one.
     pairs = {
         label: (by_name.get(f"untrained, {label}", by_name["untrained"]), row)
         for label, row in by_name.items()
@@ -170,6 +170,6 @@ _ABOUT_THE_EPOCH = (
 def _about_training_loss(config: ImageStudy) -> str:
     """Why it is not that of the curves."""
     return (
-        f"Training loss: of the first {config.held_out_samples} training samples at the most (the "
+        f"Training loss: of at most the first {config.held_out_samples} training samples (the "
         "curves and records.jsonl have that of all)."
     )
