@@ -225,8 +225,8 @@ class _Differentiated(NamedTuple):
 class AbstractDifferentiableStrategy(AbstractStrategy):
     """A strategy written as plain differentiable JAX: `run` alone, its pullback made by `jax.vjp`.
 
-    `run` decides what is differentiated (it may apply `stop_gradient` anywhere), so the accuracy of the
-    gradient is unknown. The adjoint has the status UNKNOWN, which is not a good one (`throw=True`
+    `run` decides what is differentiated (it may apply `stop_gradient` anywhere), so the accuracy of
+    the gradient is unknown. The adjoint has the status UNKNOWN, which is not good (`throw=True`
     raises), no residual and no counts, unless the strategy overrides `adjoint_stats`.
 
     **Cost**: whatever JAX stores and computes for `run`.

@@ -67,7 +67,7 @@ class AbstractRegime(eqx.Module):
 
 # --------------------------------------------------------------------------- what the regimes share
 
-# Maximum number of Newton steps from the returned pair: one is enough where its active set is right.
+# Maximum of Newton steps from the returned pair: one is enough where its active set is right.
 _NEWTON_STEPS = 4
 
 

@@ -47,7 +47,7 @@ CONVERGED_TOLERANCE = 1e-6
 
 
 def _analysis_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
-    """DCT without its constant row, differences, and the untrained operator: both, or a custom one."""
+    """Return DCT without its constant row, differences, and the untrained (or custom) operator."""
     if len(shape) == 2:
         dct = operators.dct2((shape[0], shape[1]), constant=False)
         differences = operators.differences2((shape[0], shape[1]))

@@ -42,7 +42,7 @@ def piece_size(config: ImageStudy, samples: StudyData) -> int:
 
 
 def load(config: ImageStudy, say: Callable[[str], object]) -> StudyData:
-    """The samples of a run; `say` receives the names of skipped files, where the settings allow it."""
+    """The samples of a run; `say` receives skipped files, where the settings allow it."""
     if config.data is not None:
         own = data.load_own(
             config.data,

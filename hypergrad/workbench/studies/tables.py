@@ -21,7 +21,7 @@ __all__ = [
     "report",
 ]
 
-# What a strategy has to gain on held-out data over the untrained operator, or a hint is printed (dB).
+# The gain over the untrained operator (dB, held out) below which a hint is printed.
 _GAIN = 0.1
 
 # By how much the training loss has to rise, relative to its start, for the learning rate to be
