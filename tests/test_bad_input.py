@@ -597,7 +597,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an acceleration by its name": (
         lambda: hg.ChambollePock(acceleration="fast"),
-        r"acceleration must be one of this package; got 'fast'",
+        r"acceleration must be an AbstractAcceleration; got 'fast'",
     ),
     "more checkpoints than iterations": (
         lambda: solve(strategy=hg.FullUnrolling(checkpoints=1000)),

@@ -34,7 +34,7 @@ class HypergradError(ValueError):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(message)
+        ValueError.__init__(self, message)
 
 
 HypergradError.__module__ = "hypergrad"  # its public name, in tracebacks
