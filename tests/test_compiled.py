@@ -409,7 +409,7 @@ def test_equal_functions_share_a_program() -> None:
     first = _value(make(1.0))
     assert count_compilations(lambda: _hypergradient(make(1.0))) == 0
     assert _value(make(FACTOR)) == pytest.approx(FACTOR * first)
-    other = lambda x, x_true: _weighted(1.0, x, x_true) + 1.0  # noqa: E731
+    other = lambda x, x_true: _weighted(1.0, x, x_true) + 1.0  # noqa: E731 a lambda is what is tested
     assert _value(other) == pytest.approx(first + 1.0)
 
 

@@ -405,8 +405,7 @@ def test_the_target_is_reached_and_told(key):
     # (Of the lower level: a system of active sets that have not settled may take more steps.)
     assert taken[0] < taken[1]
     # Whatever the tolerances of a round, all are one program.
-    again = lambda: drive(problem, x_tilde, x_true, target_error=1e-5)  # noqa: E731
-    assert count_compilations(again) == 0
+    assert count_compilations(lambda: drive(problem, x_tilde, x_true, target_error=1e-5)) == 0
 
 
 def test_a_target_out_of_reach_is_told():

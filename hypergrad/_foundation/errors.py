@@ -33,6 +33,7 @@ class HypergradError(ValueError):
     k must be a whole number of at least 1; got 0: pass k=1 or more
     """
 
+    # Python knows no signature of an exception without it, and help() would show none.
     def __init__(self, message: object) -> None:
         ValueError.__init__(self, message)
 

@@ -27,7 +27,7 @@ def as_sentence(sentence: Callable[[_Result], str]) -> Callable[[_Result], str]:
     """
 
     @functools.wraps(sentence)
-    def __repr__(self: _Result) -> str:  # noqa: N807
+    def __repr__(self: _Result) -> str:  # noqa: N807 becomes the method
         leaves = jax.tree.leaves(self)
         readable = bool(leaves) and all(map(_is_readable, leaves))
         return sentence(self) if readable else eqx.tree_pformat(self)

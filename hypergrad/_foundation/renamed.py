@@ -17,7 +17,7 @@ def renamed(module: str, new_names: Mapping[str, str]) -> Callable[[str], Any]:
     so that a room can point to one above it without importing it.
     """
 
-    def __getattr__(name: str) -> Any:  # noqa: N807
+    def __getattr__(name: str) -> Any:  # noqa: N807 the hook of a module
         if name not in new_names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = new_names[name]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from hypergrad._foundation.errors import HypergradError, reason_of
 
-__all__ = ["Spec", "import_part", "parse_spec"]
+__all__ = ["Spec", "call_part", "import_part", "parse_spec"]
 
 
 class Spec(NamedTuple):
@@ -53,15 +53,6 @@ class Spec(NamedTuple):
                     f"{self.part!r} needs a value for the option {option!r}; write {option}=…"
                 )
 
-    def call(self, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Return `make(*args, **options)`; arguments that it refuses are the user's mistake."""
-        try:
-            return make(*args, **options)
-        except HypergradError as error:
-            raise HypergradError(f"{self.text!r}: {error}") from None
-        except (TypeError, ValueError) as error:
-            raise HypergradError(f"{self.text!r} does not fit what it names: {error}") from None
-
 
 def parse_spec(text: str, known: Mapping[str, Any], what: str) -> Spec:
     """Parse `name[:options]`, of a known name, or `module:name[:options]`.
@@ -89,6 +80,16 @@ def parse_spec(text: str, known: Mapping[str, Any], what: str) -> Spec:
     except HypergradError as error:
         raise HypergradError(f"{rule}; got {text!r}{near}: {error}") from None
     return Spec(text, part, target, _parse_options(options, text))
+
+
+def call_part(text: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Return `make(*args, **options)`; arguments that it refuses are the mistake of `text`."""
+    try:
+        return make(*args, **options)
+    except HypergradError as error:
+        raise HypergradError(f"{text!r}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise HypergradError(f"{text!r} does not fit what it names: {error}") from None
 
 
 def import_part(part: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from hypergrad._foundation.errors import HypergradError
-from hypergrad._foundation.specs import parse_spec
+from hypergrad._foundation.specs import call_part, parse_spec
 from hypergrad.adjoint import (
     CGLS,
     AbstractAdjointSolve,
@@ -121,5 +121,5 @@ def parse_strategy(text: str) -> AbstractStrategy:
         field, make = strategy.choices.get(option, (option, None))
         if field in fields:
             raise HypergradError(f"{text!r} must give each option once; got {field} twice")
-        fields[field] = values[0] if make is None else spec.call(make, *values)
-    return spec.call(strategy, **fields)
+        fields[field] = values[0] if make is None else call_part(text, make, *values)
+    return call_part(text, strategy, **fields)

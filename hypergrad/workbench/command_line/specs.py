@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import as_inexact, check_count, describe
 from hypergrad._foundation.errors import HypergradError
-from hypergrad._foundation.specs import Spec, parse_spec
+from hypergrad._foundation.specs import Spec, call_part, parse_spec
 from hypergrad.bilevel import Loss
 from hypergrad.problem import functions, operators
 from hypergrad.problem.functions import AbstractFunction
@@ -54,7 +54,7 @@ class NamedFunction(NamedTuple):
             raise HypergradError(
                 f"{self.text!r} needs the option 'weight'; write {self.text}:weight=…"
             )
-        f = Spec(self.text, self.text, self.make, {}).call(self.make, **given)
+        f = call_part(self.text, self.make, **given)
         if not isinstance(f, AbstractFunction):
             raise HypergradError(
                 f"{self.text!r} must give a hypergrad.AbstractFunction; got {describe(f)}: name a "
@@ -110,7 +110,7 @@ def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
     (5, 4)
     """
     spec, options = _operator_spec(text)
-    K = spec.call(spec.target, shape, **options)
+    K = call_part(text, spec.target, shape, **options)
     K = as_inexact(K, f"what {text!r} returns", rule="an (m, n) matrix", advice="return an array")
     n = math.prod(shape)
     if K.ndim != 2 or K.shape[1] != n:
@@ -128,7 +128,7 @@ def check_operator_text(text: str) -> None:
     """
     spec, options = _operator_spec(text)
     if spec.target is _random_operator:
-        spec.call(spec.target, (1,), **options)
+        call_part(text, spec.target, (1,), **options)
 
 
 def _operator_spec(text: str) -> tuple[Spec, dict[str, Any]]:
