@@ -10,7 +10,7 @@ one step starts from and at the K that it ends at: the exact gradients of many b
 k-step ones (bias against the noise of a batch, batches that point uphill); and what more steps gain
 from there, exact ones beside those of one step and of full unrolling.
 
-Budget: 30 minutes on 2 cores, a shard on each (half of it the exact gradients).
+Budget: 30 minutes on 2 cores (`--workers 2`; half of it the exact gradients).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The benchmark as an experiment: `hypergrad bench`, with shards and stored records.
+"""The benchmark as an experiment: `hypergrad bench`, with stored records.
 
 python experiments/bench.py [--quick] [--only floors] [--out results/bench]
 """

@@ -18,7 +18,7 @@ for the box and m = 2n for the other only. The first seed at 20 ms and 3 or 4 bi
 whole clips by overlapping frames; one is written as WAV into the run's folder, and where `pystoi`
 and `pesq` are installed (`pip install hypergrad-jax[speech]`) they judge too.
 
-Budget: 30 minutes on 2 cores, a shard on each.
+Budget: 30 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations

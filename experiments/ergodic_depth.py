@@ -8,7 +8,7 @@ batches, as on the poster; each at the rate that `learning_rates.py` found for i
 biased towards what was observed, which acts like shrinkage: so every K, the untrained one first, is
 judged as it is returned, at L, averaged, converged, and converged but shrunk by a fitted factor.
 
-Budget: 20 minutes on 2 cores, a shard on each.
+Budget: 20 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ As distributions over samples: a batch hides that some samples are wrong altoget
 of many cancel. What sees the last k iterations only is run from the state at L - k, which gives the
 numbers of L iterations without repeating them.
 
-Budget: 5 minutes on 2 cores, a shard on each.
+Budget: 5 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations

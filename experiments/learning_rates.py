@@ -7,7 +7,7 @@ too large for all), from the same start and in the same order of batches, and ju
 of its own (`rocket`), at L and by what the strategy returns. What is found is stored with its
 records; the other experiments read it.
 
-Budget: 15 minutes on 2 cores, a shard on each.
+Budget: 15 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations

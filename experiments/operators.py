@@ -8,7 +8,7 @@ on held-out photographs at a converged lower level, beside the DCT and differenc
 total variation) at the weights that are best on training data, over seeds. The K of the first seed
 are kept, and restore a whole photograph.
 
-Budget: 10 minutes on 2 cores, a shard on each.
+Budget: 10 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations

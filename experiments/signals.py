@@ -13,7 +13,7 @@ by hand after a few trials with one seed.
 The held-out rows have far fewer jumps than the training rows (another part of the picture), so
 held-out losses are the smaller ones.
 
-Budget: 8 minutes on 2 cores, a shard on each.
+Budget: 8 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ held-out losses over seeds. Then tau, sigma and theta are what is learned, K sta
 that L iterations come near the truth, or near the solution; tested at other L, too, beside the
 default steps.
 
-Budget: 10 minutes on 2 cores, a shard on each.
+Budget: 10 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations

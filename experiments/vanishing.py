@@ -11,7 +11,7 @@ the layer, their distances to both kernels as L grows, what each layer contribut
 in K, and the norm of that gradient, for the last iterate and for three averages. The gradient that
 the recursion gives is compared with JAX's differentiation of the loop.
 
-Budget: 10 minutes on 2 cores, a shard on each.
+Budget: 10 minutes on 2 cores (`--workers 2`).
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ class Layers:
 
         return np.sum([rows(left).T @ rows(right) for left, right in self.pairs], axis=0)
 
-    @functools.cached_property
+    @property
     def whole(self) -> np.ndarray:
-        """What all of them add up to: the gradient of the batch in K."""
+        """Return the sum over all layers: the gradient of the batch in K."""
         return self.gradient(slice(None))
 
 

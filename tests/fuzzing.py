@@ -138,7 +138,7 @@ def command_lines(seed: int) -> Iterator[Case]:
             ("--coordinator", "a:b", "--processes", "1", "--process", "0"),
         ):  # fmt: skip
             yield Case(f"{command} {' '.join(words)}", (*base, *words))
-    for option in [*_OPTIONS, "only", "shard"] * 4:
+    for option in [*_OPTIONS, "only"] * 4:
         command = draw.choice(["compare", "train", "bench"])
         word = _misspelt(option, draw)
         yield Case(f"{command} --{word}", (command, "--seed", "1", f"--{word}", "1"))
@@ -148,11 +148,6 @@ def command_lines(seed: int) -> Iterator[Case]:
     for word in ("", "-", "-x", "--versions", "💥", "compare train", "\udcff", "-1", "..", "="):
         yield Case(f"command {word!r}", (word,))
         yield Case(f"strategies {word!r}", ("strategies", word or "more"))
-    for shard in (
-        "", "1", "2/2", "-1/3", "a/b", "1/0", "0/0", "1/2/3", "½", "1.0/2", " 0/1", "0//1",
-        "9" * 5000 + "/1", "0/-1", "/", "1/",
-    ):  # fmt: skip
-        yield Case(f"bench shard {shard[:20]!r}", ("bench", "--quick", "--shard", shard))
     for name in ("", "frobnicate", "Floors", "floors,images", "💥", "floors ", "floors\n", "0"):
         yield Case(f"bench only {name!r}", ("bench", "--quick", "--only", name))
 
@@ -513,8 +508,9 @@ def settings_lines(settings: Any, seed: int, count: int) -> Iterator[Case]:
     for option, _ in numbers[:: max(len(numbers) // 4, 1)]:
         word = _misspelt(option, draw)
         yield Case(f"--{word}", (f"--{word}", "1"))
-    for shard in ("", "1", "2/2", "x/y", "1/0"):
-        yield Case(f"shard {shard!r}", ("--quick", "--out", "out", "--shard", shard))
+    for workers in ("", "0", "-1", "x", "1.5"):
+        yield Case(f"workers {workers!r}", ("--quick", "--out", "out", "--workers", workers))
+    yield Case("no scheduler", ("--quick", "--out", "out", "--scheduler", "nowhere"))
     yield Case("out lacks its value", ("--quick", "--out"))
     yield Case("a word too many", ("--quick", "--out", "out", "more"))
 

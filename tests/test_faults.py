@@ -31,7 +31,6 @@ from hypergrad._foundation import records
 from hypergrad._foundation.checks import check_count
 from hypergrad.learning.checkpoints import Checkpoints
 from hypergrad.workbench import studies as image_study
-from hypergrad.workbench import sweep
 from hypergrad.workbench.command_line import main as cli
 from hypergrad.workbench.sweep import Cell, Options, Result, run_experiment, run_sweep
 
@@ -162,19 +161,8 @@ def test_a_folder_in_use_is_refused_and_free_again_after_it(tmp_path) -> None:
         before = picture_of(tmp_path)
         with pytest.raises(ValueError, match="in use: wait for that run"):
             run_sweep(_cells([]), tmp_path, config={}, progress=False)
-        with pytest.raises(ValueError, match="in use"):
-            run_sweep(_cells([]), tmp_path, config={}, shard=sweep.Shard(0, 2), progress=False)
         assert picture_of(tmp_path) == before
     assert run_sweep(_cells([]), tmp_path, config={}, progress=False) is not None
-
-
-def test_shards_share_a_folder_and_nobody_gathers_before_they_end(tmp_path) -> None:
-    records.claim_folder(tmp_path, {})
-    with records.in_use(tmp_path, shared=True):
-        shard = sweep.Shard(0, 2)
-        assert run_sweep(_cells([]), tmp_path, config={}, shard=shard, progress=False) is None
-        with pytest.raises(ValueError, match="in use"):
-            run_sweep(_cells([]), tmp_path, config={}, progress=False)
 
 
 def test_the_second_of_two_claims_at_once_sees_the_first(tmp_path, monkeypatch) -> None:

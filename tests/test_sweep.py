@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -11,12 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import hypergrad
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import read_jsonl
-from hypergrad.workbench.sweep import Cell, Result, Shard, main, run_sweep, store
+from hypergrad.workbench import sweep
+from hypergrad.workbench.sweep import Cell, Result, Workspace, main, run_sweep, store
 
 
 def counting_cells(count: int, log: list[int]) -> list[Cell]:
@@ -88,24 +93,38 @@ def test_two_cells_of_one_key_are_refused(tmp_path):
         run_sweep(2 * counting_cells(1, []), tmp_path, config={}, progress=False)
 
 
-def test_shards_share_the_cells_and_the_last_one_has_all_records(tmp_path):
-    logs: list[list[int]] = [[], [], []]
-    given = [
+def test_workers_give_the_records_of_one_process_and_survive_kills(tmp_path):
+    """Each first attempt at a cell kills its worker; another one continues from the checkpoint."""
+
+    def compute(workspace: Workspace, i: int) -> Result:
+        mark = workspace.checkpoints / "started"
+        if not mark.exists():
+            mark.parent.mkdir(parents=True)
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        dtype = str(jnp.ones(1).dtype)
+        return Result([{"process": os.getpid(), "dtype": dtype}], {"square": np.full(2, i)})
+
+    cells = [Cell({"i": i}, functools.partial(compute, i=i)) for i in range(2)]
+    records = run_sweep(cells, tmp_path, config={}, workers=2, progress=False)
+    assert [record["i"] for record in records] == [0, 1]
+    assert os.getpid() not in {record["process"] for record in records}
+    assert {record["dtype"] for record in records} == {str(jnp.ones(1).dtype)}
+    assert not any((tmp_path / "checkpoints").iterdir())
+    # All are finished, so neither Dask nor this process computes them again.
+    assert run_sweep(cells, tmp_path, config={}, progress=False) == records
+
+
+def test_an_address_without_a_scheduler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_PATIENCE", 0.1)
+    with pytest.raises(HypergradError, match="must be the address of a Dask scheduler"):
         run_sweep(
-            counting_cells(5, logs[i]), tmp_path, config={}, shard=Shard(i, 3), progress=False
+            counting_cells(1, []),
+            tmp_path,
+            config={},
+            scheduler="tcp://localhost:1",
+            progress=False,
         )
-        for i in range(3)
-    ]
-    assert logs == [[0, 3], [1, 4], [2]]
-    assert given[:2] == [None, None]
-    assert given[2] is not None
-    assert [record["i"] for record in given[2]] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-
-
-@pytest.mark.parametrize("text", ["2/2", "1", "-1/3", "a/b", "1/0"])
-def test_a_shard_that_makes_no_sense_is_refused(text):
-    with pytest.raises(ValueError, match="a shard must be i/n"):
-        Shard.parse(text)
 
 
 def test_checkpoints_are_there_for_the_next_run_and_gone_after_it(tmp_path):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from hypergrad._foundation.errors import HypergradError
 
@@ -214,27 +215,23 @@ def _place_where_none_is(name: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_use(out: str | Path, *, shared: bool = False) -> Generator[None]:
-    """Hold a claimed folder: other processes may only where all of them share it.
+def in_use(out: str | Path) -> Generator[None]:
+    """Hold a claimed folder for this process; it is free again however the process ends.
 
-    However a process ends, it lets go. A file system that knows no locks holds nothing: there,
-    whole files alone keep two runs apart.
-
-    **Errors**: a `ValueError` where another process holds it.
+    **Raises**: `HypergradError` if another process holds it.
     """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl  # not on Windows
-
-            file = stack.enter_context((Path(out) / "config.json").open("r+b"))
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HypergradError(
-                    f"{out} must be a folder that no other run is at work in; got one that is in "
-                    "use: wait for that run, stop it, or name another folder"
-                ) from None
+        try:
+            # A folder with this file alone still counts as empty: its name begins with a dot.
+            lock = FileLock(Path(out) / ".lock", timeout=0, fallback_to_soft=False)
+            stack.enter_context(lock)
+        except Timeout:
+            raise HypergradError(
+                f"{out} must be a folder that no other run uses; got one in use: wait for that "
+                "run, stop it, or name another folder"
+            ) from None
+        except NotImplementedError:  # a file system without locks: only whole files protect there
+            pass
         yield
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: the independent cells of an experiment, each whole on disk before the next begins.
+"""Run sweeps: the independent cells of an experiment, each written whole as soon as it is finished.
 
     out/config.json          what the run is; another run is refused the folder
     out/environment.json     where it ran
@@ -8,8 +8,13 @@
     out/files/<name>/        what else a cell leaves for a person to look at or listen to
     out/records.jsonl        all records in the order of the cells, once the last one is finished
 
-Started again after an interruption, a sweep takes finished cells from the disk and the one that was
-at work from its checkpoints. A cell that cannot be read is said to be damaged and computed again.
+Started again after an interruption, a sweep reads finished cells from disk and continues the others
+from their checkpoints. A cell that cannot be read is reported as damaged and computed again.
+
+Cells run one after another in this process, or on workers of Dask. The first is the default and
+needs no Dask: experiments that measure time must have the machine to themselves, and a cell can
+show its own progress. This process alone writes cells, so a worker that is killed costs only the
+cell it was computing, which Dask gives to another one.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -29,6 +34,7 @@ import numpy as np
 import tyro
 from rich.progress import Progress
 
+from hypergrad._foundation.checks import check_count
 from hypergrad._foundation.errors import (
     DATA,
     INTERRUPTED,
@@ -57,7 +63,6 @@ __all__ = [
     "Cell",
     "Options",
     "Result",
-    "Shard",
     "Workspace",
     "main",
     "run_experiment",
@@ -68,12 +73,14 @@ __all__ = [
 
 Record = Mapping[str, Any]
 
+_PATIENCE = 30  # seconds for a scheduler to answer
+
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-    """What a cell gets: the folder of its checkpoints, and a bar to show its steps in.
+    """The folder of a cell's checkpoints, a bar for its steps, and a folder for files to keep.
 
-    And a folder for files that stay with the run: they are neither records nor stored.
+    The files stay with the run: they are neither records nor stored.
     """
 
     checkpoints: Path
@@ -87,7 +94,7 @@ class Workspace:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a cell gives: flat records (its key is added to each) and arrays for the figures."""
+    """The flat records of a cell (its key is added to each) and arrays for the figures."""
 
     records: Sequence[Record]
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -117,32 +124,6 @@ class Cell:
         return f"{words[:60]}-{_digest(self.key)[:8]}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Every `of`-th cell from number `index` on: what one job of a batch queue computes."""
-
-    index: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.of:
-            raise HypergradError(
-                f"a shard must be i/n with 0 <= i < n; got {self.index}/{self.of}: try 0/{self.of}"
-            )
-
-    @staticmethod
-    def parse(text: str) -> Shard:
-        """From `i/n`.
-
-        >>> Shard.parse("1/4")
-        Shard(index=1, of=4)
-        """
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if match is None:
-            raise HypergradError(f"a shard must be i/n; got {text!r}: try 0/1")
-        return Shard(int(match[1]), int(match[2]))
-
-
 def _digest(value: Any) -> str:
     return hashlib.sha256(to_json(value).encode()).hexdigest()
 
@@ -159,8 +140,8 @@ class _Finished:
     def _paths(self, cell: Cell) -> tuple[Path, Path]:
         return self.folder / f"{cell.name}.json", self.folder / f"{cell.name}.npz"
 
-    def write(self, cell: Cell, result: Result) -> None:
-        """The arrays first: a cell is finished when its records are there."""
+    def write(self, cell: Cell, result: Result) -> list[Record]:
+        """Write the arrays, then the records, which make the cell a finished one; return these."""
         path, arrays_path = self._paths(cell)
         digest = None
         if result.arrays:
@@ -172,6 +153,7 @@ class _Finished:
             "arrays": digest,
         }
         write_json(path, {**content, "checksum": _digest(content)})
+        return read_json(path)["records"]
 
     def read(self, cell: Cell) -> list[Record] | None:
         """The records, or None where the cell is not finished; a damaged one is said to be."""
@@ -201,20 +183,25 @@ def run_sweep(
     out: str | Path,
     *,
     config: Record,
-    shard: Shard | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
     progress: bool = True,
-) -> list[Record] | None:
-    """Compute what is not finished yet; all records in the order of the cells.
+) -> list[Record]:
+    """Compute the cells that are not finished yet; return all records in the order of the cells.
 
-    **Arguments**: `cells`, with different keys; `out`, a new folder or that of the same run;
-    `config`, what makes the run what it is (JSON); `shard`, which cells are this process's;
-    `progress`, a bar with the time left.
+    **Arguments**:
 
-    **Returns**: the records, or None while cells of other shards are not finished.
+    - `cells`: with different keys.
+    - `out`: a new folder, or that of the same run.
+    - `config`: the settings that identify the run, as JSON.
+    - `workers`: number of processes. With more than one, Dask runs them on this machine.
+    - `scheduler`: address of a Dask scheduler (`tcp://host:8786`) whose workers compute the cells
+      in place of local ones; they see `out` under the same path.
+    - `progress`: whether to show a bar with the time left.
 
-    **Errors**: a `ValueError` where `out` holds another run, or is in use by one that does not
-    share it (shards share it), or two cells have one key. An
-    interruption leaves finished cells, and the checkpoints of the one at work.
+    **Raises**: `HypergradError` if `out` holds another run or is in use, if two cells have one key,
+    or if Dask is needed and not installed. An interruption leaves the finished cells and the
+    checkpoints of the others.
 
     >>> import tempfile
     >>> def square(i):
@@ -223,45 +210,110 @@ def run_sweep(
     ...     run_sweep([square(i) for i in range(3)], out, config={}, progress=False)[2]
     {'i': 2, 'square': 4}
     """
-    out, shard = Path(out), shard or Shard()
+    check_count("workers", workers)
+    out = Path(out)
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise HypergradError(f"cells must have different keys; got twice: {', '.join(twice)}")
     claim_folder(out, config)
-    with in_use(out, shared=shard.of > 1):
+    with in_use(out):
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", environment())
         finished = _Finished(out)
-        _compute_missing(cells[shard.index :: shard.of], finished, out, progress)
-        found = [finished.read(cell) for cell in cells]
-        if any(records is None for records in found):
-            return None
-        records = [record for records in found for record in records or ()]
+        found = {cell.name: finished.read(cell) for cell in cells}
+        missing = [cell for cell in cells if found[cell.name] is None]
+        with progress_bar(disable=not progress) as bar:
+            if scheduler is not None or workers > 1:
+                results = _compute_on_workers(missing, out, workers, scheduler)
+            else:
+                results = _compute_here(missing, out, bar)
+            for cell, result in _with_progress(results, cells, missing, bar):
+                found[cell.name] = finished.write(cell, result)
+                shutil.rmtree(_workspace(cell, out, bar).checkpoints, ignore_errors=True)
+        records = [record for cell in cells for record in found[cell.name] or ()]
         write_jsonl(out / "records.jsonl", records)
         return records
 
 
-def _compute_missing(cells: Sequence[Cell], finished: _Finished, out: Path, progress: bool) -> None:
-    missing = [cell for cell in cells if finished.read(cell) is None]
-    # In thousandths of the whole, since cells are of different cost.
+def _with_progress(
+    results: Iterator[tuple[Cell, Result]],
+    cells: Sequence[Cell],
+    missing: Sequence[Cell],
+    bar: Progress,
+) -> Iterator[tuple[Cell, Result]]:
+    # In thousandths of the whole, since cells differ in cost.
     scale = 1000 / max(sum(cell.cost for cell in cells), 1e-12)
     done = 1000 - round(scale * sum(cell.cost for cell in missing))
-    with progress_bar(disable=not progress) as bar:
-        task = bar.add_task("all cells (per mille)", total=1000, completed=done, loss="")
-        for cell in missing:
-            checkpoints, files = (out / part / cell.name for part in ("checkpoints", "files"))
-            bar.update(task, loss=cell.name[:40])
-            shown = set(bar.task_ids)
-            finished.write(cell, cell.compute(Workspace(checkpoints, bar, files)))
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            for step in set(bar.task_ids) - shown:
-                bar.remove_task(step)
-            bar.advance(task, cell.cost * scale)
+    task = bar.add_task("all cells (per mille)", total=1000, completed=done, loss="")
+    for cell, result in results:
+        yield cell, result
+        bar.update(task, advance=cell.cost * scale, loss=cell.name[:40])
+
+
+def _workspace(cell: Cell, out: Path, bar: Progress) -> Workspace:
+    return Workspace(out / "checkpoints" / cell.name, bar, out / "files" / cell.name)
+
+
+def _compute_here(cells: Sequence[Cell], out: Path, bar: Progress) -> Iterator[tuple[Cell, Result]]:
+    for cell in cells:
+        shown = set(bar.task_ids)
+        yield cell, cell.compute(_workspace(cell, out, bar))
+        for step in set(bar.task_ids) - shown:
+            bar.remove_task(step)
+
+
+def _compute_on_workers(
+    cells: Sequence[Cell], out: Path, workers: int, scheduler: str | None
+) -> Iterator[tuple[Cell, Result]]:
+    """Yield results as workers of Dask finish them, in any order."""
+    try:
+        import distributed
+    except ImportError:
+        raise HypergradError(
+            "several workers need Dask; got an environment without it: "
+            "pip install 'hypergrad-jax[cluster]'"
+        ) from None
+    if scheduler is None:
+        # One task at a time per process: JAX has threads of its own.
+        where: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1}
+        where |= {"dashboard_address": None}
+    else:
+        where = {"address": scheduler, "timeout": _PATIENCE}
+    try:
+        client = distributed.Client(**where)
+    except (OSError, ValueError) as error:
+        raise HypergradError(
+            f"scheduler must be the address of a Dask scheduler that runs; got {scheduler!r} "
+            f"({reason_of(error)}): start one with `dask scheduler`"
+        ) from None
+    with client:
+        x64 = _has_x64()
+        tasks = {
+            client.submit(_compute_on_worker, cell, out.resolve(), x64, key=cell.name): cell
+            for cell in cells
+        }
+        for task in distributed.as_completed(tasks):
+            yield tasks[task], task.result()
+
+
+def _has_x64() -> bool:
+    import jax
+
+    return jax.config.read("jax_enable_x64")
+
+
+def _compute_on_worker(cell: Cell, out: Path, x64: bool) -> Result:
+    import jax
+
+    # A worker starts with JAX's defaults, whatever the experiment has set.
+    jax.config.update("jax_enable_x64", x64)
+    with progress_bar(disable=True) as bar:
+        return cell.compute(_workspace(cell, out, bar))
 
 
 def store(out: str | Path, folder: str | Path) -> None:
-    """What figures need of a finished sweep in compact form: six digits, arrays in float32."""
+    """Write the records of a finished sweep in compact form: six digits, arrays in float32."""
     out, folder = Path(out), Path(folder)
     write_jsonl(folder / "records.jsonl", round_numbers(read_jsonl(out / "records.jsonl")))
     for name in ("config.json", "environment.json"):
@@ -294,15 +346,17 @@ C = TypeVar("C", bound=AbstractSettings)
 
 @dataclasses.dataclass(frozen=True)
 class Options(Generic[C]):
-    """What an experiment is told on its command line."""
+    """The command line of an experiment."""
 
     config: Annotated[C, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; given again with the same settings, it goes on there."""
     quick: bool = False
     """The same in miniature: a smoke test, not a result."""
-    shard: str = "0/1"
-    """i/n: every n-th cell from number i on, for a batch queue; all share one folder."""
+    workers: int = 1
+    """Processes that compute cells, through Dask; 1 for experiments that measure time."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler; its workers must see the folder under the same path."""
     store: Path | None = None
     """Also write the finished records in compact form to this folder."""
 
@@ -313,7 +367,7 @@ def _without_places(settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def run_of(name: str, settings: Any) -> dict[str, Any]:
-    """What a run is: the experiment and its settings, as its folder holds them."""
+    """Return the experiment and its settings as the folder of a run records them."""
     return {"experiment": name, **dataclasses.asdict(settings, dict_factory=_without_places)}
 
 
@@ -323,7 +377,7 @@ def main(
     cells: Callable[[C], Sequence[Cell]],
     report: Callable[[C, list[Record]], str] | None = None,
 ) -> None:
-    """The command line of an experiment: its settings, `--out`, `--quick`, `--shard`, `--store`.
+    """The command line of an experiment: its settings, `--out`, `--quick`, `--workers`, `--store` …
 
     `report(settings, records)`, the results in words and tables, is printed and written to
     `report.md`.
@@ -347,12 +401,7 @@ def run_experiment(
     """Run the cells, print and write the report; the exit status."""
     out = options.out or Path("results") / (f"{name}-quick" if options.quick else name)
     try:
-        shard = Shard.parse(options.shard)
-    except ValueError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return USAGE
-    try:
-        _run_and_report(name, options, out, shard, cells, report)
+        _run_and_report(name, options, out, cells, report)
         sys.stdout.flush()  # here, where a full disk can still be told
     except Exception as error:
         if (line := user_message(error)) is None:
@@ -371,15 +420,17 @@ def _run_and_report(
     name: str,
     options: Options[C],
     out: Path,
-    shard: Shard,
     cells: Callable[[C], Sequence[Cell]],
     report: Callable[[C, list[Record]], str] | None,
 ) -> None:
     config = options.config.quick() if options.quick else options.config
-    records = run_sweep(cells(config), out, config=run_of(name, config), shard=shard)
-    if records is None:
-        print(f"{name}: this shard is finished, others are not; their cells are missing in {out}")
-        return
+    records = run_sweep(
+        cells(config),
+        out,
+        config=run_of(name, config),
+        workers=options.workers,
+        scheduler=options.scheduler,
+    )
     if report is not None:
         text = report(config, records)
         write_text(out / "report.md", text)

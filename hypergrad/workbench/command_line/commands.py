@@ -191,8 +191,6 @@ class Bench:
     """Folder for the results. Given again, the run goes on there."""
     quick: bool = False
     """Every section in miniature, as a smoke test."""
-    shard: str = "0/1"
-    """i/n: every n-th measurement from number i on; all shards share one folder."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import platformdirs
 import tyro
 from rich.console import Console
 
@@ -332,18 +333,9 @@ def _keep_programs() -> None:
 def _cache_folder() -> Path | None:
     """Return the cache folder of this system; None for a user without a home."""
     try:
-        home = Path.home()
+        return platformdirs.user_cache_path("hypergrad", appauthor=False) / "programs"
     except RuntimeError:
         return None
-    if sys.platform == "darwin":
-        caches = home / "Library" / "Caches"
-    elif sys.platform == "win32":
-        caches = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    else:
-        # The XDG convention: a relative path does not count.
-        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        caches = named if named.is_absolute() else home / ".cache"
-    return caches / "hypergrad" / "programs"
 
 
 def _bench(options: Bench) -> int:
@@ -358,7 +350,7 @@ def _bench(options: Bench) -> int:
         benchmark = Benchmark(only=options.only) if options.only else Benchmark()
     except ValueError as error:
         raise _UsageError(error) from None
-    sweep = Options(benchmark, options.out, options.quick, options.shard)
+    sweep = Options(benchmark, options.out, options.quick)
     return run_experiment("bench", sweep, cells, report)
 
 
