@@ -257,7 +257,7 @@ def whole(tiny, tmp_path_factory) -> Path:
 
 
 def _files(folder: Path) -> set[str]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {path.relative_to(folder).as_posix() for path in paths}
 
 

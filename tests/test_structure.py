@@ -214,7 +214,11 @@ def test_strategies_are_listed_under_their_own_names(name):
 
 # -------------------------------------------------------------------------- JAX's configuration
 
-MAY_CONFIGURE = {"hypergrad.workbench.command_line.main", "hypergrad.__main__"}
+MAY_CONFIGURE = {
+    "hypergrad.workbench.command_line.main",
+    "hypergrad.workbench.sweep",  # in the processes that it starts
+    "hypergrad.__main__",
+}
 
 
 def touches_jax_config(tree: ast.AST) -> bool:
