@@ -309,7 +309,7 @@ def test_its_records(whole) -> None:
     shrunk = [name for name in rows if name.startswith("untrained, shrunk by a = ")]
     assert len(shrunk) == 1
     assert set(rows) == {
-        "identity", *shrunk, "DCT, best weight", "differences, best weight", "untrained",
+        "identity", *shrunk, "total variation, best weight", "untrained",
         "untrained, ergodic:uniform", *LABELS,
     }  # fmt: skip
     assert len(rows) + len(training_records) == len(records)

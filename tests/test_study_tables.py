@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 import hypergrad as hg
+from hypergrad._foundation.terminal import terminal_table
 from hypergrad.workbench import data
 from hypergrad.workbench.studies import ImageStudy, tables
 from hypergrad.workbench.studies.samples import StudyData
@@ -37,7 +38,7 @@ def test_a_run_that_gains_nothing_says_so(samples) -> None:
     said = tables.nothing_gained(CONFIG, samples, rows, [])
     assert "more than 0.1 dB on held-out data" in said
     assert "full came from 27.75 to 27.76 dB (its training loss from 0.03604 to 0.03602)" in said
-    assert "(DCT and differences) is good already, or 8 epochs on 5 samples are too few" in said
+    assert "(dct) is good already, or 8 epochs on 5 samples are too few" in said
     assert "--K random" in said
     compared = hg.Comparison([], dict.fromkeys(("residual", "adjoint_residual"), 0.0) | {
         "how": "", "status": "", "adjoint_status": "", "certified": 1.0, "differentiable": 0.03,
@@ -72,7 +73,7 @@ def trained(strategy: str, *losses: float) -> list[dict]:
     ("rate", "losses", "words"),
     [
         (1e9, (1.0, 1e12), "rose from 1 to 1e+12 as it learned: the learning rate, 1e+09, is too"),
-        (1e9, (1.0, 1e12), "with --learning-rate 0.001 and another --out"),
+        (1e9, (1.0, 1e12), "with --learning-rate 0.005 and another --out"),
         (1e-3, (1.0, 0.9, 1.2), "with --learning-rate 0.0001 and another --out"),
         (0.1, (1.0, float("nan")), "rose from 1 to nan"),
         (0.1, (1.0, float("inf")), "rose from 1 to inf"),
@@ -110,14 +111,43 @@ def test_the_reference_is_told_in_two_lines() -> None:
     assert "diff." in printed(compared.brief())
 
 
-def test_the_last_table_fits_and_its_columns_are_told() -> None:
-    row = {"operator": "untrained, shrunk by a = 0.95", "seconds": 1234.5}
-    row |= dict.fromkeys(("train_at_L", "held_out_at_L", "held_out_converged"), 0.012345)
-    row |= dict.fromkeys(("psnr_at_L", "psnr_converged"), 27.8912)
-    lines = printed(tables.learning_table([row])).splitlines()
-    assert len(lines) == 4  # three of the heads: the name is on one line
+def test_the_last_table_has_gains_in_order_and_baselines_below_a_rule() -> None:
+    def row(operator: str, at_L: float | None, converged: float, **more: float) -> dict:
+        return {"operator": operator, "psnr_at_L": at_L, "psnr_converged": converged, **more}
+
+    rows = [
+        row("identity", None, 20.0),
+        row("untrained", 26.0, 26.01),
+        row("untrained, ergodic", 26.5, 26.01),
+        row("untrained, shrunk by a = 0.95", None, 26.25),
+        row("full", 26.25, 26.3, seconds=1234.5, best_epoch=8),
+        row("ergodic", 26.6, 26.3, seconds=0.026, best_epoch=0),
+    ]
+    lines = printed(tables.learning_table(rows)).splitlines()
+    assert [line.split() for line in lines] == [
+        ["gain", "PSNR", "PSNR", "epoch", "time"],
+        ["operator", "(dB)", "at", "L", "conv.", "kept", "(s)"],
+        ["full", "+0.25", "26.25", "26.30", "8", "1.2e+03"],
+        # Against the average that is not learned, not against the last iterate.
+        ["ergodic", "+0.10", "26.60", "26.30", "0", "0.026"],
+        ["\u2500" * len(lines[4])],
+        ["untrained,", "shrunk", "by", "a", "=", "0.95", "+0.24", "-", "26.25", "-", "-"],
+        ["untrained", "+0.00", "26.00", "26.01", "-", "-"],
+        ["untrained,", "ergodic", "+0.00", "26.50", "26.01", "-", "-"],
+        ["identity", "-6.01", "-", "20.00", "-", "-"],
+    ]
     assert max(map(len, lines)) <= 80
-    assert "1234" in lines[-1]
+
+
+def test_a_narrow_terminal_gets_the_rule_between_the_same_rows() -> None:
+    rows = [{"a": "long label", "b": i} for i in range(3)]
+    columns = {"a": "label", "b": "number"}
+    said = terminal_table(rows, columns, width=12, rule_after=2).splitlines()
+    assert said.index("\u2500" * 10) == 2 + 2 * 2
+    assert said[-2:] == ["long label", "       2"]
+
+
+def test_what_the_loss_was_is_told() -> None:
     config = dataclasses.replace(CONFIG, loss="parts:charbonnier")
     assert "parts:charbonnier" in tables.about_the_table(config)
     assert "not the loss that was learned by" not in tables.about_the_table(CONFIG)

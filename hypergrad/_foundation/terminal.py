@@ -15,9 +15,15 @@ _GAP, _INDENT = "  ", "  "
 
 
 def terminal_table(
-    records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], width: int = WIDTH
+    records: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    width: int = WIDTH,
+    *,
+    rule_after: int | None = None,
 ) -> str:
     """Lay out records under the headings of their columns; empty columns are left out.
+
+    `rule_after` draws a line below so many records.
 
     Nothing is cut: where the table is wider than the terminal, the first column (the labels) gets
     lines of its own, and the others as many lines below it as they need.
@@ -42,17 +48,33 @@ def terminal_table(
     head = zip(*([""] * (depth - len(lines)) + lines for lines in used.values()), strict=True)
     rows = [*head, *([format_cell(record.get(key)) for key in used] for record in records)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
-        lines = [_aligned(row, widths) for row in rows]
-    else:
-        lines = _stacked(rows[:depth], rows[depth:], widths, width)
-    return "\n".join(line.rstrip() for line in lines)
+    fits = sum(widths) + len(_GAP) * (len(widths) - 1) <= width
+    lay_out = _aligned if fits else _stacked
+    blocks = lay_out(rows[:depth], rows[depth:], widths, width)
+    lines = [line.rstrip() for block in blocks for line in block]
+    if rule_after is not None:
+        longest = max(map(len, lines))
+        lines.insert(sum(map(len, blocks[: 1 + rule_after])), "\u2500" * min(longest, width))
+    return "\n".join(lines)
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    """The label on the left, numbers on the right of their columns."""
-    label = row[0].ljust(widths[0])
-    return _GAP.join([label, *map(str.rjust, row[1:], widths[1:])])
+Blocks = list[list[str]]
+
+
+def _aligned(
+    head: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str]],
+    widths: Sequence[int],
+    width: int,
+) -> Blocks:
+    """Lay out a line a record, the head first: labels on the left, numbers on the right."""
+    del width
+
+    def line(row: Sequence[str]) -> str:
+        label = row[0].ljust(widths[0])
+        return _GAP.join([label, *map(str.rjust, row[1:], widths[1:])])
+
+    return [list(map(line, head)), *([line(row)] for row in rows)]
 
 
 def _stacked(
@@ -60,8 +82,8 @@ def _stacked(
     rows: Sequence[Sequence[str]],
     widths: Sequence[int],
     width: int,
-) -> list[str]:
-    """Labels on lines of their own, the other columns below in groups that fit."""
+) -> Blocks:
+    """Lay out labels on lines of their own, and the other columns below in groups that fit."""
     groups: list[list[int]] = []
     room = 0
     for column in range(1, len(widths)):
@@ -78,8 +100,7 @@ def _stacked(
     labels = [row[0] for row in head if row[0]]
     # Of a heading of several lines each group has its own.
     over = [line for lines in zip(*map(numbers, head), strict=True) for line in lines]
-    below = [line for row in rows for line in (row[0], *numbers(row))]
-    return [*labels, *filter(str.strip, over), *below]
+    return [[*labels, *filter(str.strip, over)], *([row[0], *numbers(row)] for row in rows)]
 
 
 def note(text: str, label: str = "", width: int = WIDTH) -> str:

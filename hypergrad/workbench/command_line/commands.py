@@ -64,12 +64,13 @@ class RunOptions:
     batch_size: Annotated[int | None, _default("256, quick: 64")] = None
     """Samples per batch."""
     learning_rate: Annotated[
-        float,
+        float | None,
         _help(
-            "Adam's rate at the start; it falls to 0 like a cosine. (The default was chosen on a",
-            "photograph of its own, `rocket`.)",
+            "Adam's largest rate: it rises from 0 over the first tenth of the steps, and falls to",
+            "0 again like a cosine.",
+            default="5e-3; preset degenerate: 1e-3",
         ),
-    ] = 1e-3
+    ] = None
     noise: float = 0.1
     """Standard deviation of the noise on pictures in [0, 1]."""
 
@@ -78,15 +79,25 @@ class RunOptions:
 class PartOptions:
     """Custom components (`module:name`), imported from the working directory or the Python path."""
 
+    preset: Annotated[
+        Literal["square", "overcomplete", "degenerate"],
+        _help(
+            "Where K starts: square, the DCT without its constant row; overcomplete, the DCT and",
+            "random rows with one weight a row (m = 2 n); degenerate, the DCT and differences:",
+            "most samples have several gradients there.",
+        ),
+    ] = "square"
     K: Annotated[
         str | None,
         _help(
-            "Where K starts: random (a poor start, where learning shows; with options as in",
-            "random:rows=96,seed=1), or module:function, which returns a matrix for the shape of",
-            "a sample.",
-            default="DCT and differences",
+            "K's start in place of the preset's: dct, dct+random, dct+differences or random (a",
+            "poor start; with options as in random:rows=96,seed=1), or module:function, which",
+            "returns a matrix for the shape of a sample.",
+            default="that of the preset",
         ),
     ] = None
+    row_weights: Annotated[bool | None, _default("that of the preset")] = None
+    """Learn one weight of F for each row of K, too."""
     F: Annotated[
         str,
         _help(
@@ -138,7 +149,7 @@ class Compare:
             "Strategies, separated by spaces: a name from `hypergrad strategies` with its",
             "options, as in truncation:k=5, or module:Class.",
         ),
-    ] = ("full", "truncation:k=1", "ergodic", "limit:steps=10")
+    ] = ("full", "truncation:k=1", "ergodic", "limit:steps=10", "limit:cgls")
     run: _Run = RunOptions()
     parts: _Parts = PartOptions()
     on: _On = DeviceOptions()

@@ -158,35 +158,28 @@ def _study(
         parse_function,
         parse_loss,
     )
-    from hypergrad.workbench.studies import ImageStudy, run_image_study
+    from hypergrad.workbench.studies import PRESETS, ImageStudy, run_image_study
 
     _look_for_modules_here()
     settings = ("epochs", "batch_size", "iterations", "learning_rate", "noise", "patch", "frame")
-    given = {
-        field: getattr(options, field)
-        for field in (*settings, "bits", "rate")
-        if getattr(options, field) is not None
-    }
+    given = {}
+    for source, fields in (
+        (options, (*settings, "bits", "rate", "seed", "dtype", "data", "skip_unreadable")),
+        (parts, ("K", "row_weights", "F", "G", "loss")),
+    ):
+        values = {field: getattr(source, field) for field in fields}
+        given |= {field: value for field, value in values.items() if value is not None}
     if options.patch is not None:  # the photograph at the end is cut into overlapping ones
         given["stride"] = max(1, options.patch // 2)
     several = on.devices is not None or jax.process_count() > 1
     try:
-        config = dataclasses.replace(
-            ImageStudy().quick() if options.quick else ImageStudy(),
-            strategies=strategies,
-            seed=options.seed,
-            dtype=options.dtype,
-            data=options.data,
-            skip_unreadable=options.skip_unreadable,
-            **dataclasses.asdict(parts),
-            **given,
-        )
+        usual = ImageStudy(strategies=strategies, **PRESETS[parts.preset]._asdict())
+        config = dataclasses.replace(usual.quick() if options.quick else usual, **given)
         for text in strategies:
             parse_strategy(text).check(ChambollePock(config.iterations))
         parse_function(parts.F).example()
         parse_function(parts.G).built()
-        if parts.K is not None:
-            check_operator_text(parts.K)
+        check_operator_text(config.K)
         if parts.loss is not None:
             parse_loss(parts.loss)
         mesh = data_parallel(on.devices) if several else None

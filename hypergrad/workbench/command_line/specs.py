@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import as_inexact, check_count, describe
@@ -25,6 +26,8 @@ from hypergrad.testing import check_function
 __all__ = [
     "NamedFunction",
     "check_operator_text",
+    "dct",
+    "differences",
     "parse_function",
     "parse_loss",
     "parse_operator",
@@ -98,16 +101,24 @@ def parse_function(text: str) -> NamedFunction:
 
 
 def parse_operator(text: str, shape: tuple[int, ...]) -> Float[Array, "m n"]:
-    """Return the matrix K `(m, n)` of `random[:options]` or `module:name[:options]`.
+    """Return the matrix K `(m, n)` of `name[:options]` or `module:name[:options]`.
 
-    `name` is a function of the shape of one sample, `(8, 8)` or `(160,)`; `n` is its product.
-    `random` has `rows`, `2 n` by default, of independent normal entries, and norm 1: a poor start.
-    Its `seed` is 0 by default.
+    `module:name` is a function of the shape of one sample, `(8, 8)` or `(160,)`, whose product is
+    `n`. The names are:
 
-    **Errors**: a `HypergradError` for a text that gives no such matrix.
+    - `dct`: the DCT without its constant row, `m = n - 1`; 2-D for patches.
+    - `dct+random`: the same above random rows of norm 1 and mean 0; `rows` in all, `2 n` by
+      default, drawn by `seed`.
+    - `dct+differences`: the same above all differences of neighbours.
+    - `random`: `rows` (`2 n` by default) of independent normal entries drawn by `seed`, scaled to
+      norm 1: a poor start.
+
+    **Raises**: `HypergradError` if the text does not give such a matrix.
 
     >>> parse_operator("random:rows=5,seed=1", (2, 2)).shape
     (5, 4)
+    >>> parse_operator("dct", (8, 8)).shape
+    (63, 64)
     """
     spec, options = _operator_spec(text)
     K = call_part(text, spec.target, shape, **options)
@@ -127,16 +138,45 @@ def check_operator_text(text: str) -> None:
     **Errors**: a `HypergradError`, as `parse_operator`.
     """
     spec, options = _operator_spec(text)
-    if spec.target is _random_operator:
-        call_part(text, spec.target, (1,), **options)
+    if spec.part in _OPERATORS:
+        call_part(text, spec.target, (2,), **options)
 
 
 def _operator_spec(text: str) -> tuple[Spec, dict[str, Any]]:
-    spec = _parse(text, {"random": _random_operator}, "an operator")
+    spec = _parse(text, _OPERATORS, "an operator")
     return spec, _checked_options(spec, data=1)
 
 
-def _random_operator(
+def dct(shape: tuple[int, ...]) -> Float[Array, "m n"]:
+    if len(shape) == 2:
+        return operators.dct2((shape[0], shape[1]), constant=False)
+    return operators.dct(shape[0], constant=False)
+
+
+def differences(shape: tuple[int, ...]) -> Float[Array, "m n"]:
+    if len(shape) == 2:
+        return operators.differences2((shape[0], shape[1]))
+    return operators.differences(shape[0])
+
+
+def _dct_and_random(
+    shape: tuple[int, ...], *, rows: int | None = None, seed: int = 0
+) -> Float[Array, "m n"]:
+    n = math.prod(shape)
+    m = 2 * n if rows is None else rows
+    check_count("rows", m, least=n)
+    check_count("seed", seed, least=0)
+    random = jax.random.normal(jax.random.key(seed), (m - n + 1, n))
+    random -= jnp.mean(random, axis=1, keepdims=True)
+    random /= jnp.linalg.norm(random, axis=1, keepdims=True)
+    return operators.stack([dct(shape), random])
+
+
+def _dct_and_differences(shape: tuple[int, ...]) -> Float[Array, "m n"]:
+    return operators.stack([dct(shape), differences(shape)])
+
+
+def _random(
     shape: tuple[int, ...], *, rows: int | None = None, seed: int = 0
 ) -> Float[Array, "m n"]:
     n = math.prod(shape)
@@ -144,6 +184,14 @@ def _random_operator(
     check_count("rows", m)
     check_count("seed", seed, least=0)
     return operators.random(m, n, key=jax.random.key(seed))
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "dct": dct,
+    "dct+random": _dct_and_random,
+    "dct+differences": _dct_and_differences,
+    "random": _random,
+}
 
 
 def parse_loss(text: str) -> Loss:

@@ -5,5 +5,6 @@ learning, after all strategies on one batch; evaluation of every operator at L a
 lower level; tables and pictures.
 """
 
+from hypergrad.workbench.studies.settings import PRESETS as PRESETS
 from hypergrad.workbench.studies.settings import ImageStudy as ImageStudy
 from hypergrad.workbench.studies.stages import run_image_study as run_image_study

@@ -12,11 +12,12 @@ from jaxtyping import Array
 
 from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad.bilevel.arguments import check_loss
-from hypergrad.problem import operators
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.workbench.baselines import Converged, best_weight, solve_to_tolerance
 from hypergrad.workbench.command_line.specs import (
     NamedFunction,
+    dct,
+    differences,
     parse_function,
     parse_loss,
     parse_operator,
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 # Names of what is not learned, in tables and pictures; a strategy with one of them is numbered.
-NAMES = frozenset({"DCT", "differences", "identity", "noisy", "observed", "truth", "untrained"})
+NAMES = frozenset({"DCT", "total variation", "identity", "noisy", "observed", "truth", "untrained"})
 
 # Weights tried first for each operator, in units of the noise (or of the observed error of own
 # data); where the best one is an end, more are tried beyond it.
@@ -47,20 +48,11 @@ CONVERGED_TOLERANCE = 1e-6
 
 
 def _analysis_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return DCT without its constant row, differences, and the untrained (or custom) operator."""
-    if len(shape) == 2:
-        dct = operators.dct2((shape[0], shape[1]), constant=False)
-        differences = operators.differences2((shape[0], shape[1]))
-    else:
-        dct = operators.dct(shape[0], constant=False)
-        differences = operators.differences(shape[0])
-    return {
-        "DCT": dct,
-        "differences": differences,
-        "untrained": operators.stack([dct, differences])
-        if config.K is None
-        else parse_operator(config.K, shape),
-    }
+    """Return the operators of the baselines, and the untrained one, where learning starts."""
+    baselines = {"total variation": differences(shape)}
+    if config.K != "dct":  # there it is the untrained operator
+        baselines["DCT"] = dct(shape)
+    return {**baselines, "untrained": parse_operator(config.K, shape)}
 
 
 def converge(
@@ -120,6 +112,11 @@ def checked_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str, A
     m, n = K.shape
     F.check(m)
     G.check(n)
+    if config.row_weights and not hasattr(F.example(), "weight"):
+        raise HypergradError(
+            f"row_weights needs an F with a weight; got {config.F!r}: name another F, or leave "
+            "row_weights out"
+        )
     problem = LowerLevel(K=K, F=F.example(), G=G.built())
     if config.loss is not None:
         _check_loss_text(config.loss, jnp.zeros((config.batch_size, n), problem.dtype))

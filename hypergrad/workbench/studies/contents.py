@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hypergrad._foundation.records import markdown_table, write_text
+from hypergrad.workbench.studies.settings import ImageStudy
 
-__all__ = ["CONTENTS", "CONTENTS_FILE", "write_contents"]
+__all__ = ["CONTENTS", "worth_opening", "write_contents"]
 
-CONTENTS_FILE = "README.md"
+_README = "README.md"
 
 # Every file of a run: the pattern of its name, what it holds, how it is read.
 CONTENTS = {
@@ -68,9 +69,19 @@ CONTENTS = {
 }
 
 
+def worth_opening(config: ImageStudy, out: Path) -> list[tuple[Path, str]]:
+    """Return the paths to open first, each with what it shows; pictures only where there are."""
+    found = [
+        (out / f"photograph_{config.photograph}.png", "a photograph restored by each operator"),
+        (out / "loss_over_epochs.png", "the loss of each strategy as it learns"),
+        (out / _README, "what each file is"),
+    ]
+    return [(path, what) for path, what in found if path.exists()]
+
+
 def write_contents(out: Path) -> None:
     """Write the README of a folder, unless it has one: that may be the user's by now."""
-    path = out / CONTENTS_FILE
+    path = out / _README
     if path.exists():
         return
     rows = [

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from rich.progress import Progress
@@ -23,7 +26,64 @@ from hypergrad.workbench.command_line.specs import parse_loss
 from hypergrad.workbench.studies.samples import StudyData
 from hypergrad.workbench.studies.settings import ImageStudy
 
-__all__ = ["compare_on_a_batch", "file_name", "train_all", "training_records"]
+__all__ = [
+    "K_alone",
+    "K_and_row_weights",
+    "compare_on_a_batch",
+    "file_name",
+    "make_adam",
+    "train_all",
+    "training_records",
+    "with_row_weights",
+]
+
+# Logarithms of weights are of another size than entries of K: their rate is so many times larger.
+WEIGHTS_RATE = 10.0
+
+# The share of all steps in which the rate rises from 0: Adam's first steps are as long as the rate
+# whatever the gradient, and at a good start they only do harm.
+_WARM_UP = 0.1
+
+
+def K_alone(problem: LowerLevel) -> Any:
+    """Select K, as the `trainable` of `hypergrad.train`."""
+    return problem.K
+
+
+def K_and_row_weights(problem: LowerLevel) -> Any:
+    """Select K and the weights of F, as the `trainable` of `hypergrad.train`."""
+    F: Any = problem.F
+    return problem.K, F.weight
+
+
+def with_row_weights(problem: LowerLevel) -> LowerLevel:
+    """Return the same problem, with a weight of its own for each row of K."""
+    F: Any = problem.F
+    return dataclasses.replace(
+        problem, F=dataclasses.replace(F, weight=jnp.full(problem.m, jnp.asarray(F.weight)))
+    )
+
+
+def make_adam(
+    rate: float, steps: int, *, weights_rate: float | None = None
+) -> optax.GradientTransformation:
+    """Return Adam; its rate rises from 0 over the first tenth of the steps, then falls to 0.
+
+    `weights_rate` multiplies the updates of the logarithms of F's weights, where they are learned.
+
+    >>> optimizer = make_adam(1e-3, steps=100)
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, rate, warmup_steps=math.ceil(_WARM_UP * steps), decay_steps=max(steps, 2)
+    )
+    if weights_rate is None:
+        return optax.adam(schedule)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        del params
+        return eqx.tree_at(lambda p: p.F.weight, updates, replace_fn=lambda u: weights_rate * u)
+
+    return optax.chain(optax.adam(schedule), optax.stateless(scale))
 
 
 def compare_on_a_batch(
@@ -57,7 +117,7 @@ def train_all(
 ) -> dict[str, History]:
     held_out = (samples.held_out.x_tilde, samples.held_out.x_true)
     steps = config.epochs * (len(samples.train) // min(config.batch_size, len(samples.train)))
-    schedule = optax.cosine_decay_schedule(config.learning_rate, max(steps, 1))
+    weights_rate = WEIGHTS_RATE if config.row_weights else None
     histories: dict[str, History] = {}
     for label, strategy in strategies.items():
         history = train(
@@ -66,7 +126,8 @@ def train_all(
             validation=held_out,
             solver=solver,
             strategy=strategy,
-            optimizer=optax.adam(schedule),
+            optimizer=make_adam(config.learning_rate, steps, weights_rate=weights_rate),
+            trainable=K_and_row_weights if config.row_weights else K_alone,
             epochs=config.epochs,
             batch_size=config.batch_size,
             seed=config.seed,

@@ -37,7 +37,7 @@ def draw(
         row["operator"]: row["held_out_converged"]
         for row in rows
         # The best one that is not learned; another loss than that of the rows has no such line.
-        if config.loss is None and row["operator"] == "differences, best weight"
+        if config.loss is None and row["operator"] == "total variation, best weight"
     }
     words = {} if config.loss is None else {"loss": config.loss}
     over_epochs = plotting.plot_loss_curves(training, x="epoch", baselines=baselines, **words)

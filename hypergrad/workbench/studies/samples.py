@@ -71,7 +71,7 @@ def load(config: ImageStudy, say: Callable[[str], object]) -> StudyData:
 def contents_of(config: ImageStudy, samples: StudyData) -> dict[str, str]:
     """Digests of the data, and of the parts that are the user's: a name may hold others by now."""
     parts: dict[str, Any] = {
-        "K": None if config.K is None else parse_operator(config.K, samples.shape),
+        "K": parse_operator(config.K, samples.shape),
         "F": parse_function(config.F),
         "G": parse_function(config.G),
         "loss": None if config.loss is None else parse_loss(config.loss),

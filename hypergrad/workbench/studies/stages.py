@@ -27,14 +27,20 @@ from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import distinct_labels
 from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
 from hypergrad.workbench.studies.baselines import NAMES, checked_operators, in_words, tuned_problems
-from hypergrad.workbench.studies.contents import CONTENTS_FILE, write_contents
+from hypergrad.workbench.studies.contents import worth_opening, write_contents
 from hypergrad.workbench.studies.evaluation import evaluate_all, make_restorer
-from hypergrad.workbench.studies.learning import compare_on_a_batch, train_all, training_records
+from hypergrad.workbench.studies.learning import (
+    compare_on_a_batch,
+    train_all,
+    training_records,
+    with_row_weights,
+)
 from hypergrad.workbench.studies.pictures import draw
 from hypergrad.workbench.studies.samples import StudyData, contents_of, load, piece_size
 from hypergrad.workbench.studies.settings import ImageStudy
 from hypergrad.workbench.studies.tables import (
     about_the_table,
+    in_one_line,
     learning_table,
     nothing_gained,
     report,
@@ -54,7 +60,6 @@ def run_image_study(
     for strategy in strategies.values():
         strategy.check(ChambollePock(config.iterations))
 
-    console.print("[bold]1/5[/] data")
     samples = load(config, functools.partial(console.print, markup=False))
     analysis_operators = checked_operators(config, samples.shape)
     # With what stands behind the settings: a run that has changed is refused before it writes.
@@ -76,27 +81,26 @@ def _run_stages(
     write_json(out / "environment.json", environment())
     write_contents(out)
     solver = ChambollePock(config.iterations, primal_scale=samples.noise)
-    console.print(f"    {len(samples.train)} training, {len(samples.held_out)} held-out patches")
-
-    console.print("[bold]2/5[/] baselines, tuned on training data")
+    K = analysis_operators["untrained"]
+    _print(console, note(in_one_line(config, samples, K.shape), width=console.width))
     tuned = tuned_problems(config, samples, analysis_operators)
     for name, found in tuned.items():
-        console.print(f"    {name}: {in_words(found)}")
+        _print(console, note(in_words(found), f"{name}: ", console.width))
     problems = {name: found.problem for name, found in tuned.items()}
+    if config.row_weights:
+        problems["untrained"] = with_row_weights(problems["untrained"])
 
-    console.print("[bold]3/5[/] hypergradients on one batch")
+    console.print("\n[bold]Gradients[/], before learning, on one batch")
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
     comparison.save(out)
     _print(console, comparison.brief(console.width))
-    _print(console, comparison.notes(console.width))
+    _print(console, note(comparison.about_the_reference(), width=console.width))
 
-    console.print("[bold]4/5[/] learning K")
+    console.print("\n[bold]Learning[/]")
     with progress_bar(disable=console.quiet) as bar:
         histories = train_all(
             config, samples, problems["untrained"], solver, strategies, out, bar, devices
         )
-
-    console.print("[bold]5/5[/] evaluation, tables and figures")
     rows = evaluate_all(config, samples, problems, histories, solver, strategies)
     training = list(training_records(histories))
     write_jsonl(out / "records.jsonl", [*training, *rows])
@@ -115,9 +119,9 @@ def _run_stages(
     if gained := nothing_gained(config, samples, rows, training):
         _print(console, "\n" + note(gained, width=console.width))
     seconds = time.perf_counter() - started
-    console.print(
-        f"written to {out} in {seconds:.0f} s; {out / CONTENTS_FILE} says what each file is"
-    )
+    console.print(f"\n{seconds:.0f} s; open")
+    for path, what in worth_opening(config, out):
+        console.print(f"  {path}  {what}", markup=False)
 
 
 def _print(console: Console, text: str) -> None:

@@ -16,6 +16,8 @@ from hypergrad.workbench.studies.settings import ImageStudy
 __all__ = [
     "TABLE",
     "about_the_table",
+    "gains",
+    "in_one_line",
     "learning_table",
     "nothing_gained",
     "report",
@@ -67,6 +69,37 @@ def report(
     )
 
 
+def in_one_line(config: ImageStudy, samples: StudyData, shape: tuple[int, int]) -> str:
+    """Describe the problem: K, L, n, m, noise, and how many samples there are."""
+    kind = "patches" if len(samples.shape) == 2 else "samples"
+    return (
+        f"K = {config.K}, m = {shape[0]}, n = {shape[1]}, L = {config.iterations}, noise "
+        f"{samples.noise:.2g}; {len(samples.train)} training, {len(samples.held_out)} held-out "
+        f"{kind}"
+    )
+
+
+def gains(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the gain of each learned operator on held-out data at L, in dB.
+
+    Each is compared with the untrained operator restored in the same way: averaging alone improves
+    a result, and must not pass for learning.
+    """
+    return {
+        label: end["psnr_at_L"] - start["psnr_at_L"] for label, (start, end) in _pairs(rows).items()
+    }
+
+
+def _pairs(rows: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return of each learned operator its row and that of its start, which comes first."""
+    by_name = {row["operator"]: row for row in rows}
+    return {
+        label: (by_name.get(f"untrained, {label}", by_name["untrained"]), row)
+        for label, row in by_name.items()
+        if "seconds" in row
+    }
+
+
 def nothing_gained(
     config: ImageStudy,
     samples: StudyData,
@@ -77,19 +110,11 @@ def nothing_gained(
 
     `training`, the records of all epochs: whether the loss rose decides what to change.
     """
-    by_name = {row["operator"]: row for row in rows}
-    # An average is compared with the average that is not learned, where there is one.
-    pairs = {
-        label: (by_name.get(f"untrained, {label}", by_name["untrained"]), row)
-        for label, row in by_name.items()
-        if "seconds" in row
-    }
-    gains = {label: end["psnr_at_L"] - start["psnr_at_L"] for label, (start, end) in pairs.items()}
-    gains = {label: -math.inf if math.isnan(gain) else gain for label, gain in gains.items()}
-    if not gains or max(gains.values()) > _GAIN:
+    found = {label: -math.inf if math.isnan(gain) else gain for label, gain in gains(rows).items()}
+    if not found or max(found.values()) > _GAIN:
         return ""
-    best = max(gains, key=gains.__getitem__)
-    start, end = pairs[best]
+    best = max(found, key=found.__getitem__)
+    start, end = _pairs(rows)[best]
     losses = [record["train_loss"] for record in training if record["strategy"] == best]
     # A loss that is not a number has not stayed below, either.
     rose = losses and not losses[-1] <= (1 + _RISE) * losses[0]
@@ -112,7 +137,7 @@ def _smaller_rate(config: ImageStudy, losses: list[float]) -> str:
 
 
 def _another_start(config: ImageStudy, samples: int) -> str:
-    at_random = config.K is not None and config.K.partition(":")[0] == "random"
+    at_random = config.K.partition(":")[0] == "random"
     advice = (
         "give it more --epochs or another --learning-rate"
         if at_random
@@ -120,47 +145,66 @@ def _another_start(config: ImageStudy, samples: int) -> str:
         "another --out"
     )
     return (
-        f"Either the start ({config.K or 'DCT and differences'}) is good already, or "
-        f"{config.epochs} epochs on {samples} samples are too few. Such a run compares strategies "
-        f"by their gradients and costs, not by what they learn. To see learning, {advice}."
+        f"Either the start ({config.K}) is good already, or {config.epochs} epochs on {samples} "
+        "samples are too few. Such a run compares strategies by their gradients and costs, not by "
+        f"what they learn. To see learning, {advice}."
     )
 
 
 def learning_table(rows: list[dict[str, Any]], width: int = WIDTH) -> str:
+    """Lay out the learned operators by their gain, and below a rule what is not learned."""
+    gained = gains(rows)
+    learned = sorted(
+        (row for row in rows if row["operator"] in gained), key=lambda row: -gained[row["operator"]]
+    )
+    others = sorted(
+        (row for row in rows if row["operator"] not in gained),
+        key=lambda row: -row["psnr_converged"],
+    )
+    untrained = {row["operator"]: row for row in rows}["untrained"]["psnr_converged"]
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        gain = gained.get(row["operator"], row["psnr_converged"] - untrained)
+        texts = {name: row.get(name) for name in ("psnr_at_L", "psnr_converged")}
+        return {
+            "operator": row["operator"],
+            "gain": f"{gain:+.2f}",
+            **{name: None if value is None else f"{value:.2f}" for name, value in texts.items()},
+            "best_epoch": row.get("best_epoch"),
+            "seconds": None if "seconds" not in row else f"{row['seconds']:.2g}",
+        }
+
     return terminal_table(
-        rows,
+        [shown(row) for row in [*learned, *others]],
         {
             "operator": "operator",
-            "train_at_L": "train\nloss\nat L",
-            "held_out_at_L": "held-out\nloss\nat L",
-            "held_out_converged": "held-out\nloss\nconv.",
-            "psnr_at_L": "PSNR\nat L\n(dB)",
-            "psnr_converged": "PSNR\nconv.\n(dB)",
+            "gain": "gain\n(dB)",
+            "psnr_at_L": "PSNR\nat L",
+            "psnr_converged": "PSNR\nconv.",
             "best_epoch": "epoch\nkept",
-            "seconds": "train\ntime\n(s)",
+            "seconds": "time\n(s)",
         },
         width,
+        rule_after=len(learned),
     )
 
 
 def about_the_table(config: ImageStudy) -> str:
-    """Describe each column of `learning_table`."""
+    """Explain the columns of `learning_table`."""
     other = (
         ""
         if config.loss is None
-        else f" This is not the loss that was learned by, {config.loss}: that one is train_loss "
+        else f" PSNR is not the loss that was learned by, {config.loss}: that one is train_loss "
         "and validation_loss in records.jsonl."
     )
     return (
-        "Loss: half the squared norm of the error, a mean over samples; at L: after "
-        f"{config.iterations} iterations, as it was learned; conv.: solved to a residual of "
-        f"{CONVERGED_TOLERANCE:g}, {config.converged_iterations} iterations at most. PSNR: of the "
-        f"held-out samples, peak 1. {_ABOUT_THE_EPOCH} Time: of learning alone, all epochs. "
-        f"{_about_training_loss(config)}{other}"
+        f"PSNR (dB) on held-out samples, after L = {config.iterations} iterations and at a "
+        "converged lower level. Gain: over the untrained operator restored in the same way; below "
+        "the rule nothing is learned, and the gain is that at convergence. The epoch kept is the "
+        f"best on held-out data, which flatters it slightly.{other}"
     )
 
 
-# Said beside each table.
 _ABOUT_THE_EPOCH = (
     "Of each strategy the operator of the epoch with the smallest loss on held-out data is kept, "
     "saved and evaluated (0: the untrained one was best): its held-out loss is slightly too good."
