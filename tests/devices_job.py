@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import equinox as eqx
 import jax
@@ -23,7 +24,8 @@ from jax.sharding import Mesh
 
 import hypergrad as hg
 from hypergrad.learning import make_update
-from hypergrad.learning.devices import OnMesh, count_collectives, data_parallel
+from hypergrad.learning.checkpoints import Checkpoints
+from hypergrad.learning.devices import Placement, count_collectives, data_parallel
 from hypergrad.learning.variables import Variables, rescale_K
 from hypergrad.learning.warm_start import make_visit
 
@@ -69,20 +71,27 @@ def on_disk(folder: Path) -> list[np.ndarray]:
 
 
 def refusal(call: Callable[[], Any]) -> str:
+    """The error of a call, with its class."""
     try:
         call()
-    except ValueError as error:
-        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     raise AssertionError("it was not refused")
+
+
+def refusal_of_disk(folder: Path, error: Exception) -> str:
+    """The error of a run whose checkpoint cannot be loaded (in the process that loads it)."""
+    with mock.patch.object(Checkpoints, "load", side_effect=error):
+        return refusal(lambda: learn(folder, devices=2))
 
 
 def visit(mesh: Mesh, solver: hg.ChambollePock, strategy: hg.AbstractStrategy) -> dict[str, Any]:
     """A visit to all data on a mesh: value, gradient, statistics."""
-    place = OnMesh(mesh)
+    place = Placement(mesh)
     on_mesh = eqx.filter_jit(
-        place.visit(make_visit(solver, strategy, hg.half_mean_squared_error, None))
+        place.shard(make_visit(solver, strategy, hg.half_mean_squared_error, None))
     )
-    visited = on_mesh(place.everywhere(PROBLEM), *place.rows(DATA), None)
+    visited = on_mesh(place.replicate(PROBLEM), *place.rows(DATA), None)
     leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(visited.grad)]
     return {"grad": leaves} | {
         name: float(getattr(visited, name)) for name in ("loss", "converged", "near", "residual")
@@ -91,11 +100,11 @@ def visit(mesh: Mesh, solver: hg.ChambollePock, strategy: hg.AbstractStrategy) -
 
 def collectives(mesh: Mesh, problem: hg.LowerLevel, strategy: hg.AbstractStrategy) -> dict:
     """Those of a whole training step, compiled as users get it, a projection included."""
-    place, optimizer = OnMesh(mesh), optax.adam(0.1)
+    place, optimizer = Placement(mesh), optax.adam(0.1)
     variables = Variables(problem, lambda p: p)
     one = make_visit(SOLVER, strategy, hg.half_mean_squared_error, None)
-    update = make_update(variables, place.visit(one), optimizer, rescale_K, 0.0)
-    state = place.everywhere((problem, optimizer.init(variables.free(problem))))
+    update = make_update(variables, place.shard(one), optimizer, rescale_K, 0.0)
+    state = place.replicate((problem, optimizer.init(variables.free(problem))))
     x_tilde, x_true = DATA
     lowered = update.lower(*state, *place.rows((x_tilde, x_true, None)))
     return count_collectives(lowered.compile().compiled.as_text())
@@ -170,6 +179,8 @@ def two_processes(own: Path) -> Iterator[tuple[str, Any]]:
             "elsewhere": refusal(lambda: learn(devices=elsewhere)),
             "other seeds": refusal(lambda: learn(devices=2, **other_seed)),
             "another run": refusal(lambda: learn(own, devices=2, seed=4)),
+            "disk": refusal_of_disk(own, OSError("the disk fails")),
+            "bug": refusal_of_disk(own, KeyError("records")),
         },
     )
 

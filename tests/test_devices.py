@@ -19,7 +19,6 @@ from devices_job import DATA, PATIENT, POSTER, PROBLEM, SAMPLES, SOLVER, TRUNCAT
 from helpers import assert_close
 
 import hypergrad as hg
-from hypergrad.learning import devices
 from hypergrad.workbench.command_line import main as cli
 
 # The same sums in another order.
@@ -235,6 +234,15 @@ def test_both_processes_refuse_what_one_cannot_do(name: str, two_processes) -> N
     """An error in one alone would leave the other waiting."""
     for process in two_processes:
         assert REFUSED_BY_BOTH[name] in process["refused"][name]
+        assert process["refused"][name].startswith("HypergradError: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("disk", "OSError: the disk fails"), ("bug", "KeyError: 'records'")]
+)
+def test_an_error_of_the_process_that_loads_reaches_the_other(name, error, two_processes) -> None:
+    refusals = [process["refused"][name] for process in two_processes]
+    assert refusals == [error, f"HypergradError: {error}"]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +256,7 @@ def test_both_processes_refuse_what_one_cannot_do(name: str, two_processes) -> N
 )
 def test_devices_that_are_none(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        devices.placement(given)
+        hg.devices.Placement.of(given)
 
 
 # --------------------------------------------------------------------------------- command line

@@ -25,7 +25,7 @@ from hypergrad.bilevel.arguments import check_compatible, check_loss, check_prob
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning.checkpoints import Checkpoints
 from hypergrad.learning.chunks import evaluate
-from hypergrad.learning.devices import AbstractPlacement, placement
+from hypergrad.learning.devices import Placement
 from hypergrad.learning.pairs import Pair, batches, of_one_dtype
 from hypergrad.learning.result import Best, History, best_epoch
 from hypergrad.learning.updates import Learner, RunState
@@ -165,12 +165,12 @@ def train(
             rows = batches(len(x_tilde), batch_size, seed, epoch)
             state, measured = _one_epoch(learner, compiled, state, rows, show)
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            now = place.here(state.problem)
+            now = place.to_host(state.problem)
             records.append(judge.record(now, epoch, seconds, measured))
             best = now if best_epoch(records) == epoch else best
             if checkpoints is not None and place.writes:
                 checkpoints.save(epoch, (state, best), records)
-    return History(place.here(state.problem), records, Best(best, best_epoch(records)))
+    return History(place.to_host(state.problem), records, Best(best, best_epoch(records)))
 
 
 # ------------------------------------------------------------------------------- what is given
@@ -214,10 +214,10 @@ def _checked_place(
     example: tuple[Any, Any],
     *,
     warm: bool,
-) -> AbstractPlacement:
+) -> Placement:
     """Where to run, if K, a batch such as the example and its loss can be shared out there."""
     x_tilde, x_true = map(jnp.asarray, example)
-    place = placement(devices)
+    place = Placement.of(devices)
     if devices is not None and of_a_function(problem.K):
         raise HypergradError(
             "K must be a matrix, a hypergrad.operators.AbstractOperator or made of matrices to be "
@@ -275,7 +275,7 @@ def _settings_in_words(
 
 def _resumed(
     checkpoints: Checkpoints | None,
-    place: AbstractPlacement,
+    place: Placement,
     start: RunState,
     records: list[dict[str, Any]],
 ) -> tuple[RunState, LowerLevel, list[dict[str, Any]]]:
@@ -283,7 +283,7 @@ def _resumed(
     if checkpoints is None:
         return start, start.problem, records
     both = start, start.problem
-    (state, best), records = place.from_first(lambda: checkpoints.load(both), (both, records))
+    (state, best), records = place.load(lambda: checkpoints.load(both), (both, records))
     memory = jax.tree.map(np.array, state.memory)  # to be written into
     return state._replace(memory=memory), best, records
 

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from hypergrad._foundation.rows import Rows
 from hypergrad.chambolle_pock import State
-from hypergrad.learning.devices import AbstractPlacement
+from hypergrad.learning.devices import Placement
 from hypergrad.learning.variables import Variables
 from hypergrad.learning.warm_start import Visit, put, take
 from hypergrad.problem.lower_level import LowerLevel
@@ -85,11 +85,11 @@ class Learner:
     optimizer: optax.GradientTransformation
     project: Callable[[LowerLevel], LowerLevel] | None
     share: float
-    place: AbstractPlacement
+    place: Placement
 
     def spread(self, state: RunState) -> RunState:
         """The state where the steps want it."""
-        problem, optimizer_state = self.place.everywhere((state.problem, state.optimizer_state))
+        problem, optimizer_state = self.place.replicate((state.problem, state.optimizer_state))
         return RunState(problem, optimizer_state, state.memory)
 
     def _arguments(self, state: RunState, rows: Any) -> tuple[Any, ...]:
@@ -98,7 +98,7 @@ class Learner:
 
     def lower(self, state: RunState, rows: Any) -> Any:
         """The program of a step, not yet compiled."""
-        visit = self.place.visit(self.visit)
+        visit = self.place.shard(self.visit)
         update = make_update(self.variables, visit, self.optimizer, self.project, self.share)
         return update.lower(*self._arguments(self.spread(state), rows))
 

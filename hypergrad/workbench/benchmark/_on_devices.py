@@ -18,13 +18,7 @@ from hypergrad._foundation.timing import interleaved_medians
 from hypergrad.bilevel import half_mean_squared_error
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning import make_update
-from hypergrad.learning.devices import (
-    AbstractPlacement,
-    OneDevice,
-    OnMesh,
-    count_collectives,
-    data_parallel,
-)
+from hypergrad.learning.devices import Placement, count_collectives, data_parallel
 from hypergrad.learning.variables import Variables
 from hypergrad.learning.warm_start import Visit, make_visit
 from hypergrad.problem import operators
@@ -45,17 +39,17 @@ def _relative_difference(tree: Any, reference: Any) -> float:
     )
 
 
-def _gradient(place: AbstractPlacement, visit: Visit, problem: LowerLevel, rows: Any) -> LowerLevel:
-    on_place = eqx.filter_jit(place.visit(visit))
+def _gradient(place: Placement, visit: Visit, problem: LowerLevel, rows: Any) -> LowerLevel:
+    on_place = eqx.filter_jit(place.shard(visit))
     x_tilde, x_true = place.rows(rows)
-    return on_place(place.everywhere(problem), x_tilde, x_true, None).grad
+    return on_place(place.replicate(problem), x_tilde, x_true, None).grad
 
 
-def _step(place: AbstractPlacement, visit: Visit, problem: LowerLevel, rows: Any):
+def _step(place: Placement, visit: Visit, problem: LowerLevel, rows: Any):
     """A step of training as a call, rows brought from the host, and its compiled text."""
     optimizer, variables = optax.adam(1e-3), Variables(problem, lambda p: p.K)
-    update = make_update(variables, place.visit(visit), optimizer, None, 0.0)
-    state = place.everywhere((problem, optimizer.init(variables.free(problem))))
+    update = make_update(variables, place.shard(visit), optimizer, None, 0.0)
+    state = place.replicate((problem, optimizer.init(variables.free(problem))))
     compiled = update.lower(*state, *place.rows(rows), None).compile()
     return lambda: compiled(*state, *place.rows(rows), None), compiled.compiled.as_text()
 
@@ -68,7 +62,7 @@ def measure(m: int, n: int, batch: int, iterations: int, repeats: int) -> dict[s
     K = operators.random(m, n, key=jax.random.key(0))
     problem = LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0))
     visit = make_visit(ChambollePock(iterations), Truncation(1), half_mean_squared_error, None)
-    one, several = OneDevice(), OnMesh(data_parallel())
+    one, several = Placement(), Placement(data_parallel())
     gradients = [_gradient(place, visit, problem, rows) for place in (several, one)]
     (step, text), (alone, _) = (_step(place, visit, problem, rows) for place in (several, one))
     seconds = interleaved_medians({"several": step, "one": alone}, repeats=repeats)
