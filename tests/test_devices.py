@@ -92,15 +92,15 @@ def two_processes(out: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------ gradients
 
 
-def _assert_is(visited: dict[str, Any], h: hg.Hypergradient) -> None:
-    """What a visit on a mesh gives is what `hypergradient` gives, statistics included."""
+def _assert_is(batch: dict[str, Any], h: hg.Hypergradient) -> None:
+    """The gradient on a mesh is that of `hypergradient`, statistics included."""
     expected = [np.asarray(leaf) for leaf in jax.tree.leaves(h.grad)]
-    assert_close([np.asarray(leaf) for leaf in visited["grad"]], expected, RTOL)
+    assert_close([np.asarray(leaf) for leaf in batch["grad"]], expected, RTOL)
     stats = h.solution.stats
-    assert visited["loss"] == pytest.approx(float(h.value), rel=RTOL)
-    assert visited["residual"] == pytest.approx(float(np.max(stats.residual)), rel=1e-9)
-    assert visited["converged"] == int(np.sum(stats.status == hg.Status.CONVERGED))
-    assert visited["near"] == SAMPLES
+    assert batch["loss"] == pytest.approx(float(h.value), rel=RTOL)
+    assert batch["residual"] == pytest.approx(float(np.max(stats.residual)), rel=1e-9)
+    assert batch["converged"] == int(np.sum(stats.status == hg.Status.CONVERGED))
+    assert batch["near"] == SAMPLES
 
 
 @pytest.fixture(scope="module")

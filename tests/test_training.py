@@ -1149,7 +1149,7 @@ def test_every_kind_of_number_can_be_measured_and_kept(number, kind, tmp_path) -
         ({"x": jnp.ones(2)}, r"one number for each name; got .* of shape \(2,\) for 'x'"),
         ({"x": [1.0]}, "one number for each name; got list for 'x'"),
         ({"x": jnp.asarray(1j)}, "one number for each name"),
-        ({"seconds": 1.0}, "names of its own; got seconds"),
+        ({"seconds": 1.0}, "must return new names; got seconds"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(measured, message) -> None:

@@ -29,7 +29,7 @@ from hypergrad._foundation.checks import check_count, describe
 from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad.bilevel import Loss
 from hypergrad.learning.checkpoints import from_stored, to_stored
-from hypergrad.learning.warm_start import Visit, Visited
+from hypergrad.learning.warm_start import BatchGradient, ComputeGradient
 from hypergrad.problem.lower_level import LowerLevel
 
 __all__ = ["Placement", "count_collectives", "data_parallel", "device_name"]
@@ -180,29 +180,29 @@ class Placement:
                 f"{len(self._processes)}: give them the same data and settings"
             )
 
-    def shard(self, visit: Visit) -> Visit:
-        """Return a function that computes the gradient of a batch, each device its share."""
+    def shard(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """Return a function that computes the gradient of a batch, each device for its share."""
         mesh = self.mesh
         if mesh is None:
-            return visit
+            return compute_gradient
         whole, shared = P(), P(mesh.axis_names)
 
-        def on_all(problem: LowerLevel, x_tilde: Array, x_true: Array, left: Any) -> Visited:
+        def on_all(problem: LowerLevel, x_tilde: Array, x_true: Array, state: Any) -> BatchGradient:
             arrays, rest = eqx.partition(problem, eqx.is_array)
 
-            def on_one(arrays: LowerLevel, *rows: Any) -> tuple[Visited, Any]:
-                share = visit(eqx.combine(arrays, rest), *rows)
-                return _combine(share, mesh), share.left
+            def on_one(arrays: LowerLevel, *rows: Any) -> tuple[BatchGradient, Any]:
+                share = compute_gradient(eqx.combine(arrays, rest), *rows)
+                return _combine(share, mesh), share.next_state
 
-            visited, left = jax.shard_map(
+            gradient, next_state = jax.shard_map(
                 on_one,
                 mesh=mesh,
                 in_specs=(whole, shared, shared, shared),
                 out_specs=(whole, shared),
                 # With it on, JAX would sum each derivative in the problem separately.
                 check_vma=False,
-            )(arrays, x_tilde, x_true, left)
-            return visited._replace(left=left)
+            )(arrays, x_tilde, x_true, state)
+            return gradient._replace(next_state=next_state)
 
         return on_all
 
@@ -263,16 +263,16 @@ def _broadcast(state: Any, about: Any) -> tuple[Any, Any]:
     return eqx.combine(arrays, rest), json.loads(np.asarray(text).tobytes())
 
 
-def _combine(own: Visited, mesh: Mesh) -> Visited:
+def _combine(share: BatchGradient, mesh: Mesh) -> BatchGradient:
     """Combine the gradients of the shares into that of the batch, by one all-reduce.
 
     The states of the samples stay on their devices.
     """
     axes, size = mesh.axis_names, mesh.size
-    loss, grad = jax.tree.map(lambda mean: mean / size, (own.loss, own.grad))
+    loss, grad = jax.tree.map(lambda mean: mean / size, (share.loss, share.grad))
     # A maximum would be a second all-reduce, so each device has an entry of the sum instead.
-    nothing = jnp.zeros(size, own.residual.dtype)
-    residuals = nothing.at[jax.lax.axis_index(axes)].set(own.residual)
-    vector, restore = ravel_pytree((loss, grad, own.converged, own.near, residuals))
+    zeros = jnp.zeros(size, share.residual.dtype)
+    residuals = zeros.at[jax.lax.axis_index(axes)].set(share.residual)
+    vector, restore = ravel_pytree((loss, grad, share.converged, share.near, residuals))
     loss, grad, converged, near, residuals = restore(jax.lax.psum(vector, axes))
-    return Visited(loss, grad, converged, near, jnp.max(residuals), None)
+    return BatchGradient(loss, grad, converged, near, jnp.max(residuals), None)
