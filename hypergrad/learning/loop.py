@@ -164,7 +164,7 @@ def train(
     state, done = learner.replicate(state), records[-1]["epoch"]
     with _bar(progress if place.writes else False) as bar:
         show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
-        compiled = lowered.compile()
+        compiled = lowered.compile() if done < epochs else None
         for epoch in range(done + 1, epochs + 1):
             started = time.perf_counter()
             rows = batches(len(x_tilde), batch_size, seed, epoch)
