@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -33,14 +33,6 @@ N, BATCH, L = 5, 3, 10
 DATA = random_data(BATCH, N)
 # The same computation in another order: rounding alone.
 RTOL = 1e-10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """A loop a leaf is much to compile, and each is run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _loss_of(poster: Poster) -> Callable:

@@ -223,7 +223,7 @@ def test_a_picture_is_its_patches_put_together() -> None:
 def test_a_large_picture_is_restored_in_groups(monkeypatch) -> None:
     picture = RNG.uniform(size=(11, 9))
     whole = hg.restore(PATCHES, picture)
-    monkeypatch.setattr("hypergrad.learning.restoration._SAMPLES_AT_A_TIME", 5)
+    monkeypatch.setattr("hypergrad.learning.restoration._SAMPLES_AT_ONCE", 5)
     np.testing.assert_allclose(hg.restore(PATCHES, picture), whole, rtol=0, atol=1e-14)
 
 
