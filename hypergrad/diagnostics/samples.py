@@ -14,7 +14,7 @@ from hypergrad._foundation.checks import check_count
 from hypergrad._foundation.compiled import compiled
 from hypergrad._foundation.printing import as_sentence, worst
 from hypergrad._foundation.records import markdown_table
-from hypergrad._foundation.samples import magnitude
+from hypergrad._foundation.samples import float_vector, magnitude
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.bilevel.arguments import (
@@ -29,7 +29,6 @@ from hypergrad.chambolle_pock import ChambollePock, SolverStats
 from hypergrad.diagnostics._gradients import (
     Factors,
     check_learnable,
-    flat,
     form_norm,
     layer_factors,
     loss_gradient,
@@ -223,11 +222,11 @@ class _SampleGradients(eqx.Module):
         """The gradient of sample i in K, as one vector."""
         if self.factors is not None:
             pairs = jax.tree.map(lambda side: side[i], self.factors)
-            return flat(bilinear_gradient(problem.K, *pairs))
+            return float_vector(bilinear_gradient(problem.K, *pairs))
         x_tilde, g = self.x_tilde[i][None], self.g[i][None]
         solution, saved = self.strategy.forward(problem, x_tilde, self.solver, None)
         cotangent = Cotangent(g, jnp.zeros_like(solution.y))
-        return flat(self.strategy.pullback(saved, cotangent).problem.K)
+        return float_vector(self.strategy.pullback(saved, cotangent).problem.K)
 
 
 def _compare_vectors(ours: Array, exact: Array) -> tuple[Array, ...]:
