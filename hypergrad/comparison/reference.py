@@ -43,7 +43,7 @@ __all__ = [
 # On natural patches with an overcomplete K a step ratio a hundred times larger is what settles the
 # active sets of most samples within a few hundred iterations.
 _REFERENCE_RATIO_FACTOR = 100.0
-# Newton steps: what is not certified by then is left out of the comparison, and counted.
+# Newton steps. Samples not certified by then are left out of the comparison, and counted.
 _REFERENCE_STEPS = 30
 
 
@@ -57,11 +57,11 @@ def reference_hypergradient(
     init: State | None = None,
     most: int = _REFERENCE_STEPS,
 ) -> Hypergradient:
-    """The yardstick: `Exact`, at the step ratio with which it is quick.
+    """Return the exact hypergradient that errors are measured against, by `Exact`.
 
     **Arguments**: as for `hypergradient`; of the `solver` only `primal_scale` and `step_ratio` are
-    used, the latter a hundredfold, since that converges faster on natural patches; `init`, a state
-    to go on from; `most`, Newton steps a sample.
+    used, the latter times 100, since that converges faster on natural patches; `init`, a state to
+    continue from; `most`, the maximal number of Newton steps per sample.
 
     **Returns**: a `Hypergradient`, each sample with its certificate.
 
@@ -70,8 +70,8 @@ def reference_hypergradient(
     problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
     ratio = _REFERENCE_RATIO_FACTOR * solver.step_ratio
     patient = ChambollePock(step_ratio=ratio, primal_scale=solver.primal_scale)
-    # With a start written out and its steps in an array, a first call and one that goes on from
-    # there compile as one.
+    # With an explicit start and the steps in an array, a first call and one that continues share
+    # one program.
     init = solver.start(problem, x_tilde, init)
     return hypergradient(
         problem,
@@ -85,7 +85,7 @@ def reference_hypergradient(
 
 
 def certified_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
-    """Samples whose solution and adjoint are certified, whatever their rank.
+    """Return the samples whose solution and adjoint are certified, whatever their rank.
 
     Where the status is NONDIFFERENTIABLE the gradient is that of the minimum-norm dual solution,
     one of several, and no other strategy need agree; `differentiable_samples` leaves those out.
@@ -96,7 +96,7 @@ def certified_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
 
 
 def differentiable_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
-    """Samples with one gradient, away from every kink: see `diagnostics.are_certified`."""
+    """Return the samples with a unique gradient: see `diagnostics.are_certified`."""
     return are_certified(reference.solution.stats, reference.adjoint)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison gives: records, as a table, as files, as a picture."""
+"""The result of a comparison: records, as a table, as files, as a figure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypergrad._foundation.terminal import WIDTH, note, terminal_table
 
 __all__ = ["COLUMNS", "Comparison"]
 
-# What a record holds, with its heading and unit. Everything that prints or draws reads this.
+# The entries of a record with heading and unit. Everything that prints or draws reads this.
 COLUMNS = {
     "strategy": "strategy",
     "loss": "loss",
@@ -30,7 +30,7 @@ COLUMNS = {
     "forward_residual": "forward residual (worst)",
     "adjoint_status": "adjoint status",
     "adjoint_residual": "adjoint residual (worst)",
-    "products": "products with K (mean a sample)",
+    "products": "products with K (mean per sample)",
     "error": "error",
 }
 
@@ -76,7 +76,7 @@ class Comparison:
         return terminal_table(self.records, _BRIEF, width)
 
     def notes(self, width: int = WIDTH) -> str:
-        """What the errors are held against, and a line or two for each strategy."""
+        """Describe the reference, and both solves of each strategy."""
         lines = [note(self.about_the_reference(), width=width)]
         for record in self.records:
             if (text := _about_the_solves(record)) is not None:
@@ -84,7 +84,7 @@ class Comparison:
         return "\n".join(lines)
 
     def about_the_reference(self) -> str:
-        """What the errors are held against."""
+        """Describe the reference that errors are measured against."""
         certified, only = (
             f"{100 * self.reference[share]:.3g} %" for share in ("certified", "differentiable")
         )
@@ -94,7 +94,7 @@ class Comparison:
         )
 
     def markdown(self) -> str:
-        """All columns, and all that is known of the reference."""
+        """Return all columns, and a description of the reference."""
         reference = self.reference
         return (
             f"{self.table()}\n\nReference: {reference['how']}; forward {reference['status']} "
@@ -103,8 +103,8 @@ class Comparison:
             f"Gradients are those of the {100 * reference['certified']:.3g} % of the samples that "
             f"it is certified on. On {100 * reference['differentiable']:.3g} % the solution map is "
             "differentiable; on the others (dependent active rows of K, or a coordinate on its "
-            "kink) the reference is one gradient of several, and strategies may differ from it by "
-            "per cents and be right."
+            "kink) the reference is one gradient of several, and valid gradients can "
+            "differ from it by several per cent."
         )
 
     def save(self, folder: str | Path) -> None:
@@ -123,12 +123,12 @@ class Comparison:
 
 
 def _about_the_solves(record: dict[str, Any]) -> str | None:
-    """How both solves of a strategy went, or why there is nothing of it."""
+    """Describe both solves of a strategy, or why it failed."""
     if record.get("forward_status") is None:
         return record.get("error")
     return f"forward {record['forward_status']}; adjoint {record.get('adjoint_status', 'unknown')}"
 
 
 def _residual(value: float | None) -> str:
-    """As a table has it, where it is known."""
+    """Format a residual, which may be unknown."""
     return "unknown" if value is None or math.isnan(value) else f"{value:.1e}"

@@ -43,15 +43,16 @@ def compare(
     error_bound: bool = False,
     piece: int | None = None,
 ) -> Comparison:
-    """Every strategy on the same batch: value, gradient, error, time, memory, statuses.
+    """Compare strategies on one batch: value, gradient, error, time, memory, statuses.
 
     For each: the loss; the norm of the gradient in `parameters`; its relative error
     `||grad - ref|| / ||ref||` and cosine against the reference; the median time of a hypergradient
     over interleaved repeats (compilation apart), also over that of the forward solve alone; peak
     memory as the compiled executable states it; the share of each status; products with K. The
-    gradients are those of the samples that the reference is certified on, whose share is told: one
-    sample with wrong masks can have a gradient larger than all others together, and would stand for
-    the error. A second error is that on the samples where the solution map is differentiable.
+    gradients are those of the samples that the reference is certified on, whose share is reported:
+    one sample with wrong masks can have a gradient larger than all others together, and would
+    dominate the error. A second error is that on the samples where the solution map is
+    differentiable.
 
     **Arguments**: as for `hypergradient`; `parameters`, the parts of the problem that the gradient
     is taken in and compared in (`K` by default; what it costs is that of these alone); `reference`,
@@ -59,13 +60,13 @@ def compare(
     given one, the state it ended in is used, and which samples it is certified on);
     `error_bound=True` adds the bound on the error of the gradient in `parameters`, relative to the
     reference (a dash where a sample is not certified), and the share of samples that it certifies;
-    `piece`, how many of the samples are looked at at a time: data `(samples, n)` of any size, read
+    `piece`, the number of samples at a time: data `(samples, n)` of any size, read
     by rows (see `train`), with the memory of one piece. Everything is then over all samples; times
     are those of all pieces, memory and compilation those of one.
 
     **Returns**: a `Comparison`. A strategy that fails is a row with its reason; two of one label
-    are two rows, numbered. What a strategy does not know of itself (the products that it took, how
-    good its adjoint is) is None, a dash in the table.
+    are two rows, numbered. What a strategy does not report (its products with K, its adjoint
+    residual) is None, a dash in the table.
 
     **Warnings**: as for `hypergradient`, before a strategy runs.
 
@@ -166,7 +167,7 @@ def _as_strategies(strategies: Any) -> list[AbstractStrategy]:
 def distinct_labels(
     strategies: Sequence[AbstractStrategy], *, taken: Container[str] = ()
 ) -> dict[str, AbstractStrategy]:
-    """Strategies by label; one whose label is taken, or that of an earlier one, is numbered.
+    """Return strategies by label; a label that is taken or repeated gets a number.
 
     >>> from hypergrad import Truncation
     >>> list(distinct_labels([Truncation(1), Truncation(2), Truncation(1)]))

@@ -25,7 +25,7 @@ Factors = tuple[tuple[Array, Array], ...]
 def layer_factors(
     sizes: StepSizes, delta: AdjointPair, x: Float[Array, "*batch n"], y: Float[Array, "*batch m"]
 ) -> Factors:
-    """`sigma delta_D x^T - tau y delta_P^T` as the pairs whose outer products it is the sum of."""
+    """Return `sigma delta_D x^T - tau y delta_P^T` as pairs of factors of outer products."""
     delta_P, delta_D = delta
     return (sizes.sigma * delta_D, x), (-sizes.tau * y, delta_P)
 
@@ -40,11 +40,11 @@ def check_learnable(name: str, part: Any) -> None:
 
 
 def form_norm(K: Operator, factors: Factors) -> Float[Array, "*batch"]:
-    """The Frobenius norm of `sum left right^T`, the gradient in a matrix K, a sample.
+    """Return the Frobenius norm of `sum left right^T`, the gradient in a matrix K, per sample.
 
     With `left = Q R` (thin) and `right = Q' R'` it is `||R R'^T||`, of the size of the number of
-    pairs: unlike the Gram matrices this loses no digits where the pairs cancel. Of another
-    operator, the norm of the gradient in its parameters, one sample after the other.
+    pairs: unlike the Gram matrices this loses no digits where the pairs cancel. For other
+    operators, the norm of the gradient in the parameters, one sample after the other.
     """
     if matrix_of(K) is not None:
         left, right = (jnp.stack(side, axis=-1) for side in zip(*factors, strict=True))
@@ -60,6 +60,6 @@ def form_norm(K: Operator, factors: Factors) -> Float[Array, "*batch"]:
 
 
 def loss_gradient(loss: Loss, solution: Solution, x_true: Array) -> Cotangent:
-    """`g`, with nothing for y."""
+    """Return the loss gradient `g` in x, and zeros for y."""
     g = jax.grad(of_rows(loss, x_true))(solution.x)
     return Cotangent(g, jnp.zeros_like(solution.y))
