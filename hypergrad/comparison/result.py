@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hypergrad._foundation.records import markdown_table, write_json, write_jsonl, write_text
+from hypergrad._foundation.records import (
+    format_cell,
+    markdown_table,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from hypergrad._foundation.terminal import WIDTH, note, terminal_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["COLUMNS", "Comparison"]
 
@@ -115,11 +127,53 @@ class Comparison:
         write_json(folder / "reference.json", self.reference)
         write_json(folder / "environment.json", self.environment)
 
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Read what `save` wrote; numbers that were not finite are None."""
+        folder = Path(folder)
+        return cls(
+            read_jsonl(folder / "comparison.jsonl"),
+            read_json(folder / "reference.json"),
+            read_json(folder / "environment.json"),
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the records as a pandas data frame, one row per strategy."""
+        import pandas as pd
+
+        used = [key for key in COLUMNS if any(key in record for record in self.records)]
+        return pd.DataFrame(self.records, columns=used)
+
+    def to_latex(self) -> str:
+        """Return the main columns as a LaTeX `tabular`, with rules of the package booktabs."""
+        used = {
+            key: heading
+            for key, heading in _BRIEF.items()
+            if any(record.get(key) is not None for record in self.records)
+        }
+        rows = [list(used.values())]
+        rows += [[format_cell(record.get(key)) for key in used] for record in self.records]
+        head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in rows)
+        columns = "l" + "r" * (len(used) - 1)
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+    def _repr_html_(self) -> str:
+        notes = html.escape(self.notes()).replace("\n", "<br>")
+        return f"{self.to_dataframe().to_html(index=False, na_rep='-')}<p>{notes}</p>"
+
     def plot(self) -> Any:
         """A matplotlib figure: relative error against time, one marker a strategy."""
         from hypergrad.plotting import plot_comparison
 
         return plot_comparison(self.records)
+
+
+def _latex(text: str) -> str:
+    """Escape the characters that LaTeX interprets."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"|": r"\textbar{}"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    return text.translate(str.maketrans(special))
 
 
 def _about_the_solves(record: dict[str, Any]) -> str | None:
