@@ -1,10 +1,11 @@
-"""A comparison as a data frame, LaTeX, HTML and files."""
+"""A comparison and a training history as data frames, LaTeX, HTML, figures and files."""
 
 from __future__ import annotations
 
 import pytest
 
 import hypergrad as hg
+from hypergrad.learning.result import Best
 
 RECORDS = [
     {"strategy": "a|b_c&d<e>", "relative_error": 0.25, "cosine": None, "milliseconds": 2.0},
@@ -49,3 +50,16 @@ def test_latex_and_html_and_markdown_escape_labels(comparison) -> None:
     ]
     assert "a|b_c&amp;d&lt;e&gt;" in comparison._repr_html_()
     assert r"a\|b_c&d<e>" in comparison.table()
+
+
+def test_a_history_is_a_data_frame_a_page_and_a_figure() -> None:
+    records = [
+        {"epoch": e, "seconds": 0.5 * e, "train_loss": 2.0 - e, "validation_loss": None}
+        for e in (0, 1)
+    ]
+    problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    history = hg.History(problem, records, Best(problem, 1))
+    assert history.to_dataframe()["train_loss"].tolist() == [2.0, 1.0]
+    (line, *_) = history.plot().axes[0].lines
+    assert line.get_xydata().tolist() == [[0.0, 2.0], [1.0, 1.0]]
+    assert "<th>train_loss</th>" in history._repr_html_()
