@@ -510,6 +510,7 @@ def test_pieces_are_read_by_rows_and_one_program_does_for_all(monkeypatch) -> No
         return timing.compile_ahead(function, *arguments)
 
     monkeypatch.setattr(rows, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(side_by_side, "compile_ahead", compile_ahead)
     data = [_Forwards(array) for array in _data()]
     settings = {"solver": SOLVER, "strategies": [hg.Truncation(1)], "repeats": 1}
     result = hg.compare(_problem(), *data, piece=4, **settings)

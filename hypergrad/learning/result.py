@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+import html
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from hypergrad._foundation.checks import describe
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.printing import worst
 from hypergrad.problem.lower_level import LowerLevel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Best", "History", "best_epoch"]
 
@@ -82,6 +86,21 @@ class History:
                 f"column {name!r} must hold numbers; got {describe(entries[0])}: read it from "
                 "records"
             ) from None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the records as a pandas data frame, one row per epoch."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
+
+    def plot(self) -> Any:
+        """Return a matplotlib figure of the losses over the epochs."""
+        from hypergrad.plotting import plot_loss_curves
+
+        return plot_loss_curves([{"strategy": "training", **record} for record in self.records])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.to_dataframe().to_html(index=False)}"
 
     def __repr__(self) -> str:
         last: dict[str, Any] = self.records[-1] if self.records else {}
