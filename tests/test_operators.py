@@ -414,14 +414,13 @@ class Scaled(hg.operators.AbstractOperator):
         return self.in_structure()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_what_is_right_passes_the_check(dtype):
+def test_what_is_right_passes_the_check():
     for K in (
-        Scaled(jnp.asarray(3.0, dtype)),
-        Scaled(jnp.asarray(3.0, dtype), bound=6.0),
-        jnp.asarray(np.random.default_rng(0).standard_normal((200, 300)), dtype),
-        difference_operator((20, 30), dtype),
-        hg.operators.FilterBank(jnp.ones((2, 3, 2), dtype), (9, 8)),
+        Scaled(jnp.asarray(3.0, jnp.float32)),
+        Scaled(jnp.asarray(3.0), bound=6.0),
+        jnp.asarray(np.random.default_rng(0).standard_normal((200, 300)), jnp.float32),
+        difference_operator((20, 30)),
+        hg.operators.FilterBank(jnp.ones((2, 3, 2), jnp.float32), (9, 8)),
     ):
         hg.check_operator(K)
 
@@ -445,10 +444,12 @@ def test_what_is_wrong_does_not(wrong, words):
 def test_a_learned_operator_of_ones_own():
     """Its one leaf, by the chain rule and by the dense matrix."""
     K, (x_tilde, x_true) = Scaled(jnp.array(0.7)), random_data(3, 6)
+    # Far from converged, so that the step sizes count: both operators get the same.
+    solver, strategy = hg.ChambollePock(20, tau=0.6, sigma=0.6), hg.FullUnrolling()
 
     def grad(K):
         problem = hg.LowerLevel(K, hg.L1(0.1), hg.Quadratic(1.0))
-        return hg.hypergradient(problem, x_tilde, x_true, strategy=hg.Exact()).grad.K
+        return hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy).grad.K
 
     unit = Scaled(jnp.array(1.0)).as_matrix()
     assert relative_error(grad(K).scale, jnp.sum(grad(K.as_matrix()) * unit)) <= 1e-10
