@@ -80,6 +80,7 @@ def test_whole_numbers_are_data_too():
     np.testing.assert_array_equal(solution.x, solve(np.array([0.0, 3.0, 3.0, 1.0])).x)
 
 
+@pytest.mark.usefixtures("quick_reference")
 def test_whole_numbers_are_compared_too():
     """In the precision of K, here float64; the strategies come from any collection."""
     x_true = np.array([[0, 3, 3, 1]])
