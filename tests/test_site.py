@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import hypergrad as hg
+
 ROOT = Path(__file__).parents[1]
 GUIDES = Path("hypergrad", "workbench", "guides")
 
@@ -63,3 +65,21 @@ def test_a_page_loads_nothing_from_elsewhere_but_formulas(site) -> None:
     loaded = r"<(?:script|img|iframe|link [^>]*stylesheet)[^>]*(?:src|href)=\"(https?:[^\"]*)"
     found = {url for text in texts for url in re.findall(loaded, text)}
     assert {url.partition("@")[0] for url in found} == {"https://cdn.jsdelivr.net/npm/mathjax"}
+
+
+def test_every_public_name_is_in_the_reference(site) -> None:
+    operators = [
+        f"operators.{name}"
+        for name, value in vars(hg.operators).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("hypergrad")
+    ]
+    shown = set(re.findall(r'id="hypergrad\.([\w.]+)"', page(site, "api")))
+    assert {"solve", "operators.dct"} <= {*hg.__all__, *operators}
+    assert not {*hg.__all__, *operators} - shown
+
+
+def test_doctests_are_code_in_the_reference(site) -> None:
+    """Plain Markdown would read `>>>` as a quotation."""
+    reference = page(site, "api")
+    assert "<blockquote>" not in reference
+    assert reference.count('<span class="gp">') > 100  # the prompts of highlighted code
