@@ -83,3 +83,13 @@ def test_doctests_are_code_in_the_reference(site) -> None:
     reference = page(site, "api")
     assert "<blockquote>" not in reference
     assert reference.count('<span class="gp">') > 100  # the prompts of highlighted code
+
+
+def test_every_status_has_its_heading(site) -> None:
+    headings = re.findall(r"<h2[^>]*><code>(\w+)</code>", page(site, "troubleshooting"))
+    assert headings == list(hg.Status.__members__)
+
+
+def test_the_main_figure_is_embedded(site) -> None:
+    """It is stored outside the folder of the pages; a wrong path would go unnoticed."""
+    assert 'src="data:image/png;base64,' in (site / "index.html").read_text(encoding="utf-8")
