@@ -8,7 +8,14 @@ import hypergrad as hg
 from hypergrad.learning.result import Best
 
 RECORDS = [
-    {"strategy": "a|b_c&d<e>", "relative_error": 0.25, "cosine": None, "milliseconds": 2.0},
+    {
+        "strategy": "a|b_c&d<e>",
+        "relative_error": 0.25,
+        "cosine": None,
+        "milliseconds": 2.0,
+        "forward_status": "converged 75 %, non finite 25 %",
+        "adjoint_status": "unknown 100 %",
+    },
     {"strategy": "failing", "error": "RuntimeError: no luck"},
 ]
 REFERENCE = {"certified": 1.0, "differentiable": 0.5, "residual": None}
@@ -30,7 +37,8 @@ def test_a_saved_comparison_is_loaded_equal(comparison, tmp_path) -> None:
 def test_the_data_frame_has_a_row_per_strategy(comparison) -> None:
     frame = comparison.to_dataframe()
     assert list(frame.columns) == [
-        "strategy", "relative_error", "cosine", "milliseconds", "error",
+        "strategy", "relative_error", "cosine", "milliseconds", "forward_status", "adjoint_status",
+        "error",
     ]  # fmt: skip
     assert frame["strategy"].tolist() == ["a|b_c&d<e>", "failing"]
     assert frame["relative_error"][0] == 0.25
@@ -39,12 +47,13 @@ def test_the_data_frame_has_a_row_per_strategy(comparison) -> None:
 
 def test_latex_and_html_and_markdown_escape_labels(comparison) -> None:
     assert comparison.to_latex().splitlines() == [
-        r"\begin{tabular}{lrr}",
+        r"\begin{tabular}{lrrrrl}",
         r"\toprule",
-        r"strategy & rel. error & time (ms) \\",
+        r"strategy & relative error & cosine & time (forward solves) & memory (MB) & status \\",
         r"\midrule",
-        r"a\textbar{}b\_c\&d<e> & 0.25 & 2 \\",
-        r"failing & - & - \\",
+        r"a\textbar{}b\_c\&d<e> & $2.5 \cdot 10^{-1}$ & - & - & - "
+        r"& converged 75 \%, non finite 25 \%, adjoint unknown \\",
+        r"failing & - & - & - & - & failed \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypergrad._foundation.records import (
-    format_cell,
     markdown_table,
     read_json,
     read_jsonl,
@@ -17,6 +17,7 @@ from hypergrad._foundation.records import (
     write_jsonl,
     write_text,
 )
+from hypergrad._foundation.status import Status
 from hypergrad._foundation.terminal import WIDTH, note, terminal_table
 
 if TYPE_CHECKING:
@@ -47,15 +48,14 @@ COLUMNS = {
 }
 
 
-# Those that fit on a terminal.
+# Headings of the columns on a terminal.
 _BRIEF = {
     "strategy": "strategy",
-    "relative_error": "rel. error",
-    "relative_error_differentiable": "diff.",
+    "error": "relative\nerror",
     "cosine": "cosine",
-    "milliseconds": "time (ms)",
-    "over_forward": "/ forward",
-    "peak_megabytes": "MB",
+    "time": "time\n(forward\nsolves)",
+    "memory": "memory\n(MB)",
+    "status": "status",
 }
 
 
@@ -84,15 +84,24 @@ class Comparison:
         return f"{self.brief()}\n{self.notes()}"
 
     def brief(self, width: int = WIDTH) -> str:
-        """The main columns, for a terminal of this width."""
-        return terminal_table(self.records, _BRIEF, width)
+        """Lay out error, cosine, time, memory and status for a terminal of this width.
+
+        Where most samples have several gradients, errors would mislead and are left out; the notes
+        say so.
+        """
+        return terminal_table(self._rows(), self._brief_columns(), width)
+
+    @property
+    def is_degenerate(self) -> bool:
+        """Return whether fewer than half of the samples have a single gradient."""
+        return self.reference["differentiable"] < 0.5
 
     def notes(self, width: int = WIDTH) -> str:
-        """Describe the reference, and both solves of each strategy."""
+        """Describe the reference, and why a strategy failed."""
         lines = [note(self.about_the_reference(), width=width)]
         for record in self.records:
-            if (text := _about_the_solves(record)) is not None:
-                lines.append(note(text, f"{record['strategy']}: ", width))
+            if record.get("error") is not None:
+                lines.append(note(record["error"], f"{record['strategy']}: ", width))
         return "\n".join(lines)
 
     def about_the_reference(self) -> str:
@@ -100,9 +109,15 @@ class Comparison:
         certified, only = (
             f"{100 * self.reference[share]:.3g} %" for share in ("certified", "differentiable")
         )
+        if self.is_degenerate:
+            return (
+                f"No errors are shown: the solution map is differentiable on {only} of the samples "
+                "only, and the others have several gradients, between which strategies choose "
+                "differently. The records have the errors on both kinds."
+            )
         return (
-            f"Errors against the exact gradient, on the {certified} of samples it is certified on; "
-            f"diff.: on the {only} where it is the only one (elsewhere one of several)."
+            f"Error against the exact gradient, on the {certified} of the samples where it is "
+            f"certified; it is the only one on {only}."
         )
 
     def markdown(self) -> str:
@@ -146,21 +161,29 @@ class Comparison:
 
     def to_latex(self) -> str:
         """Return the main columns as a LaTeX `tabular`, with rules of the package booktabs."""
-        used = {
-            key: heading
-            for key, heading in _BRIEF.items()
-            if any(record.get(key) is not None for record in self.records)
-        }
-        rows = [list(used.values())]
-        rows += [[format_cell(record.get(key)) for key in used] for record in self.records]
-        head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in rows)
-        columns = "l" + "r" * (len(used) - 1)
+        rows = [self._headings().values(), *(row.values() for row in self._rows())]
+        head, *body = (" & ".join(_latex(cell or "-") for cell in row) + r" \\" for row in rows)
+        columns = "l" + "r" * (len(self._headings()) - 2) + "l"
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
     def _repr_html_(self) -> str:
+        import pandas as pd
+
+        frame = pd.DataFrame(self._rows()).rename(columns=self._headings())
         notes = html.escape(self.notes()).replace("\n", "<br>")
-        return f"{self.to_dataframe().to_html(index=False, na_rep='-')}<p>{notes}</p>"
+        return f"{frame.to_html(index=False, na_rep='-')}<p>{notes}</p>"
+
+    def _headings(self) -> dict[str, str]:
+        return {key: _BRIEF[key].replace("\n", " ") for key in self._brief_columns()}
+
+    def _rows(self) -> list[dict[str, str | None]]:
+        rows = map(_brief_row, self.records)
+        return [{key: row[key] for key in self._brief_columns()} for row in rows]
+
+    def _brief_columns(self) -> dict[str, str]:
+        hidden = {"error", "cosine"} if self.is_degenerate else set[str]()
+        return {key: heading for key, heading in _BRIEF.items() if key not in hidden}
 
     def plot(self) -> Any:
         """A matplotlib figure: relative error against time, one marker a strategy."""
@@ -170,17 +193,47 @@ class Comparison:
 
 
 def _latex(text: str) -> str:
-    """Escape the characters that LaTeX interprets."""
+    """Escape the characters that LaTeX interprets; numbers get their power of ten."""
+    if (number := re.fullmatch(r"(\d\.\d)e([+-]?)(\d+)", text)) is not None:
+        sign = number[2].replace("+", "")
+        return rf"${number[1]} \cdot 10^{{{sign}{number[3]}}}$"
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {"|": r"\textbar{}"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
     return text.translate(str.maketrans(special))
 
 
-def _about_the_solves(record: dict[str, Any]) -> str | None:
-    """Describe both solves of a strategy, or why it failed."""
-    if record.get("forward_status") is None:
-        return record.get("error")
-    return f"forward {record['forward_status']}; adjoint {record.get('adjoint_status', 'unknown')}"
+def _brief_row(record: dict[str, Any]) -> dict[str, str | None]:
+    def written(name: str, layout: str) -> str | None:
+        value = record.get(name)
+        return None if value is None else format(value, layout)
+
+    error = written("relative_error", ".1e")
+    return {
+        "strategy": record["strategy"],
+        # 2.6e-3 and not 2.6e-03.
+        "error": None if error is None else re.sub(r"e([+-])0", r"e\1", error),
+        "cosine": written("cosine", ".3f"),
+        "time": written("over_forward", ".2g"),
+        "memory": written("peak_megabytes", ".2g"),
+        "status": _status_in_words(record),
+    }
+
+
+def _status_in_words(record: dict[str, Any]) -> str:
+    """Return how both solves ended; iterations that are used up were a choice, not a failure."""
+    if record.get("error") is not None:
+        return "failed"
+    good, used_up = Status.CONVERGED.label, Status.ITERATIONS_USED_UP.label
+    words = {
+        "": (record.get("forward_status", "unknown"), "not converged"),
+        "adjoint ": (record.get("adjoint_status", "unknown"), "truncated"),
+    }
+    parts = []
+    for side, (status, chosen) in words.items():
+        text = status.removesuffix(" 100 %")
+        if text != good:
+            parts.append(chosen if text == used_up else f"{side}{text.replace(used_up, chosen)}")
+    return ", ".join(parts) or good
 
 
 def _residual(value: float | None) -> str:
