@@ -66,6 +66,13 @@ def test_products_and_pseudo_inverse_are_those_of_the_matrix(name: str) -> None:
     np.testing.assert_allclose(operators.pseudo_inverse(A, b), expected, atol=1e-11)
 
 
+def test_small_singular_values_can_be_left_out() -> None:
+    matrix = np.diag([1.0, 0.1, 1e-3])
+    found = operators.pseudo_inverse(matrix, np.ones(3), cutoff=0.01)
+    np.testing.assert_allclose(found, [1.0, 10.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(operators.pseudo_inverse(matrix, np.ones(3))[2], 1e3, rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", FORWARD)
 def test_value_and_conjugate_are_those_of_the_matrix(name: str) -> None:
     G, matrix, (_, r) = hg.DataFidelity(FORWARD[name](), WEIGHT), dense(name), K_and_truth()
@@ -171,6 +178,7 @@ def test_central_differences_in_a_blur_kernel(label: str) -> None:
             "must act on vectors of length 3",
         ),
         (lambda: operators.pseudo_inverse(operators.Mask([1, 0]), jnp.ones(3)), "2 entries each"),
+        (lambda: operators.pseudo_inverse(np.eye(2), jnp.ones(2), cutoff=1.5), "cutoff must lie in"),
     ],
 )
 def test_bad_input_is_refused(make, words: str) -> None:

@@ -15,8 +15,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from numpy.typing import ArrayLike
 
-from hypergrad._foundation.checks import as_inexact, check_finite, inexact
+from hypergrad._foundation.checks import as_inexact, check_finite, check_fraction, inexact
 from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.operators._base import check_image_shape
 
@@ -43,7 +44,7 @@ class AbstractForward(eqx.Module):
         """The length n of the vectors that `A` acts on."""
 
     @abc.abstractmethod
-    def __call__(self, x: Vector) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
         """Return the measurements `A x`."""
 
     @abc.abstractmethod
@@ -69,9 +70,10 @@ class AbstractForward(eqx.Module):
         leading = (1,) * (coefficients.ndim - factors.ndim)
         return self.synthesise(coefficients * factors.reshape(leading + factors.shape))
 
-    def is_measured(self, gains: Array) -> Bool[Array, "..."]:
-        """Return which gains are not 0, up to rounding."""
-        return gains > self.size * jnp.finfo(gains.dtype).eps * jnp.max(gains)
+    def is_measured(self, gains: Array, cutoff: float = 0.0) -> Bool[Array, "..."]:
+        """Return which singular values exceed rounding, and `cutoff` times the largest one."""
+        rounding = self.size * jnp.finfo(gains.dtype).eps
+        return gains > max(rounding, cutoff**2) * jnp.max(gains)
 
 
 class Mask(AbstractForward):
@@ -94,8 +96,8 @@ class Mask(AbstractForward):
     def size(self) -> int:
         return self.mask.size
 
-    def __call__(self, x: Vector) -> Array:
-        return self.filter(x, lambda gains: gains)
+    def __call__(self, x: ArrayLike) -> Array:
+        return self.filter(jnp.asarray(x), lambda gains: gains)
 
     def transpose(self, b: Array) -> Vector:
         return self(b)
@@ -146,7 +148,8 @@ class Blur(AbstractForward):
         padded = jnp.zeros(self.shape, dtype).at[:a, :b].set(self.kernel.astype(dtype))
         return jnp.fft.rfft2(jnp.roll(padded, (-(a // 2), -(b // 2)), (0, 1)))
 
-    def __call__(self, x: Vector) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
+        x = jnp.asarray(x)
         return self.synthesise(self._times(self._transfer(x.dtype), x))
 
     def transpose(self, b: Array) -> Vector:
@@ -197,7 +200,8 @@ class FourierSampling(AbstractForward):
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def __call__(self, x: Vector) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
+        x = jnp.asarray(x)
         coefficients = jnp.fft.fft2(x.reshape(*x.shape[:-1], *self.shape), norm="ortho")
         return self._masked(coefficients).reshape(x.shape)
 
@@ -249,7 +253,8 @@ class DenseForward(AbstractForward):
     def size(self) -> int:
         return self.right.shape[1]
 
-    def __call__(self, x: Vector) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
+        x = jnp.asarray(x)
         return (self.analyse(x) * _row(self.singular, x)) @ self.left.T
 
     def transpose(self, b: Array) -> Vector:
@@ -265,25 +270,32 @@ class DenseForward(AbstractForward):
         return self.singular.astype(dtype) ** 2
 
 
-def pseudo_inverse(A: AbstractForward | Any, b: Any) -> Vector:
+def pseudo_inverse(A: AbstractForward | Any, b: Any, *, cutoff: float = 0.0) -> Vector:
     """Return `A^+ b`, the least-norm least-squares solution: the `x_tilde` of measurements.
 
         ||A x - b||^2 = ||A (x - A^+ b)||^2 + constant
 
-    **Arguments**: `A`: a forward operator, or a matrix `(p, n)`. `b`: measurements `(..., p)`, as
-    `A(x)` gives them; leading axes are a batch.
+    **Arguments**:
+
+    - `A`: a forward operator, or a matrix `(p, n)`.
+    - `b`: measurements `(..., p)`, as `A(x)` gives them; leading axes are a batch.
+    - `cutoff`: singular values below this share of the largest one count as 0. Defaults to 0: all
+      above rounding are inverted.
 
     **Returns**: `(..., n)`.
 
-    **Raises**: `HypergradError` for measurements of another length.
+    **Raises**: `HypergradError` for measurements of another length, or a cutoff outside [0, 1).
 
-    **Caveat**: gains below rounding count as 0, but small ones amplify noise: that is part of
-    `x_tilde` and has no effect on the solution, in which `DataFidelity` weights it down again.
+    **Caveat**: small singular values amplify noise, and iterations that start at such an `x_tilde`
+    need very long to come back. For a smooth blur take a cutoff near the noise relative to the
+    image (0.01, say): where less of the image than noise is measured, the data term then asks for
+    `A x = 0` in place of `A x = b`.
 
     >>> print(pseudo_inverse(jnp.array([[2.0, 0.0]]), jnp.array([6.0])))
     [3. 0.]
     """
     A = as_forward(A)
+    check_fraction("cutoff", cutoff, "try 0.01", zero_allowed=True)
     b = jnp.asarray(b)
     expected = A.left.shape[0] if isinstance(A, DenseForward) else A.size
     if b.ndim == 0 or b.shape[-1] != expected:
@@ -293,7 +305,7 @@ def pseudo_inverse(A: AbstractForward | Any, b: Any) -> Vector:
         )
 
     def inverse(gains: Array) -> Array:
-        measured = A.is_measured(gains)
+        measured = A.is_measured(gains, cutoff)
         return jnp.where(measured, 1 / jnp.where(measured, gains, 1), 0)
 
     return A.filter(A.transpose(b), inverse)
