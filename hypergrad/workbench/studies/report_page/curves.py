@@ -54,7 +54,8 @@ def loss_curves(runs: Sequence[Run]) -> list[Curves]:
         for column, name in _LOSSES.items():
             figure = _losses(runs, styles, x, column)
             if figure["data"]:
-                found.append(Curves(f"Loss over {over}, {name}", conclusions, figure))
+                heading = f"Loss over {over}, {name}{_formula(runs)}"
+                found.append(Curves(heading, conclusions, figure))
     return found
 
 
@@ -130,11 +131,18 @@ def _losses(
         if record.get(name) is not None
     ]
     losses += [level["y"][0] for level in levels]
-    unit = "epoch" if x == "epoch" else "training time (s)"
+    axis: dict[str, Any] = {"title": {"text": "training time (s)"}}
+    if x == "epoch":
+        epochs = max((trace["x"][-1] for trace in traces), default=0)
+        axis = {"title": {"text": "epoch"}, "dtick": max(1, math.ceil(epochs / 8))}
+    vertical = {"title": {"text": "loss per sample"}} | _range(losses)
+    return {"data": traces, "layout": _layout(axis, vertical)}
+
+
+def _formula(runs: Sequence[Run]) -> str:
+    """Return the loss in words, where all runs have the same one."""
     named = {str(run.config.get("loss") or "½‖x − x†‖²") for run in runs}
-    loss = html.escape(f"loss, {named.pop()} per sample" if len(named) == 1 else "loss")
-    vertical = {"title": {"text": loss}} | _range(losses)
-    return {"data": traces, "layout": _layout({"title": {"text": unit}}, vertical)}
+    return f" ({named.pop()})" if len(named) == 1 else ""
 
 
 def _level(run: Run, runs: int, x: str) -> list[dict[str, Any]]:
@@ -198,7 +206,6 @@ def _layout(x: dict[str, Any], y: dict[str, Any], **axes: Any) -> dict[str, Any]
         "showlegend": True,
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "height": 400,
         "font": {"family": "system-ui, sans-serif", "size": 13},
     }
 

@@ -27,8 +27,8 @@ from hypergrad.workbench.studies.tables import GAIN, TABLE
 
 __all__ = ["report_page"]
 
-# Letters of all pictures of a page: with plotly.js (2 MB) it stays below 5 MB.
-_PICTURES = 2_600_000
+# Characters of a page, and what its pictures get of them however long the tables are.
+_SIZE, _LEAST = 4_900_000, 500_000
 
 _EPOCHS = {
     "strategy": "strategy",
@@ -55,37 +55,35 @@ def report_page(folders: Sequence[str | Path]) -> str:
     gradients, losses = comparison_curves(runs), loss_curves(runs)
     shown = photographs(runs)
     stills = [(run, path) for run in runs for path in still_pictures(run)]
-    images = {i: picture.image for i, picture in enumerate(shown)}
-    images |= {path: _opened(path) for _, path in stills}
-    uris, lost = encode(images, _PICTURES)
     sections = {
         "Learned operators": _gain(runs) + _table(_evaluation_rows(runs), _EVALUATION, runs),
         "Loss while learning": _figures(losses, first=0),
-        "A photograph": _viewers(runs, shown, lost)
-        + _table(_photograph_rows(runs), _METRICS, runs),
+        "A photograph": _viewers(runs, shown) + _table(_photograph_rows(runs), _METRICS, runs),
         "Gradients on one batch, before learning": _figures(gradients, first=len(losses))
         + _table(_rows(runs, "comparison"), COLUMNS, runs),
         "Every epoch": _folded("table", _table(_rows(runs, "training"), _EPOCHS, runs)),
-        "Patches and rows of K": "".join(_still(runs, *still, uris[still[1]]) for still in stills),
+        "Patches and rows of K": "".join(
+            _still(runs, run, path, i) for i, (run, path) in enumerate(stills, len(shown))
+        ),
         "Run it again": "".join(map(_again, runs)),
         "Settings": _side_by_side(runs, [run.config for run in runs]),
         "Versions and machine": _side_by_side(runs, [_flat(run.environment) for run in runs]),
     }
-    figures = [
-        {"data": c.figure["data"], "layout": c.figure["layout"]} for c in [*losses, *gradients]
-    ]
-    template = Path(__file__).with_name("page.html").read_text("utf-8")
-    return string.Template(template).substitute(
-        title=html.escape(f"hypergrad: {', '.join(run.name for run in runs)}"),
-        sections="".join(
+    parts = {
+        "title": html.escape(f"hypergrad: {', '.join(run.name for run in runs)}"),
+        "sections": "".join(
             f"<section><h2>{heading}</h2>{content}</section>\n"
             for heading, content in sections.items()
             if content
         ),
-        figures=_json(figures),
-        pictures=_json([uris[i] for i in range(len(shown))]),
-        plotly=_plotly() if figures else "",
-    )
+        "figures": _json([curves.figure for curves in (*losses, *gradients)]),
+        "plotly": _plotly() if losses or gradients else "",
+    }
+    images = [*(picture.image for picture in shown), *(_opened(path) for _, path in stills)]
+    uris, lost = encode(images, max(_LEAST, _SIZE - sum(map(len, parts.values()))))
+    note = f'<p class="note">Pictures are {lost}.</p>' if lost else ""
+    template = string.Template(Path(__file__).with_name("page.html").read_text("utf-8"))
+    return template.substitute(parts, pictures=_json(uris), note=note)
 
 
 def _plotly() -> str:
@@ -197,11 +195,13 @@ def _gain(runs: Sequence[Run]) -> str:
     found = []
     for run in runs:
         if gained := run.gains():
-            most = max(gained.values())
-            best = [label for label, gain in gained.items() if gain > most - 0.005]  # as printed
-            text = f"{', '.join(best)}: the largest gain, {most:+.2f} dB PSNR on held-out data"
-            if most < GAIN:
-                text = f"no strategy gained {GAIN} dB PSNR on held-out data (at most {most:+.2f})"
+            largest = max(gained.values())
+            best = [label for label, gain in gained.items() if gain > largest - 0.005]  # as printed
+            text = f"{', '.join(best)}: the largest gain, {largest:+.2f} dB PSNR on held-out data"
+            if largest < GAIN:
+                text = (
+                    f"no strategy gained {GAIN} dB PSNR on held-out data (at most {largest:+.2f})"
+                )
             found.append(f"{run.name}: {text}" if len(runs) > 1 else text)
     return _conclusions(found)
 
@@ -223,7 +223,7 @@ def _figures(curves: Sequence[Curves], first: int) -> str:
     return f"{found}</div>" if found else ""
 
 
-def _viewers(runs: Sequence[Run], pictures: Sequence[Picture], lost: str) -> str:
+def _viewers(runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
     """Return for each scene two lists of pictures and a slider between the chosen two."""
     found = ""
     for group in dict.fromkeys(picture.group for picture in pictures):
@@ -249,9 +249,7 @@ def _viewers(runs: Sequence[Run], pictures: Sequence[Picture], lost: str) -> str
             '<input type="range" min="0" max="100" value="50" aria-label="share of the left '
             'picture"></figure>'
         )
-    return found + (
-        f'<p class="note">Pictures are {html.escape(lost)}.</p>' if found and lost else ""
-    )
+    return found
 
 
 def _psnr(picture: Picture) -> float | None:
@@ -276,9 +274,9 @@ def _opened(path: Path) -> PIL.Image.Image:
         ) from None
 
 
-def _still(runs: Sequence[Run], run: Run, path: Path, uri: str) -> str:
+def _still(runs: Sequence[Run], run: Run, path: Path, i: int) -> str:
     name = path.stem if len(runs) == 1 else f"{path.stem} ({run.name})"
-    return _folded(name, f'<img src="{uri}" alt="{html.escape(name)}">')
+    return _folded(name, f'<img data-picture="{i}" alt="{html.escape(name)}">')
 
 
 def _folded(name: str, content: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -59,23 +59,23 @@ def still_pictures(run: Run) -> list[Path]:
 _STEPS = ((None, 1.0), (95, 1.0), (85, 1.0), (70, 1.0), (70, 0.7), (60, 0.5), (50, 0.25))
 
 
-def encode(images: Mapping[Any, Image], most: int) -> tuple[dict[Any, str], str]:
-    """Return data URIs of at most `most` letters together, and in words what was lost.
+def encode(images: Sequence[Image], max_length: int) -> tuple[list[str], str]:
+    """Return data URIs of at most `max_length` characters together, and in words what was lost.
 
-    >>> grey = PIL.Image.new("L", (8, 8))
-    >>> uris, lost = encode({"a": grey}, 1000)
-    >>> uris["a"][:23], lost
+    Pictures that do not fit even at the smallest step are larger than that.
+
+    >>> uris, lost = encode([PIL.Image.new("L", (8, 8))], 1000)
+    >>> uris[0][:23], lost
     ('data:image/webp;base64,', '')
     """
+    uris, lost = [], ""
     for quality, scale in _STEPS:
-        uris = {key: _data_uri(image, quality, scale) for key, image in images.items()}
-        if sum(map(len, uris.values())) <= most:
-            lost = "" if scale == 1 else f", at {scale:.0%} of the size"
-            return uris, "" if quality is None else f"compressed (WebP quality {quality}){lost}"
-    raise HypergradError(
-        f"pictures must fit into {most / 1e6:.1f} MB; got {len(images)} that do not: name fewer "
-        "runs"
-    )
+        uris = [_data_uri(image, quality, scale) for image in images]
+        if quality is not None:
+            lost = f"compressed (WebP quality {quality}), at {scale:.0%} of their size"
+        if sum(map(len, uris)) <= max_length:
+            break
+    return uris, lost
 
 
 def _data_uri(image: Image, quality: int | None, scale: float) -> str:

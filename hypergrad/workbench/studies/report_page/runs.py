@@ -112,8 +112,9 @@ def command_again(config: Mapping[str, Any]) -> str | None:
     """
     for words, study in ((), ImageStudy()), (("--quick",), ImageStudy().quick()):
         usual = dataclasses.asdict(study)
-        if config.get("patch", usual["patch"]) != usual["patch"]:
-            usual["stride"] = max(1, config["patch"] // 2)
+        patch = config.get("patch")
+        if isinstance(patch, int) and patch != usual["patch"]:
+            usual["stride"] = max(1, patch // 2)
         usual["strategies"] = list(usual["strategies"])
         given = {name: config.get(name, value) for name, value in usual.items()}
         other = [name for name, value in usual.items() if given[name] != value]
