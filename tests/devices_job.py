@@ -1,4 +1,4 @@
-"""What `test_devices.py` runs in processes of their own: the devices are counted when JAX starts.
+"""Jobs that `test_devices.py` runs in other processes: JAX counts its devices when it starts.
 
     python devices_job.py FOLDER
 
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import equinox as eqx
 import jax
@@ -23,9 +24,10 @@ from jax.sharding import Mesh
 
 import hypergrad as hg
 from hypergrad.learning import make_update
-from hypergrad.learning.devices import OnMesh, count_collectives, data_parallel
+from hypergrad.learning.checkpoints import Checkpoints
+from hypergrad.learning.devices import Placement, count_collectives, data_parallel
 from hypergrad.learning.variables import Variables, rescale_K
-from hypergrad.learning.warm_start import make_visit
+from hypergrad.learning.warm_start import make_batch_gradient
 
 M, N, SAMPLES = 7, 5, 16
 DATA = random_data(SAMPLES, N)
@@ -35,7 +37,7 @@ PROBLEM, SOLVER = to_hypergrad(POSTER)
 TRUNCATION = hg.Truncation(3)
 # Samples need different numbers of iterations, and so do the devices that have them.
 PATIENT = hg.ChambollePock(500, tolerance=1e-6)
-# Some samples are near enough to count in some visits, and others are not.
+# Some samples are near enough to count in some epochs, and others are not.
 WARM = {
     "warm_start": hg.WarmStart(residual=1e-2, most=5, share=0.7),
     "strategy": hg.LimitFormula(hg.Steps(2)),
@@ -54,7 +56,7 @@ def learn(folder: Path | None = None, **settings: Any) -> hg.History:
     return hg.train(problem, settings.pop("data", DATA), **settings)
 
 
-def told(history: hg.History) -> dict[str, Any]:
+def as_json(history: hg.History) -> dict[str, Any]:
     """A run as JSON."""
     leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(history.problem)]
     return {"leaves": leaves, "records": history.records}
@@ -69,33 +71,40 @@ def on_disk(folder: Path) -> list[np.ndarray]:
 
 
 def refusal(call: Callable[[], Any]) -> str:
+    """The error of a call, with its class."""
     try:
         call()
-    except ValueError as error:
-        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     raise AssertionError("it was not refused")
 
 
-def visit(mesh: Mesh, solver: hg.ChambollePock, strategy: hg.AbstractStrategy) -> dict[str, Any]:
-    """A visit to all data on a mesh: value, gradient, statistics."""
-    place = OnMesh(mesh)
+def refusal_of_disk(folder: Path, error: Exception) -> str:
+    """The error of a run whose checkpoint cannot be loaded (in the process that loads it)."""
+    with mock.patch.object(Checkpoints, "load", side_effect=error):
+        return refusal(lambda: learn(folder, devices=2))
+
+
+def gradient(mesh: Mesh, solver: hg.ChambollePock, strategy: hg.AbstractStrategy) -> dict[str, Any]:
+    """The gradient of all data on a mesh: value, gradient, statistics."""
+    place = Placement(mesh)
     on_mesh = eqx.filter_jit(
-        place.visit(make_visit(solver, strategy, hg.half_mean_squared_error, None))
+        place.shard(make_batch_gradient(solver, strategy, hg.half_mean_squared_error, None))
     )
-    visited = on_mesh(place.everywhere(PROBLEM), *place.rows(DATA), None)
-    leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(visited.grad)]
+    batch = on_mesh(place.replicate(PROBLEM), *place.rows(DATA), None)
+    leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(batch.grad)]
     return {"grad": leaves} | {
-        name: float(getattr(visited, name)) for name in ("loss", "converged", "near", "residual")
+        name: float(getattr(batch, name)) for name in ("loss", "converged", "near", "residual")
     }
 
 
 def collectives(mesh: Mesh, problem: hg.LowerLevel, strategy: hg.AbstractStrategy) -> dict:
     """Those of a whole training step, compiled as users get it, a projection included."""
-    place, optimizer = OnMesh(mesh), optax.adam(0.1)
+    place, optimizer = Placement(mesh), optax.adam(0.1)
     variables = Variables(problem, lambda p: p)
-    one = make_visit(SOLVER, strategy, hg.half_mean_squared_error, None)
-    update = make_update(variables, place.visit(one), optimizer, rescale_K, 0.0)
-    state = place.everywhere((problem, optimizer.init(variables.free(problem))))
+    one = make_batch_gradient(SOLVER, strategy, hg.half_mean_squared_error, None)
+    update = make_update(variables, place.shard(one), optimizer, rescale_K, 0.0)
+    state = place.replicate((problem, optimizer.init(variables.free(problem))))
     x_tilde, x_true = DATA
     lowered = update.lower(*state, *place.rows((x_tilde, x_true, None)))
     return count_collectives(lowered.compile().compiled.as_text())
@@ -121,15 +130,15 @@ def every_collective(mesh: Mesh) -> dict[str, int]:
 
 def one_process(folder: Path) -> Iterator[tuple[str, Any]]:
     meshes = {str(size): data_parallel(size) for size in (1, 2, 4, 8)}
-    yield "truncation", {name: visit(mesh, SOLVER, TRUNCATION) for name, mesh in meshes.items()}
+    yield "truncation", {name: gradient(mesh, SOLVER, TRUNCATION) for name, mesh in meshes.items()}
     square = jax.make_mesh((2, 4), ("rows", "columns"), (jax.sharding.AxisType.Auto,) * 2)
-    yield "square", visit(square, SOLVER, TRUNCATION)
-    yield "patient", visit(meshes["8"], PATIENT, hg.LimitFormula(hg.Tolerance(1e-6)))
+    yield "square", gradient(square, SOLVER, TRUNCATION)
+    yield "patient", gradient(meshes["8"], PATIENT, hg.LimitFormula(hg.Tolerance(1e-6)))
 
-    yield "warm", told(learn(devices=4, **WARM))
-    yield "trained", told(learn(folder, devices=2))
+    yield "warm", as_json(learn(devices=4, **WARM))
+    yield "trained", as_json(learn(folder, devices=2))
     (folder / "checkpoint-000003.npz").unlink()
-    yield "resumed", told(learn(folder, devices=4, data=on_disk(folder)))
+    yield "resumed", as_json(learn(folder, devices=4, data=on_disk(folder)))
 
     yield (
         "refused",
@@ -153,13 +162,13 @@ def one_process(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def two_processes(own: Path) -> Iterator[tuple[str, Any]]:
-    yield "truncation", visit(data_parallel(), SOLVER, TRUNCATION)
-    yield "first", told(learn(own, devices=2))
+    yield "truncation", gradient(data_parallel(), SOLVER, TRUNCATION)
+    yield "first", as_json(learn(own, devices=2))
     yield "files", sorted(path.name for path in own.glob("*"))
     for path in own.glob("checkpoint-000003.npz"):
         path.unlink()
     # The others have nothing on their disks: the first one tells them.
-    yield "again", told(learn(own, devices=1))
+    yield "again", as_json(learn(own, devices=1))
 
     other_seed = {"seed": jax.process_index()}
     elsewhere = Mesh(jax.local_devices(process_index=1 - jax.process_index()), "batch")
@@ -170,6 +179,8 @@ def two_processes(own: Path) -> Iterator[tuple[str, Any]]:
             "elsewhere": refusal(lambda: learn(devices=elsewhere)),
             "other seeds": refusal(lambda: learn(devices=2, **other_seed)),
             "another run": refusal(lambda: learn(own, devices=2, seed=4)),
+            "disk": refusal_of_disk(own, OSError("the disk fails")),
+            "bug": refusal_of_disk(own, KeyError("records")),
         },
     )
 

@@ -418,7 +418,7 @@ def _records(out: Path, *, timed: bool = False) -> list[dict]:
 def test_the_same_seed_gives_the_same_numbers(light, rows, finished, tmp_path) -> None:
     ran = _train(rows, tmp_path, "--seed", 0)
     assert ran.status == 0, ran.err
-    assert "16 training, 16 held-out patches" in ran.out  # of 64 and 16 rows
+    assert "16 training, 16 held-out samples" in ran.out  # of 64 and 16 rows
     records = _records(tmp_path)
     assert len(records) == 3 + 6  # the start and two epochs; baselines and the learned operator
     assert records == _records(finished)
@@ -577,7 +577,7 @@ def test_a_corrupt_picture_is_named_or_skipped(light, tmp_path) -> None:
         assert not (tmp_path / "out").exists()
     ran = _train(folder, tmp_path / "out", "--skip-unreadable")
     assert ran.status == 0, ran.err
-    assert f"\nskipped: file must be readable; got {folder / 'bad [bold].png'} (" in ran.out
+    assert f"skipped: file must be readable; got {folder / 'bad [bold].png'} (" in ran.out
     assert json.loads((tmp_path / "out" / "config.json").read_bytes())["skip_unreadable"] is True
 
 

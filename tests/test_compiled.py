@@ -19,6 +19,7 @@ import pytest
 from helpers import random_data
 
 import hypergrad as hg
+from hypergrad._foundation.compiled import compiled
 from hypergrad._foundation.contents import contents_in_memory, contents_on_disk
 from hypergrad.diagnostics import contraction_factor
 from hypergrad.workbench.benchmark._compilations import count_compilations
@@ -41,6 +42,12 @@ def _hypergradient(
 
 def _value(loss: Any) -> float:
     return float(_hypergradient(loss).value)
+
+
+@compiled
+def _program(loss: Any) -> Any:
+    """The smallest one with a loss in it; those of the package take theirs in the same way."""
+    return loss(jnp.asarray(x_tilde), jnp.asarray(x_true))
 
 
 def _weighted(c: Any, x: Any, x_true: Any) -> Any:
@@ -288,16 +295,29 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("make", CHANGES, ids=lambda make: make.__name__[1:])
-def test_a_loss_that_has_changed_has_its_new_value(make, monkeypatch) -> None:
+# Compiling a hypergradient takes a second: a few of them every day.
+IN_HYPERGRADIENTS = (_compared, _numpy_in_place, _closure_over_a_list, _global)
+PLACES = [
+    *((_program, make) for make in CHANGES),
+    *((_value, make) for make in IN_HYPERGRADIENTS),
+    *(
+        pytest.param(_value, make, marks=pytest.mark.slow)
+        for make in CHANGES
+        if make not in IN_HYPERGRADIENTS
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "make"), PLACES, ids=lambda call: call.__name__[1:])
+def test_a_loss_that_has_changed_has_its_new_value(value, make, monkeypatch) -> None:
     monkeypatch.setitem(globals(), "GLOBAL", 1.0)
     monkeypatch.setitem(GLOBALS, "c", 1.0)
     monkeypatch.setattr(_Settings, "c", 1.0)
     loss, change = make()
-    before = _value(loss)
-    assert count_compilations(lambda: _hypergradient(loss)) == 0
+    before = float(value(loss))
+    assert count_compilations(lambda: value(loss)) == 0
     change()
-    assert _value(loss) == pytest.approx(FACTOR * before)
+    assert float(value(loss)) == pytest.approx(FACTOR * before)
 
 
 def test_a_loss_that_returns_another_shape_is_refused_then_too() -> None:
@@ -327,6 +347,7 @@ ELSEWHERE: dict[str, Callable[[Any], float]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("quick_reference")
 @pytest.mark.parametrize("look", ELSEWHERE.values(), ids=ELSEWHERE)
 def test_it_has_its_new_value_everywhere(look) -> None:
     """What is looked at scales with the loss."""
@@ -356,27 +377,36 @@ class _Scaled(hg.Truncation):
         return super().pullback(residuals, jax.tree.map(lambda g: self.rate * g, cotangent))
 
 
-KEPT: dict[str, Callable[[float], dict[str, Any]]] = {
-    "a module": lambda c: {"loss": _Module(c)},
-    "a module with an array": lambda c: {"loss": _Module(jnp.asarray(c))},
-    "a module with a number of NumPy": lambda c: {"loss": _Module(np.float64(c))},
-    "jax.tree_util.Partial": lambda c: {"loss": jax.tree_util.Partial(_weighted, c)},
-    "Tolerance": lambda c: {"strategy": hg.LimitFormula(hg.Tolerance(1e-3 * c))},
-    "Geometric": lambda c: {"strategy": hg.ErgodicUnrolling(hg.Geometric(0.5 * c))},
-    "Tail": lambda c: {"strategy": hg.ErgodicUnrolling(hg.Tail(0.5 * c))},
-    "lineax": lambda c: {"strategy": hg.LimitFormula(lx.GMRES(rtol=1e-8 * c, atol=1e-8 * c))},
-    "optimistix": lambda c: {"strategy": hg.OptimistixImplicit(lx.GMRES(1e-8 * c, 1e-8 * c))},
-    "jaxopt, normal CG": lambda c: {"strategy": hg.JaxoptImplicit(hg.JaxoptNormalCG(1e-8 * c))},
-    "jaxopt, GMRES": lambda c: {"strategy": hg.JaxoptImplicit(hg.JaxoptGMRES(1e-8 * c))},
-    "jaxopt, BiCGStab": lambda c: {"strategy": hg.JaxoptImplicit(hg.JaxoptBiCGStab(1e-8 * c))},
-    "a strategy of the user's": lambda c: {"strategy": _Scaled(1, c)},
+LOSSES: dict[str, Callable[[float], Any]] = {
+    "a module": _Module,
+    "a module with an array": lambda c: _Module(jnp.asarray(c)),
+    "a module with a number of NumPy": lambda c: _Module(np.float64(c)),
+    "jax.tree_util.Partial": lambda c: jax.tree_util.Partial(_weighted, c),
+}
+STRATEGIES: dict[str, Callable[[float], hg.AbstractStrategy]] = {
+    "Tolerance": lambda c: hg.LimitFormula(hg.Tolerance(1e-3 * c)),
+    "Geometric": lambda c: hg.ErgodicUnrolling(hg.Geometric(0.5 * c)),
+    "Tail": lambda c: hg.ErgodicUnrolling(hg.Tail(0.5 * c)),
+    "lineax": lambda c: hg.LimitFormula(lx.GMRES(rtol=1e-8 * c, atol=1e-8 * c)),
+    "optimistix": lambda c: hg.OptimistixImplicit(lx.GMRES(1e-8 * c, 1e-8 * c)),
+    "jaxopt, normal CG": lambda c: hg.JaxoptImplicit(hg.JaxoptNormalCG(1e-8 * c)),
+    "jaxopt, GMRES": lambda c: hg.JaxoptImplicit(hg.JaxoptGMRES(1e-8 * c)),
+    "jaxopt, BiCGStab": lambda c: hg.JaxoptImplicit(hg.JaxoptBiCGStab(1e-8 * c)),
+    "a strategy of the user's": lambda c: _Scaled(1, c),
 }
 
 
-@pytest.mark.parametrize("make", KEPT.values(), ids=KEPT)
-def test_another_number_is_not_another_program(make) -> None:
-    jax.block_until_ready(_hypergradient(**make(1.0)))
-    assert count_compilations(lambda: _hypergradient(**make(1.5))) == 0
+@pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_strategy_with_another_number_is_not_another_program(make) -> None:
+    jax.block_until_ready(_hypergradient(strategy=make(1.0)))
+    assert count_compilations(lambda: _hypergradient(strategy=make(1.5))) == 0
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_a_loss_with_another_number_is_not_another_program(make) -> None:
+    value = _program(make(1.0))
+    assert count_compilations(lambda: _program(make(1.5))) == 0
+    assert _program(make(1.5)) == pytest.approx(1.5 * value)
 
 
 def test_the_other_number_counts() -> None:
@@ -406,11 +436,11 @@ def test_equal_functions_share_a_program() -> None:
     def make(c: float) -> Callable[..., Any]:
         return lambda x, x_true: _weighted(c, x, x_true)
 
-    first = _value(make(1.0))
-    assert count_compilations(lambda: _hypergradient(make(1.0))) == 0
-    assert _value(make(FACTOR)) == pytest.approx(FACTOR * first)
+    first = float(_program(make(1.0)))
+    assert count_compilations(lambda: _program(make(1.0))) == 0
+    assert _program(make(FACTOR)) == pytest.approx(FACTOR * first)
     other = lambda x, x_true: _weighted(1.0, x, x_true) + 1.0  # noqa: E731 a lambda is what is tested
-    assert _value(other) == pytest.approx(first + 1.0)
+    assert _program(other) == pytest.approx(first + 1.0)
 
 
 def test_a_loss_may_hold_traced_numbers() -> None:

@@ -19,7 +19,6 @@ from devices_job import DATA, PATIENT, POSTER, PROBLEM, SAMPLES, SOLVER, TRUNCAT
 from helpers import assert_close
 
 import hypergrad as hg
-from hypergrad.learning import devices
 from hypergrad.workbench.command_line import main as cli
 
 # The same sums in another order.
@@ -93,15 +92,15 @@ def two_processes(out: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------ gradients
 
 
-def _assert_is(visited: dict[str, Any], h: hg.Hypergradient) -> None:
-    """What a visit on a mesh gives is what `hypergradient` gives, statistics included."""
+def _assert_is(batch: dict[str, Any], h: hg.Hypergradient) -> None:
+    """The gradient on a mesh is that of `hypergradient`, statistics included."""
     expected = [np.asarray(leaf) for leaf in jax.tree.leaves(h.grad)]
-    assert_close([np.asarray(leaf) for leaf in visited["grad"]], expected, RTOL)
+    assert_close([np.asarray(leaf) for leaf in batch["grad"]], expected, RTOL)
     stats = h.solution.stats
-    assert visited["loss"] == pytest.approx(float(h.value), rel=RTOL)
-    assert visited["residual"] == pytest.approx(float(np.max(stats.residual)), rel=1e-9)
-    assert visited["converged"] == int(np.sum(stats.status == hg.Status.CONVERGED))
-    assert visited["near"] == SAMPLES
+    assert batch["loss"] == pytest.approx(float(h.value), rel=RTOL)
+    assert batch["residual"] == pytest.approx(float(np.max(stats.residual)), rel=1e-9)
+    assert batch["converged"] == int(np.sum(stats.status == hg.Status.CONVERGED))
+    assert batch["near"] == SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +234,15 @@ def test_both_processes_refuse_what_one_cannot_do(name: str, two_processes) -> N
     """An error in one alone would leave the other waiting."""
     for process in two_processes:
         assert REFUSED_BY_BOTH[name] in process["refused"][name]
+        assert process["refused"][name].startswith("HypergradError: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("disk", "OSError: the disk fails"), ("bug", "KeyError: 'records'")]
+)
+def test_an_error_of_the_process_that_loads_reaches_the_other(name, error, two_processes) -> None:
+    refusals = [process["refused"][name] for process in two_processes]
+    assert refusals == [error, f"HypergradError: {error}"]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +256,7 @@ def test_both_processes_refuse_what_one_cannot_do(name: str, two_processes) -> N
 )
 def test_devices_that_are_none(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        devices.placement(given)
+        hg.devices.Placement.of(given)
 
 
 # --------------------------------------------------------------------------------- command line

@@ -19,7 +19,7 @@ RETURNED = {
     "TargetReport", "Trace",
 }  # fmt: skip
 # What `train` makes of its `devices`: nobody builds one.
-INSIDE = {"devices.OnMesh", "devices.OneDevice", "devices.placement"}
+INSIDE = {"devices.Placement"}
 # Their examples are those of others, and one of each is enough.
 ELSEWHERE = {"load_operator": "SavedOperator", "reference_hypergradient": "Exact"}
 # What `solve` and `hypergradient` say of them holds wherever they occur.

@@ -33,7 +33,8 @@ def test_forward_mode_is_central_differences_and_the_transpose_of_reverse_mode(s
         return hg.solve(problem, x_tilde, solver=solver, strategy=strategy).x
 
     x_tilde, moved = jnp.asarray(x_tilde), jnp.asarray(rng.standard_normal(x_tilde.shape))
-    _, pushed = jax.jvp(solved, (problem, x_tilde), (tangent, moved))
+    _, push = jax.linearize(solved, problem, x_tilde)
+    pushed = push(tangent, moved)
 
     def at(t):
         p = {
@@ -45,8 +46,7 @@ def test_forward_mode_is_central_differences_and_the_transpose_of_reverse_mode(s
     assert relative_error(pushed, (at(1e-6) - at(-1e-6)) / 2e-6) <= 1e-7
 
     cotangent = jnp.asarray(rng.standard_normal(x_tilde.shape))
-    _, pull = jax.vjp(solved, problem, x_tilde)
-    d_problem, d_x_tilde = pull(cotangent)
+    d_problem, d_x_tilde = jax.linear_transpose(push, problem, x_tilde)(cotangent)
     leaves = zip(jax.tree.leaves(d_problem), jax.tree.leaves(tangent), strict=True)
     inner = sum(float(jnp.sum(a * b)) for a, b in leaves) + float(jnp.sum(d_x_tilde * moved))
     assert inner == pytest.approx(float(jnp.sum(cotangent * pushed)), rel=1e-10)

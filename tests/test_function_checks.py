@@ -98,7 +98,7 @@ WRONG = {
     ),
     "held fixed": (
         {"prox": lambda z, t: jax.lax.stop_gradient(soft(z, 0.5 * t))},
-        "prox must have the derivative in z that its differences have",
+        "prox must have a derivative in z that agrees with finite differences",
     ),
 }
 
@@ -118,7 +118,7 @@ def test_a_wrong_function_is_found(name):
 def test_a_claim_is_checked():
     ball = {"value": in_ball, "prox": lambda z, t: hg.L2Ball(1.0).prox(z, t)}
     ball |= {"dual": lambda z, t: hg.L2Ball(1.0).prox_conjugate(z, t)}
-    with pytest.raises(ValueError, match="SaidSeparable says separable = True"):
+    with pytest.raises(ValueError, match="SaidSeparable claims separable = True"):
         hg.check_function(SaidSeparable(ball), 6)
 
 

@@ -23,13 +23,13 @@ from fuzzing import (
     archives,
     clear,
     command_lines,
-    data_files,
     documents,
     exploded,
     picture_of,
     settings_lines,
     tables,
 )
+from fuzzing_files import data_files
 
 from hypergrad._foundation import records
 from hypergrad.learning.checkpoints import Checkpoints

@@ -36,6 +36,20 @@ def blocks(page: str) -> list[tuple[str, str]]:
 BLOCKS = blocks("own.md")
 TRAIN, RESTORE, LOAD, PARTS, CHECKED, NAMED, USED, GIVEN, COMPOSED = range(9)
 LOOP, RIGHT = blocks("library.md")
+# Each Python block of the other pages, with the output that the page shows below it.
+SHOWN = [
+    pytest.param(code, output, id=f"{path.stem}-{number}")
+    for path in sorted(GUIDES.glob("*.md"))
+    if path.stem != "library"
+    for number, (code, output) in enumerate(
+        re.findall(
+            r"```python\n(.*?)```(?:\n+prints.*?\n+```text\n(.*?)```)?",
+            path.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
+    )
+    if path.stem != "own" or number > 5  # the others have tests of their own below
+]
 
 # Everything but the words of the commands is in miniature.
 SMALL = {
@@ -421,6 +435,24 @@ def test_a_random_operator_is_a_start_by_name() -> None:
 
 
 # ---------------------------------------------------------------------------------- pages
+
+
+def without_rounding(printed: str) -> str:
+    """Without what depends on the precision: residuals, and the steps of CGLS to reach them."""
+    return re.sub(r"-?\d\.\de[-+]\d\d|(?<=steps )\d+", "…", printed)
+
+
+@pytest.mark.parametrize(("code", "output"), SHOWN)
+def test_a_page_prints_what_it_shows(code: str, output: str, capsys) -> None:
+    run_block(("python", code))
+    printed = capsys.readouterr().out
+    assert not output or without_rounding(printed) == without_rounding(output)
+
+
+def test_pages_with_output_are_found() -> None:
+    assert [shown.id for shown in SHOWN if shown.values[1]] == [
+        "concepts-0", "index-0",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -96,7 +96,9 @@ def _three_variants(k: int, iterations: int, init: hg.State | None) -> list[hg.H
     ]
 
 
-@pytest.mark.parametrize("k", [1, 5, 200])
+@pytest.mark.parametrize(
+    "k", [pytest.param(k, marks=[pytest.mark.slow] * (k != 5)) for k in (1, 5, 200)]
+)
 def test_the_three_variants_agree_at_a_converged_state(k):
     a, b, c = _three_variants(k, 200, _converged_state())
     assert_close((b.grad, b.grad_x_tilde), (a.grad, a.grad_x_tilde), 1e-10)

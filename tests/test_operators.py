@@ -114,20 +114,7 @@ def test_products(case):
     np.testing.assert_allclose(KT_y, np.asarray(y) @ case.matrix, atol=1e-14)
     np.testing.assert_allclose(K_v_alone, case.matrix @ np.asarray(v)[0, 0], atol=1e-14)
     np.testing.assert_allclose(KT_y_alone, case.matrix.T @ np.asarray(y)[0, 0], atol=1e-14)
-
-
-@every_operator
-def test_transpose_is_the_adjoint(case):
-    m, n = case.matrix.shape
-    v, y = normal(2, 3, n), normal(2, 3, m)
-    K_v, KT_y, *_ = products(case.K, v, y)
-    np.testing.assert_allclose(np.sum(K_v * y, -1), np.sum(v * KT_y, -1), atol=1e-13)
-
-
-@every_operator
-def test_shape_and_dtype(case):
-    assert operator_shape(case.K) == case.matrix.shape
-    assert operator_dtype(case.K) == jnp.float64
+    assert (operator_shape(case.K), operator_dtype(case.K)) == (case.matrix.shape, jnp.float64)
 
 
 def test_float32_stays_float32():
@@ -358,16 +345,11 @@ def test_dct2(shape):
     np.testing.assert_allclose(K @ K.T, np.eye(n), atol=1e-14)
 
 
-@pytest.mark.parametrize(("whole", "rest"), [(dct(7), dct(7, constant=False))])
-def test_dct_without_its_constant(whole, rest):
-    np.testing.assert_array_equal(rest, whole[1:])
-    np.testing.assert_allclose(rest @ np.ones(7), np.zeros(6), atol=1e-14)
-
-
-def test_dct2_without_its_constant():
-    rest = dct2((3, 4), constant=False)
-    np.testing.assert_array_equal(rest, dct2((3, 4))[1:])
-    np.testing.assert_allclose(rest @ np.ones(12), np.zeros(11), atol=1e-14)
+@pytest.mark.parametrize(("transform", "size"), [(dct, 7), (dct2, (3, 4))])
+def test_transforms_without_their_constant(transform, size):
+    rest = transform(size, constant=False)
+    np.testing.assert_array_equal(rest, transform(size)[1:])
+    np.testing.assert_allclose(rest @ np.ones(rest.shape[1]), np.zeros(len(rest)), atol=1e-14)
 
 
 def test_differences():
@@ -414,14 +396,13 @@ class Scaled(hg.operators.AbstractOperator):
         return self.in_structure()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_what_is_right_passes_the_check(dtype):
+def test_what_is_right_passes_the_check():
     for K in (
-        Scaled(jnp.asarray(3.0, dtype)),
-        Scaled(jnp.asarray(3.0, dtype), bound=6.0),
-        jnp.asarray(np.random.default_rng(0).standard_normal((200, 300)), dtype),
-        difference_operator((20, 30), dtype),
-        hg.operators.FilterBank(jnp.ones((2, 3, 2), dtype), (9, 8)),
+        Scaled(jnp.asarray(3.0, jnp.float32)),
+        Scaled(jnp.asarray(3.0), bound=6.0),
+        jnp.asarray(np.random.default_rng(0).standard_normal((200, 300)), jnp.float32),
+        difference_operator((20, 30)),
+        hg.operators.FilterBank(jnp.ones((2, 3, 2), jnp.float32), (9, 8)),
     ):
         hg.check_operator(K)
 
@@ -445,10 +426,12 @@ def test_what_is_wrong_does_not(wrong, words):
 def test_a_learned_operator_of_ones_own():
     """Its one leaf, by the chain rule and by the dense matrix."""
     K, (x_tilde, x_true) = Scaled(jnp.array(0.7)), random_data(3, 6)
+    # Far from converged, so that the step sizes count: both operators get the same.
+    solver, strategy = hg.ChambollePock(20, tau=0.6, sigma=0.6), hg.FullUnrolling()
 
     def grad(K):
         problem = hg.LowerLevel(K, hg.L1(0.1), hg.Quadratic(1.0))
-        return hg.hypergradient(problem, x_tilde, x_true, strategy=hg.Exact()).grad.K
+        return hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy).grad.K
 
     unit = Scaled(jnp.array(1.0)).as_matrix()
     assert relative_error(grad(K).scale, jnp.sum(grad(K.as_matrix()) * unit)) <= 1e-10

@@ -84,14 +84,23 @@ OTHERS = [
 
 # (m, n), and whether the weights and radii have one entry a row or a column.
 PROBLEMS = [
-    pytest.param(G, m, n, per_entry, id=f"{G.__name__}-{m}x{n}{'-per_entry' if per_entry else ''}")
+    (G, m, n, per_entry)
     for G in (Quadratic, Box)
     for m, n, per_entry in ((3, 5, False), (4, 4, False), (6, 4, True))
 ]
+# Every day each kind with each shape, and with each G; the other half is slow.
+KINDS_OF_PROBLEMS = [
+    pytest.param(kind, problem, marks=[pytest.mark.slow] * ((i + j) % 2))
+    for i, kind in enumerate(KINDS)
+    for j, problem in enumerate(PROBLEMS)
+]
 
 
-def _label(kind):
-    return kind[0].label if isinstance(kind, tuple) else None
+def _label(case):
+    if isinstance(case[0], type):
+        G, m, n, per_entry = case
+        return f"{G.__name__}-{m}x{n}{'-per_entry' if per_entry else ''}"
+    return case[0].label
 
 
 def _check_against_loops(kind, poster: Poster) -> None:
@@ -107,9 +116,9 @@ def _check_against_loops(kind, poster: Poster) -> None:
         assert_close(gradient_of(h), oracle(poster, x_tilde, x_true), RTOL)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=_label)
-@pytest.mark.parametrize(("G", "m", "n", "per_entry"), PROBLEMS)
-def test_every_kind_of_strategy_is_its_numpy_loop(kind, G, m, n, per_entry):
+@pytest.mark.parametrize(("kind", "problem"), KINDS_OF_PROBLEMS, ids=_label)
+def test_every_kind_of_strategy_is_its_numpy_loop(kind, problem):
+    G, m, n, per_entry = problem
     _check_against_loops(kind, random_poster(G, m, n, L=L, per_entry=per_entry))
 
 
@@ -118,8 +127,9 @@ def test_every_option_of_a_strategy_is_its_numpy_loop(kind):
     _check_against_loops(kind, random_poster(Box, 6, 4, L=L, per_entry=True))
 
 
-@pytest.mark.parametrize(("G", "m", "n", "per_entry"), PROBLEMS)
-def test_the_test_problems_have_coordinates_on_both_sides_of_a_kink(G, m, n, per_entry):
+@pytest.mark.parametrize("problem", PROBLEMS, ids=_label)
+def test_the_test_problems_have_coordinates_on_both_sides_of_a_kink(problem):
+    G, m, n, per_entry = problem
     poster = random_poster(G, m, n, L=L, per_entry=per_entry)
     runs = [poster.run(x_tilde) for x_tilde in random_data(BATCH, n)[0]]
     slopes = [poster.F.prox(run.z_D[-1], poster.sigma).slope for run in runs]

@@ -101,14 +101,40 @@ def test_what_is_no_number_has_gained_nothing(samples) -> None:
     assert "b came from 20.00 to 19.00 dB" in said
 
 
-def test_the_reference_is_told_in_two_lines() -> None:
-    record = {"strategy": "full", "relative_error": 0.2, "relative_error_differentiable": 1e-9}
-    compared = hg.Comparison([record], {"certified": 1.0, "differentiable": 0.03125}, {})
-    said = compared.about_the_reference()
-    assert "the 100 % of samples" in said
-    assert "diff.: on the 3.12 % where it is the only one" in said
-    assert len(said) < 160
-    assert "diff." in printed(compared.brief())
+def record(strategy: str, forward: str = "converged 100 %", adjoint: str = "converged 100 %"):
+    return {
+        "strategy": strategy, "relative_error": 0.0026, "cosine": 0.99996, "over_forward": 1.234,
+        "peak_megabytes": 4.06, "forward_status": forward, "adjoint_status": adjoint,
+    }  # fmt: skip
+
+
+def test_the_table_of_gradients_fits_and_truncation_is_no_failure() -> None:
+    used_up, part = "iterations used up 100 %", "converged 75 %, iterations used up 25 %"
+    records = [
+        record("full"),
+        record("limit:steps=10", adjoint=used_up),
+        record("limit:cgls", adjoint="converged 50 %, inconsistent 50 %"),
+        record("ergodic", forward=part, adjoint="unknown 100 %"),
+        {"strategy": "mine", "error": "TypeError: no"},
+    ]
+    compared = hg.Comparison(records, {"certified": 1.0, "differentiable": 0.5}, {})
+    lines = compared.brief(200).splitlines()
+    assert [" ".join(line.split()) for line in lines[3:]] == [
+        "full 2.6e-3 1.000 1.2 4.1 converged",
+        "limit:steps=10 2.6e-3 1.000 1.2 4.1 truncated",
+        "limit:cgls 2.6e-3 1.000 1.2 4.1 adjoint converged 50 %, inconsistent 50 %",
+        "ergodic 2.6e-3 1.000 1.2 4.1 converged 75 %, not converged 25 %, adjoint unknown",
+        "mine - - - - failed",
+    ]
+    assert max(map(len, hg.Comparison(records[:2], compared.reference, {}).brief(80).split())) < 80
+    assert "it is the only one on 50 %" in " ".join(compared.notes().split())
+    assert "mine: TypeError: no" in compared.notes()
+
+
+def test_where_gradients_are_not_unique_a_warning_replaces_the_errors() -> None:
+    compared = hg.Comparison([record("full")], {"certified": 1.0, "differentiable": 0.03125}, {})
+    assert "2.6e-3" not in compared.brief()
+    assert "differentiable on 3.12 % of the samples only" in " ".join(compared.notes().split())
 
 
 def test_the_last_table_has_gains_in_order_and_baselines_below_a_rule() -> None:

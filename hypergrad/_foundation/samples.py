@@ -1,14 +1,16 @@
-"""Per sample: choose between two results, and take norms."""
+"""Choose between two results per sample, take norms, and flatten pytrees."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-__all__ = ["magnitude", "power_of_two", "safe_norm", "where"]
+__all__ = ["float_vector", "magnitude", "power_of_two", "safe_norm", "where"]
 
 
 def where(chosen: Array, new: Any, old: Any) -> Any:
@@ -44,3 +46,12 @@ def safe_norm(v: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
     """Return the Euclidean norm per sample; squares neither underflow nor overflow."""
     scale = magnitude(v)
     return scale * jnp.linalg.norm(v / scale[..., None], axis=-1)
+
+
+def float_vector(tree: Any) -> Float[Array, " size"]:
+    """Return every float of a pytree in one vector.
+
+    >>> float_vector({"a": jnp.ones(2), "b": jnp.zeros((1, 1)), "c": "x"}).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    return ravel_pytree(eqx.filter(tree, eqx.is_inexact_array))[0]

@@ -1,7 +1,8 @@
-"""The yardstick: its hypergradient, the samples that it holds on, and their sums over pieces."""
+"""The exact hypergradient that errors are measured against, and the samples it is valid on."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from hypergrad._foundation.samples import float_vector
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats
 from hypergrad.bilevel import (
@@ -22,26 +24,26 @@ from hypergrad.bilevel import (
 )
 from hypergrad.bilevel.arguments import prepare
 from hypergrad.chambolle_pock import ChambollePock, SolverStats, State
-from hypergrad.comparison.pieces import Piece
+from hypergrad.comparison.chunks import Chunk, Sums
 from hypergrad.diagnostics import are_certified
-from hypergrad.diagnostics._gradients import flat
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies.exact import Exact
 
 __all__ = [
-    "Judged",
-    "Reference",
+    "Targets",
+    "Task",
     "certified_samples",
+    "describe_reference",
     "differentiable_samples",
-    "over_all",
     "reference_hypergradient",
     "statistics_of",
+    "targets_of",
 ]
 
 # On natural patches with an overcomplete K a step ratio a hundred times larger is what settles the
 # active sets of most samples within a few hundred iterations.
 _REFERENCE_RATIO_FACTOR = 100.0
-# Newton steps: what is not certified by then is left out of the comparison, and counted.
+# Newton steps. Samples not certified by then are left out of the comparison, and counted.
 _REFERENCE_STEPS = 30
 
 
@@ -55,11 +57,11 @@ def reference_hypergradient(
     init: State | None = None,
     most: int = _REFERENCE_STEPS,
 ) -> Hypergradient:
-    """The yardstick: `Exact`, at the step ratio with which it is quick.
+    """Return the exact hypergradient that errors are measured against, by `Exact`.
 
     **Arguments**: as for `hypergradient`; of the `solver` only `primal_scale` and `step_ratio` are
-    used, the latter a hundredfold, since that converges faster on natural patches; `init`, a state
-    to go on from; `most`, Newton steps a sample.
+    used, the latter times 100, since that converges faster on natural patches; `init`, a state to
+    continue from; `most`, the maximal number of Newton steps per sample.
 
     **Returns**: a `Hypergradient`, each sample with its certificate.
 
@@ -68,8 +70,8 @@ def reference_hypergradient(
     problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
     ratio = _REFERENCE_RATIO_FACTOR * solver.step_ratio
     patient = ChambollePock(step_ratio=ratio, primal_scale=solver.primal_scale)
-    # With a start written out and its steps in an array, a first call and one that goes on from
-    # there compile as one.
+    # With an explicit start and the steps in an array, a first call and one that continues share
+    # one program.
     init = solver.start(problem, x_tilde, init)
     return hypergradient(
         problem,
@@ -83,7 +85,7 @@ def reference_hypergradient(
 
 
 def certified_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
-    """Samples whose solution and adjoint are certified, whatever their rank.
+    """Return the samples whose solution and adjoint are certified, whatever their rank.
 
     Where the status is NONDIFFERENTIABLE the gradient is that of the minimum-norm dual solution,
     one of several, and no other strategy need agree; `differentiable_samples` leaves those out.
@@ -94,80 +96,78 @@ def certified_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
 
 
 def differentiable_samples(reference: Hypergradient) -> Bool[Array, "*batch"]:
-    """Samples with one gradient, away from every kink: see `diagnostics.are_certified`."""
+    """Return the samples with a unique gradient: see `diagnostics.are_certified`."""
     return are_certified(reference.solution.stats, reference.adjoint)
 
 
-class Judged(NamedTuple):
-    """What the reference says of a piece: losses of the samples that count, and its gradients."""
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The bilevel problem that all strategies of a comparison solve."""
+
+    problem: LowerLevel
+    solver: ChambollePock
+    loss: Loss
+    parameters: Callable[[LowerLevel], Any]
+
+    def vector(self, grad: LowerLevel) -> Array:
+        """Return the gradient in the parameters as one vector."""
+        return float_vector(self.parameters(grad))
+
+
+class Targets(NamedTuple):
+    """Losses whose gradient is that of some samples of a chunk, and sums of the exact gradients.
+
+    The totals are `gradients` and `shares` of the "certified" and the "differentiable" samples.
+    """
 
     on_all: OnSamples
     on_some: dict[str, OnSamples]
+    sums: Sums
 
 
-class Reference:
-    """The yardstick over all pieces: its gradients summed up, and how good they are."""
-
-    def __init__(
-        self,
-        problem: LowerLevel,
-        solver: ChambollePock,
-        loss: Loss,
-        parameters: Callable[[LowerLevel], Any],
-        given: Hypergradient | None,
-    ):
-        self.problem, self.solver, self.loss, self.given = problem, solver, loss, given
-        self.parameters = parameters
-        self.gradients: dict[str, Any] = dict.fromkeys(("certified", "differentiable"), 0.0)
-        self.shares = dict.fromkeys(self.gradients, 0.0)
-        self.stats: list[dict[str, Any]] = []
-
-    def gradient(self, h: Hypergradient) -> Array:
-        return flat(self.parameters(h.grad))
-
-    def look_at(self, piece: Piece) -> Judged:
-        refer = functools.partial(
-            reference_hypergradient, self.problem, piece.x_tilde, piece.x_true, solver=self.solver
-        )
-        on_all = OnSamples(self.loss, jnp.asarray(piece.real))
-        found = refer(loss=on_all) if self.given is None else self.given
-        about = (found.state, found.solution.stats, found.adjoint, _chosen(found))
-        if self.given is not None:
-            about = piece.part_of(about)
-        state, forward, adjoint, chosen = about
-        self.stats.append(jax.tree.map(piece.of_real, statistics_of(forward, adjoint)))
-        on_some = {name: OnSamples(self.loss, some & piece.real) for name, some in chosen.items()}
-        for name, on in on_some.items():
-            # What is certified stays where it is: no steps for what was given up.
-            exact = self.gradient(refer(loss=on, init=state, most=1))
-            self.gradients[name] += piece.scale * exact
-            self.shares[name] += piece.share * float(np.mean(piece.of_real(chosen[name])))
-        return Judged(on_all, on_some)
-
-    def describe(self) -> dict[str, Any]:
-        stats = over_all(self.stats)
-        return {
-            "how": "Exact (semismooth Newton, minimum norm)",
-            "status": Status.summary(stats["forward_status"]),
-            "residual": float(np.max(stats["forward_residual"])),
-            "iterations": int(np.max(stats["iterations"])),
-            "adjoint_status": Status.summary(stats["adjoint_status"]),
-            "adjoint_residual": float(np.max(stats["adjoint_residual"])),
-            **self.shares,
-        }
+def targets_of(task: Task, chunk: Chunk, given: Hypergradient | None) -> Targets:
+    """Compute the exact gradients of a chunk, from a `given` reference where there is one."""
+    refer = functools.partial(
+        reference_hypergradient, task.problem, chunk.x_tilde, chunk.x_true, solver=task.solver
+    )
+    on_all = OnSamples(task.loss, jnp.asarray(chunk.real))
+    found = refer(loss=on_all) if given is None else given
+    samples = {"certified": certified_samples, "differentiable": differentiable_samples}
+    chosen = {name: choose(found) for name, choose in samples.items()}
+    about = (found.state, found.solution.stats, found.adjoint, chosen)
+    state, forward, adjoint, chosen = about if given is None else chunk.part_of(about)
+    on_some = {name: OnSamples(task.loss, some & chunk.real) for name, some in chosen.items()}
+    totals = {
+        # Certified samples are solved already, and the others are given up: 1 step is enough.
+        "gradients": {
+            name: chunk.scale * task.vector(refer(loss=loss, init=state, most=1).grad)
+            for name, loss in on_some.items()
+        },
+        "shares": {
+            name: chunk.share * float(np.mean(chunk.of_real(some))) for name, some in chosen.items()
+        },
+    }
+    return Targets(on_all, on_some, Sums(totals, statistics_of(chunk, forward, adjoint)))
 
 
-def _chosen(reference: Hypergradient) -> dict[str, Array]:
+def describe_reference(exact: Sums) -> dict[str, Any]:
+    """Return how well the reference is solved, and on which share of the samples it holds."""
+    stats = exact.statistics
     return {
-        "certified": certified_samples(reference),
-        "differentiable": differentiable_samples(reference),
+        "how": "Exact (semismooth Newton, minimum norm)",
+        "status": Status.summary(stats["forward_status"]),
+        "residual": float(np.max(stats["forward_residual"])),
+        "iterations": int(np.max(stats["iterations"])),
+        "adjoint_status": Status.summary(stats["adjoint_status"]),
+        "adjoint_residual": float(np.max(stats["adjoint_residual"])),
+        **exact.totals["shares"],
     }
 
 
-def statistics_of(forward: SolverStats, adjoint: AdjointStats) -> dict[str, Any]:
-    """One entry a sample; None for products that nobody counted."""
+def statistics_of(chunk: Chunk, forward: SolverStats, adjoint: AdjointStats) -> dict[str, Any]:
+    """Return one entry per sample; None for products that nobody counted."""
     products = None if adjoint.products is None else forward.products + adjoint.products
-    return {
+    statistics = {
         "iterations": forward.iterations,
         "forward_status": forward.status,
         "forward_residual": forward.residual,
@@ -175,8 +175,4 @@ def statistics_of(forward: SolverStats, adjoint: AdjointStats) -> dict[str, Any]
         "adjoint_residual": adjoint.residual,
         "products": products,
     }
-
-
-def over_all(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The statistics of all chunks, one after the other."""
-    return jax.tree.map(lambda *entries: np.concatenate(entries), *parts)
+    return jax.tree.map(chunk.of_real, statistics)

@@ -1,18 +1,31 @@
-"""What a comparison gives: records, as a table, as files, as a picture."""
+"""The result of a comparison: records, as a table, as files, as a figure."""
 
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hypergrad._foundation.records import markdown_table, write_json, write_jsonl, write_text
+from hypergrad._foundation.records import (
+    markdown_table,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+from hypergrad._foundation.status import Status
 from hypergrad._foundation.terminal import WIDTH, note, terminal_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["COLUMNS", "Comparison"]
 
-# What a record holds, with its heading and unit. Everything that prints or draws reads this.
+# The entries of a record with heading and unit. Everything that prints or draws reads this.
 COLUMNS = {
     "strategy": "strategy",
     "loss": "loss",
@@ -30,20 +43,19 @@ COLUMNS = {
     "forward_residual": "forward residual (worst)",
     "adjoint_status": "adjoint status",
     "adjoint_residual": "adjoint residual (worst)",
-    "products": "products with K (mean a sample)",
+    "products": "products with K (mean per sample)",
     "error": "error",
 }
 
 
-# Those that fit on a terminal.
+# Headings of the columns on a terminal.
 _BRIEF = {
     "strategy": "strategy",
-    "relative_error": "rel. error",
-    "relative_error_differentiable": "diff.",
+    "error": "relative\nerror",
     "cosine": "cosine",
-    "milliseconds": "time (ms)",
-    "over_forward": "/ forward",
-    "peak_megabytes": "MB",
+    "time": "time\n(forward\nsolves)",
+    "memory": "memory\n(MB)",
+    "status": "status",
 }
 
 
@@ -72,29 +84,44 @@ class Comparison:
         return f"{self.brief()}\n{self.notes()}"
 
     def brief(self, width: int = WIDTH) -> str:
-        """The main columns, for a terminal of this width."""
-        return terminal_table(self.records, _BRIEF, width)
+        """Lay out error, cosine, time, memory and status for a terminal of this width.
+
+        Where most samples have several gradients, errors would mislead and are left out; the notes
+        say so.
+        """
+        return terminal_table(self._rows(), self._brief_columns(), width)
+
+    @property
+    def is_degenerate(self) -> bool:
+        """Return whether fewer than half of the samples have a single gradient."""
+        return self.reference["differentiable"] < 0.5
 
     def notes(self, width: int = WIDTH) -> str:
-        """What the errors are held against, and a line or two for each strategy."""
+        """Describe the reference, and why a strategy failed."""
         lines = [note(self.about_the_reference(), width=width)]
         for record in self.records:
-            if (text := _about_the_solves(record)) is not None:
-                lines.append(note(text, f"{record['strategy']}: ", width))
+            if record.get("error") is not None:
+                lines.append(note(record["error"], f"{record['strategy']}: ", width))
         return "\n".join(lines)
 
     def about_the_reference(self) -> str:
-        """What the errors are held against."""
+        """Describe the reference that errors are measured against."""
         certified, only = (
             f"{100 * self.reference[share]:.3g} %" for share in ("certified", "differentiable")
         )
+        if self.is_degenerate:
+            return (
+                f"No errors are shown: the solution map is differentiable on {only} of the samples "
+                "only, and the others have several gradients, between which strategies choose "
+                "differently. The records have the errors on both kinds."
+            )
         return (
-            f"Errors against the exact gradient, on the {certified} of samples it is certified on; "
-            f"diff.: on the {only} where it is the only one (elsewhere one of several)."
+            f"Error against the exact gradient, on the {certified} of the samples where it is "
+            f"certified; it is the only one on {only}."
         )
 
     def markdown(self) -> str:
-        """All columns, and all that is known of the reference."""
+        """Return all columns, and a description of the reference."""
         reference = self.reference
         return (
             f"{self.table()}\n\nReference: {reference['how']}; forward {reference['status']} "
@@ -103,8 +130,8 @@ class Comparison:
             f"Gradients are those of the {100 * reference['certified']:.3g} % of the samples that "
             f"it is certified on. On {100 * reference['differentiable']:.3g} % the solution map is "
             "differentiable; on the others (dependent active rows of K, or a coordinate on its "
-            "kink) the reference is one gradient of several, and strategies may differ from it by "
-            "per cents and be right."
+            "kink) the reference is one gradient of several, and valid gradients can "
+            "differ from it by several per cent."
         )
 
     def save(self, folder: str | Path) -> None:
@@ -115,6 +142,49 @@ class Comparison:
         write_json(folder / "reference.json", self.reference)
         write_json(folder / "environment.json", self.environment)
 
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Read what `save` wrote; numbers that were not finite are None."""
+        folder = Path(folder)
+        return cls(
+            read_jsonl(folder / "comparison.jsonl"),
+            read_json(folder / "reference.json"),
+            read_json(folder / "environment.json"),
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the records as a pandas data frame, one row per strategy."""
+        import pandas as pd
+
+        used = [key for key in COLUMNS if any(key in record for record in self.records)]
+        return pd.DataFrame(self.records, columns=used)
+
+    def to_latex(self) -> str:
+        """Return the main columns as a LaTeX `tabular`, with rules of the package booktabs."""
+        rows = [self._headings().values(), *(row.values() for row in self._rows())]
+        head, *body = (" & ".join(_latex(cell or "-") for cell in row) + r" \\" for row in rows)
+        columns = "l" + "r" * (len(self._headings()) - 2) + "l"
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        frame = pd.DataFrame(self._rows()).rename(columns=self._headings())
+        notes = html.escape(self.notes()).replace("\n", "<br>")
+        return f"{frame.to_html(index=False, na_rep='-')}<p>{notes}</p>"
+
+    def _headings(self) -> dict[str, str]:
+        return {key: _BRIEF[key].replace("\n", " ") for key in self._brief_columns()}
+
+    def _rows(self) -> list[dict[str, str | None]]:
+        rows = map(_brief_row, self.records)
+        return [{key: row[key] for key in self._brief_columns()} for row in rows]
+
+    def _brief_columns(self) -> dict[str, str]:
+        hidden = {"error", "cosine"} if self.is_degenerate else set[str]()
+        return {key: heading for key, heading in _BRIEF.items() if key not in hidden}
+
     def plot(self) -> Any:
         """A matplotlib figure: relative error against time, one marker a strategy."""
         from hypergrad.plotting import plot_comparison
@@ -122,13 +192,50 @@ class Comparison:
         return plot_comparison(self.records)
 
 
-def _about_the_solves(record: dict[str, Any]) -> str | None:
-    """How both solves of a strategy went, or why there is nothing of it."""
-    if record.get("forward_status") is None:
-        return record.get("error")
-    return f"forward {record['forward_status']}; adjoint {record.get('adjoint_status', 'unknown')}"
+def _latex(text: str) -> str:
+    """Escape the characters that LaTeX interprets; numbers get their power of ten."""
+    if (number := re.fullmatch(r"(\d\.\d)e([+-]?)(\d+)", text)) is not None:
+        sign = number[2].replace("+", "")
+        return rf"${number[1]} \cdot 10^{{{sign}{number[3]}}}$"
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"|": r"\textbar{}"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    return text.translate(str.maketrans(special))
+
+
+def _brief_row(record: dict[str, Any]) -> dict[str, str | None]:
+    def written(name: str, layout: str) -> str | None:
+        value = record.get(name)
+        return None if value is None else format(value, layout)
+
+    error = written("relative_error", ".1e")
+    return {
+        "strategy": record["strategy"],
+        # 2.6e-3 and not 2.6e-03.
+        "error": None if error is None else re.sub(r"e([+-])0", r"e\1", error),
+        "cosine": written("cosine", ".3f"),
+        "time": written("over_forward", ".2g"),
+        "memory": written("peak_megabytes", ".2g"),
+        "status": _status_in_words(record),
+    }
+
+
+def _status_in_words(record: dict[str, Any]) -> str:
+    """Return how both solves ended; iterations that are used up were a choice, not a failure."""
+    if record.get("error") is not None:
+        return "failed"
+    good, used_up = Status.CONVERGED.label, Status.ITERATIONS_USED_UP.label
+    words = {
+        "": (record.get("forward_status", "unknown"), "not converged"),
+        "adjoint ": (record.get("adjoint_status", "unknown"), "truncated"),
+    }
+    parts = []
+    for side, (status, chosen) in words.items():
+        text = status.removesuffix(" 100 %")
+        if text != good:
+            parts.append(chosen if text == used_up else f"{side}{text.replace(used_up, chosen)}")
+    return ", ".join(parts) or good
 
 
 def _residual(value: float | None) -> str:
-    """As a table has it, where it is known."""
+    """Format a residual, which may be unknown."""
     return "unknown" if value is None or math.isnan(value) else f"{value:.1e}"

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.errors import HypergradError
+from hypergrad._foundation.samples import float_vector
 from hypergrad.adjoint import Cotangent
 from hypergrad.bilevel.arguments import flatten_batch
 from hypergrad.bilevel.losses import Loss, of_rows
 from hypergrad.chambolle_pock import AdjointPair, Solution, StepSizes
 from hypergrad.problem.operators import Operator, bilinear_gradient, matrix_of
 
-__all__ = ["Factors", "check_learnable", "flat", "form_norm", "layer_factors", "loss_gradient"]
+__all__ = ["Factors", "check_learnable", "form_norm", "layer_factors", "loss_gradient"]
 
 Factors = tuple[tuple[Array, Array], ...]
 
@@ -24,15 +25,9 @@ Factors = tuple[tuple[Array, Array], ...]
 def layer_factors(
     sizes: StepSizes, delta: AdjointPair, x: Float[Array, "*batch n"], y: Float[Array, "*batch m"]
 ) -> Factors:
-    """`sigma delta_D x^T - tau y delta_P^T` as the pairs whose outer products it is the sum of."""
+    """Return `sigma delta_D x^T - tau y delta_P^T` as pairs of factors of outer products."""
     delta_P, delta_D = delta
     return (sizes.sigma * delta_D, x), (-sizes.tau * y, delta_P)
-
-
-def flat(tree: Any) -> Array:
-    """Every float of a pytree in one vector (nothing at all counts as a zero)."""
-    leaves = [leaf.ravel() for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))]
-    return jnp.concatenate(leaves) if leaves else jnp.zeros(1)
 
 
 def check_learnable(name: str, part: Any) -> None:
@@ -45,11 +40,11 @@ def check_learnable(name: str, part: Any) -> None:
 
 
 def form_norm(K: Operator, factors: Factors) -> Float[Array, "*batch"]:
-    """The Frobenius norm of `sum left right^T`, the gradient in a matrix K, a sample.
+    """Return the Frobenius norm of `sum left right^T`, the gradient in a matrix K, per sample.
 
     With `left = Q R` (thin) and `right = Q' R'` it is `||R R'^T||`, of the size of the number of
-    pairs: unlike the Gram matrices this loses no digits where the pairs cancel. Of another
-    operator, the norm of the gradient in its parameters, one sample after the other.
+    pairs: unlike the Gram matrices this loses no digits where the pairs cancel. For other
+    operators, the norm of the gradient in the parameters, one sample after the other.
     """
     if matrix_of(K) is not None:
         left, right = (jnp.stack(side, axis=-1) for side in zip(*factors, strict=True))
@@ -58,13 +53,13 @@ def form_norm(K: Operator, factors: Factors) -> Float[Array, "*batch"]:
         return jnp.linalg.norm(R_left @ jnp.swapaxes(R_right, -1, -2), axis=(-2, -1))
     batch = factors[0][0].shape[:-1]
     norms = jax.lax.map(
-        lambda pairs: jnp.linalg.norm(flat(bilinear_gradient(K, *pairs))),
+        lambda pairs: jnp.linalg.norm(float_vector(bilinear_gradient(K, *pairs))),
         flatten_batch(factors, batch),
     )
     return norms.reshape(batch)
 
 
 def loss_gradient(loss: Loss, solution: Solution, x_true: Array) -> Cotangent:
-    """`g`, with nothing for y."""
+    """Return the loss gradient `g` in x, and zeros for y."""
     g = jax.grad(of_rows(loss, x_true))(solution.x)
     return Cotangent(g, jnp.zeros_like(solution.y))

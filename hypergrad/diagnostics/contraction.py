@@ -32,7 +32,7 @@ __all__ = [
     "contraction_of",
 ]
 
-# The dimension of the Krylov space in which a contraction factor is looked for.
+# The dimension of the Krylov space in which the contraction factor is searched.
 KRYLOV_DIMENSION = 40
 
 
@@ -65,7 +65,7 @@ def contraction_factor(
     init: State | None = None,
     dimension: int = KRYLOV_DIMENSION,
 ) -> Contraction:
-    """The spectral radius of the linearised iteration at the last state, sample by sample.
+    """Return the spectral radius of the linearised iteration at the last state, per sample.
 
         rho = max { |lambda| : lambda an eigenvalue, not 1, of d state[L] / d state[L-1] }
 
@@ -87,11 +87,11 @@ def contraction_factor(
     **Errors**: as for `solve`.
 
     **Cost**: the forward solve and 2 products with K for each of the `dimension` Arnoldi steps, for
-    the whole batch; `dimension (m + 2 n)` numbers a sample.
+    the whole batch; `dimension (m + 2 n)` numbers per sample.
 
     **Caveat**: masks that have not settled give the factor of another iteration: see `stats`. A
-    factor above 1 occurs where `theta` is not 1. What is really 1 less than the square root of the
-    machine precision (3e-4 in float32) counts as 1.
+    factor above 1 occurs where `theta` is not 1. Eigenvalues within the square root of the machine
+    precision (3e-4 in float32) of 1 count as 1.
 
     **Source**: Arnoldi 1951; linear convergence after identification of the active set as in
     Liang, Fadili & Peyré 2018.
@@ -167,7 +167,7 @@ def _adjoint_of_a_step(iteration: Iteration, state: State) -> Callable[[Array], 
 def _arnoldi(
     move: Callable[[Array], Array], v: Float[Array, "batch size"], dimension: int
 ) -> tuple[Float[Array, "batch dimension dimension"], Float[Array, " batch"]]:
-    """The Hessenberg matrix of `move` on the Krylov space of v, and the entry that leaves it.
+    """Return the Hessenberg matrix of `move` on the Krylov space of v, and its last entry.
 
     Where the space is exhausted first, the rest of the matrix is 0: more eigenvalues 0.
     """

@@ -14,7 +14,7 @@ from hypergrad._foundation.checks import check_count
 from hypergrad._foundation.compiled import compiled
 from hypergrad._foundation.printing import as_sentence, worst
 from hypergrad._foundation.records import markdown_table
-from hypergrad._foundation.samples import magnitude
+from hypergrad._foundation.samples import float_vector, magnitude
 from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.bilevel.arguments import (
@@ -29,7 +29,6 @@ from hypergrad.chambolle_pock import ChambollePock, SolverStats
 from hypergrad.diagnostics._gradients import (
     Factors,
     check_learnable,
-    flat,
     form_norm,
     layer_factors,
     loss_gradient,
@@ -41,8 +40,7 @@ from hypergrad.strategies.limit import LimitFormula
 
 __all__ = ["SampleErrors", "are_certified", "per_sample_errors"]
 
-# Nearer to a kink than this (relative to its size where it has one), rounding may have chosen the
-# side.
+# Nearer to a kink than this (relative to its size if it has one), rounding may decide the side.
 _LEAST_MARGIN = 1e-6
 
 
@@ -53,7 +51,7 @@ def are_certified(stats: SolverStats, adjoint: AdjointStats) -> Bool[Array, "*ba
     depend on the start and the step sizes, by a few per cent; that is not detected here.
     """
     converged = (stats.status == Status.CONVERGED) & (adjoint.status == Status.CONVERGED)
-    # A margin that is not known (NaN) is no objection.
+    # An unknown margin (NaN) does not count against a sample.
     return converged & ~(stats.margin < _LEAST_MARGIN)
 
 
@@ -83,7 +81,7 @@ class SampleErrors(eqx.Module):
             kept = np.sort(kept[~np.isnan(kept)])
             if not kept.size:
                 return [None] * len(levels)
-            # One of the values, nothing in between: an infinite error has no neighbours.
+            # No interpolation: an error may be infinite.
             return kept[np.ceil(np.array(levels) * (kept.size - 1)).astype(int)].tolist()
 
         cosine = [None if c is None else -c for c in upwards(-self.cosine)]
@@ -117,9 +115,9 @@ def per_sample_errors(
     loss: Loss = half_mean_squared_error,
     piece: int = 16,
 ) -> SampleErrors:
-    """Cosine and relative error of the gradient in K, of each sample by itself.
+    """Return cosine and relative error of the gradient in K for each sample.
 
-    What a batch's gradient hides: a few samples may be wrong altogether, and errors of many may
+    The gradient of a batch can hide a few samples that are completely wrong, and errors that
     cancel. The gradient of sample i is the part of the batch's gradient that goes through it.
 
     **Arguments**: as for `hypergradient`; `reference`, by default `LimitFormula()`, and
@@ -132,9 +130,9 @@ def per_sample_errors(
 
     **Cost**: both hypergradients once. Where both strategies give `Delta` (the limit formula does)
     and K is a matrix, the rest is algebra with matrices of rank 4 that are not written out:
-    `8 (m + n)` numbers a sample. Otherwise each sample of a strategy that does not is solved and
+    `8 (m + n)` numbers per sample. Otherwise each sample of a strategy that does not is solved and
     pulled back once more by itself (`jax.lax.map` over pieces), without the gain of a batch, and
-    `2 piece m n` numbers are held.
+    `2 piece m n` numbers are kept.
 
     **Caveat**: the reference counts as the truth where it is `certified`, and only there.
 
@@ -154,8 +152,8 @@ def per_sample_errors(
         problem, x_tilde, x_true, solver, strategy, loss, None
     )
     check_learnable("K", problem.K)
-    ways = (strategy, solver), (reference, reference_solver)
-    return _per_sample_errors(problem, x_tilde, x_true, ways, loss, piece)
+    methods = (strategy, solver), (reference, reference_solver)
+    return _per_sample_errors(problem, x_tilde, x_true, methods, loss, piece)
 
 
 @compiled
@@ -163,13 +161,13 @@ def _per_sample_errors(
     problem: LowerLevel,
     x_tilde: Array,
     x_true: Array,
-    ways: tuple[tuple[AbstractStrategy, ChambollePock], ...],
+    methods: tuple[tuple[AbstractStrategy, ChambollePock], ...],
     loss: Loss,
     piece: int,
 ) -> SampleErrors:
     batch = x_tilde.shape[:-1]
     rows = flatten_batch(x_tilde, batch)
-    ours, exact = (_SampleGradients.of(problem, rows, x_true, *way, loss) for way in ways)
+    ours, exact = (_SampleGradients.of(problem, rows, x_true, *method, loss) for method in methods)
     if matrix_of(problem.K) is not None and ours.factors and exact.factors:
         products = _compare_factors(problem.K, ours.factors, exact.factors)
     else:
@@ -188,7 +186,7 @@ def _per_sample_errors(
 class _SampleGradients(eqx.Module):
     """The parts of one strategy that give the gradient in K of each sample.
 
-    `factors`, where it gives `Delta`, say it at once; `stats` and `adjoint` describe its solves.
+    `factors` holds them if the strategy gives `Delta`; `stats` and `adjoint` describe the solves.
     """
 
     strategy: AbstractStrategy
@@ -209,7 +207,7 @@ class _SampleGradients(eqx.Module):
         solver: ChambollePock,
         loss: Loss,
     ) -> _SampleGradients:
-        """One hypergradient of the whole batch."""
+        """Compute one hypergradient of the whole batch."""
         solution, saved = strategy.forward(problem, rows, solver, None)
         g = loss_gradient(loss, solution, x_true)
         gradients = strategy.pullback(saved, g)
@@ -220,18 +218,18 @@ class _SampleGradients(eqx.Module):
         return cls(strategy, solver, rows, g.x, factors, solution.stats, gradients.stats)
 
     def written_out(self, problem: LowerLevel, i: Array) -> Array:
-        """The gradient of sample i in K, as one vector."""
+        """Return the gradient of sample i in K as one vector."""
         if self.factors is not None:
             pairs = jax.tree.map(lambda side: side[i], self.factors)
-            return flat(bilinear_gradient(problem.K, *pairs))
+            return float_vector(bilinear_gradient(problem.K, *pairs))
         x_tilde, g = self.x_tilde[i][None], self.g[i][None]
         solution, saved = self.strategy.forward(problem, x_tilde, self.solver, None)
         cotangent = Cotangent(g, jnp.zeros_like(solution.y))
-        return flat(self.strategy.pullback(saved, cotangent).problem.K)
+        return float_vector(self.strategy.pullback(saved, cotangent).problem.K)
 
 
 def _compare_vectors(ours: Array, exact: Array) -> tuple[Array, ...]:
-    """Inner product, the two norms and that of the difference, of one sample, in a common unit."""
+    """Return inner product, both norms and that of the difference, of one sample, rescaled."""
     unit = magnitude(ours, exact)
     ours, exact = ours / unit, exact / unit
     norms = (jnp.linalg.norm(v) for v in (ours, exact, ours - exact))
@@ -239,7 +237,7 @@ def _compare_vectors(ours: Array, exact: Array) -> tuple[Array, ...]:
 
 
 def _of_unit_size(ours: Factors, exact: Factors) -> tuple[Factors, Factors]:
-    """Both divided by the same power of two per sample: what is compared can then be squared."""
+    """Divide both by one power of two per sample, so that squares neither under- nor overflow."""
     lefts, rights = zip(*ours, *exact, strict=True)
     unit_left, unit_right = magnitude(*lefts)[..., None], magnitude(*rights)[..., None]
 

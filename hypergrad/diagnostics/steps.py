@@ -79,7 +79,7 @@ def steps_needed(
     most: int = 10_000,
     dimension: int = KRYLOV_DIMENSION,
 ) -> StepsNeeded:
-    """The k of `LimitFormula(Steps(k))` that a relative error of the gradient in K takes, a sample.
+    """Return the k of `LimitFormula(Steps(k))` for a relative error in `grad_K`, per sample.
 
         measured  = min { k : || grad_K[k] - grad_K[limit] || <= error || grad_K[limit] || }
         predicted = log(error) / log(rho)
@@ -87,19 +87,20 @@ def steps_needed(
     with the gradients of one sample at the last state, `grad_K = sigma Delta_D x^T - tau y
     Delta_P^T`: `Delta` after k steps of the recursion, and from the limit system (CGLS). It is
     measured in the gradient and not in `Delta`, whose two parts have different units. The
-    prediction takes the constant in front of `rho^k` for 1, and the slowest mode for excited.
+    prediction assumes a constant of 1 in front of `rho^k` and that the slowest mode is excited.
 
-    **Arguments**: as for `hypergradient`; `error`, between 0 and 1; `most`, the steps after which
-    measuring is given up; `dimension` as for `contraction_factor`.
+    **Arguments**: as for `hypergradient`; `error`, between 0 and 1; `most`, the maximal number
+    of steps measured; `dimension` as for `contraction_factor`.
 
     **Returns**: a `StepsNeeded`.
 
     **Errors**: as for `hypergradient`; a `ValueError` for an operator without parameters.
 
     **Cost**: the forward solve, that of `contraction_factor`, CGLS, and for each step 2 products
-    with K and the norm of a matrix of rank 2 a sample, until the last sample is there.
+    with K and the norm of a matrix of rank 2 per sample, until all samples have reached the
+    error.
 
-    **Caveat**: the error is that of the adjoint alone. Of an unconverged lower level the limit
+    **Caveat**: the error is that of the adjoint alone. For an unconverged lower level the limit
     itself is wrong: see `contraction.stats`. An error near the machine precision is never reached.
 
     >>> import hypergrad as hg, jax.numpy as jnp

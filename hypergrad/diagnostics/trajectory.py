@@ -94,7 +94,7 @@ def adjoint_trajectory(
     loss: Loss = half_mean_squared_error,
     init: State | None = None,
 ) -> AdjointTrajectory:
-    """Every layer of the delta recursion that an unrolling strategy sums.
+    """Return every layer of the delta recursion that an unrolling strategy sums.
 
         delta_P[l] = prox'_{tau G}(z_P[l]) (delta_P[l+1] + sigma K^T delta_bar_D[l+1] + alpha_l g)
         delta_D[l] = prox'_{sigma F*}(z_D[l]) (delta_D[l+1] - tau K delta_P[l])
@@ -107,7 +107,7 @@ def adjoint_trajectory(
     which for the last iterate is the reduced statement: `delta_P` goes to `ker(K)` only where no
     coordinate saturates. `distance` is the distance from that.
 
-    Coordinates are not told apart by a threshold: `v_I` is `prox'_{tau G} v` and `v_J` is
+    No threshold decides between coordinates: `v_I` is `prox'_{tau G} v` and `v_J` is
     `prox'_{sigma F*} v`, with the derivatives at the last iterate, which has a meaning also where a
     prox is not separable. Where G is strongly convex `prox'_{tau G}` has no eigenvalue 1: the
     projection is 0, and `delta_P` itself vanishes.
@@ -121,9 +121,9 @@ def adjoint_trajectory(
     **Errors**: as for `hypergradient`; a `ValueError` for a strategy without such a recursion.
 
     **Cost**: the forward solve, 6 products with K a layer and CGLS for the projection; several
-    times `L (m + n)` numbers a sample. No `(batch, m, n)` array: the norm of a contribution is that
-    of a matrix of rank 2. (Of an operator that is no matrix, it is the norm of the gradient in its
-    parameters, formed layer by layer and sample by sample.)
+    times `L (m + n)` numbers per sample. No `(batch, m, n)` array: the norm of a contribution is
+    that of a matrix of rank 2. (For an operator that is not a matrix, it is the norm of the
+    gradient in its parameters, formed layer by layer and sample by sample.)
 
     **Caveat**: with uniform weights `delta[l]` decays like 1/L instead, as `Delta / L`; but a part
     in the kernel of K_JI does not: it stays, weighted with what has entered by then.
@@ -177,7 +177,7 @@ def _adjoint_trajectory(
     contribution = form_norm(problem.K, layer_factors(sizes, delta, *_iterates(tape)))
 
     def all_layers(array: Array) -> Array:
-        """With zeros for the layers that the strategy leaves out."""
+        """Pad with zeros for the layers that the strategy leaves out."""
         return jnp.pad(array, ((L - count, 0), *((0, 0),) * (array.ndim - 1)))
 
     (delta_P, delta_D), contribution = jax.tree.map(all_layers, (delta, contribution))
@@ -211,7 +211,7 @@ def _iterates(tape: Tape) -> tuple[Array, Array]:
 
 
 def _project_on_kernel(system: LimitSystem, g: Cotangent) -> Float[Array, "*batch n"]:
-    """`P_ker(K_JI) g_I`, 0 outside I; NaN where it could not be computed.
+    """Return `P_ker(K_JI) g_I`, 0 outside I; NaN where it could not be computed.
 
     What the recursion leaves unchanged is the kernel of the limit system, the product of a primal
     and a dual part, the primal one being `{v: D_P v = v, D_D K v = 0}`. So the projection of `g` is

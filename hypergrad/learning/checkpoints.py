@@ -1,4 +1,4 @@
-"""A training run on disk, so that it can be resumed."""
+"""Save a training run to disk and resume it."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ _Records = list[dict[str, Any]]
 
 
 class Checkpoints:
-    """Numbered files in a folder, the last two kept: the arrays, the records, and whose they are.
+    """Numbered files in a folder: the arrays and records of a run; the last two files are kept.
 
-    `run` says what makes the run what it is, by name: short words, or digests of what is long.
+    `run` identifies the run, by name: short values as they are, and digests of long ones.
     """
 
     def __init__(self, folder: str | Path, run: Mapping[str, str]):
         self.folder, self.run = Path(folder), dict(run)
 
     def save(self, epoch: int, state: Any, records: _Records) -> None:
-        """Write a checkpoint, whole or not at all, and remove those before the last two."""
+        """Write a checkpoint atomically, and remove all before the last two."""
         leaves = jax.tree.leaves(eqx.filter(state, _is_array))
         arrays = {f"leaf{i:04d}": to_stored(leaf) for i, leaf in enumerate(leaves)}
         about = json.dumps({"run": self.run, "records": records})
         path = self.folder / f"checkpoint-{epoch:06d}.npz"
         write_npz(path, {**arrays, "about": np.array(about)})
-        # Later ones than this are damaged, or it would have gone on from there: they do not count.
-        behind = [old for old in self._files() if old <= path]
-        killed = self.folder.glob(".checkpoint-*.part")  # while they were written
-        for old in [*behind[_CHECKPOINTS_KEPT:], *killed]:
+        # Later ones are damaged, or the run would have continued from them: they do not count.
+        earlier = [old for old in self._files() if old <= path]
+        unfinished = self.folder.glob(".checkpoint-*.part")  # of a process that was killed
+        for old in [*earlier[_CHECKPOINTS_KEPT:], *unfinished]:
             old.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*.npz"), reverse=True)
 
     def load(self, like: Any) -> tuple[Any, _Records] | None:
-        """The newest checkpoint that can be read, or None; reports the damaged ones.
+        """Return the newest checkpoint that can be read, or None; report the damaged ones.
 
-        **Errors**: a `ValueError` for a checkpoint that can be read and does not belong to the run;
-        an `OSError` where the disk refuses, which is no damage of the file.
+        **Errors**: a `HypergradError` for a readable checkpoint of another run; an `OSError` if the
+        disk fails, which does not mean that the file is damaged.
         """
         damaged: dict[Path, Exception] = {}
         found = None
         for path in self._files():
-            content = path.read_bytes()  # where the disk refuses, the file is not damaged
+            content = path.read_bytes()  # if the disk fails, the file is not damaged
             try:
                 found = path, *_parsed(content)
                 break
             except Exception as error:  # whatever a damaged archive makes its reader raise
                 damaged[path] = error
-        what = "the one before it is used"
+        consequence = "the one before it is used"
         if found is None:
-            what = f"no other in {self.folder} can be read, so training starts from its beginning"
+            consequence = f"no other in {self.folder} can be read, so training starts anew"
         for path, error in damaged.items():
-            print(f"checkpoint {path} is damaged ({error}): {what}")
+            print(f"checkpoint {path} is damaged ({error}): {consequence}")
         return None if found is None else self._checked(*found, like)
 
     def _checked(
@@ -77,17 +77,17 @@ class Checkpoints:
         records: _Records,
         like: Any,
     ) -> tuple[Any, _Records]:
-        """What was read, in the places of the arrays of `like`."""
-        # What else an operator or a function holds is the run's own, which is the same one.
+        """Return `like` with its arrays replaced, after checking that they are of the same run."""
+        # Whatever else an operator or a function holds is that of the run, which is the same.
         arrays, rest = eqx.partition(like, _is_array)
         template = jax.tree.leaves(arrays)
-        other = _differences(run, self.run)
-        if not other and list(map(_kind, leaves)) != [_kind(to_stored(t)) for t in template]:
-            other = f"other arrays ({len(leaves)} where there are {len(template)} here)"
-        if other:
+        differences = _differences(run, self.run)
+        if not differences and list(map(_kind, leaves)) != [_kind(to_stored(t)) for t in template]:
+            differences = f"other arrays ({len(leaves)} where there are {len(template)} here)"
+        if differences:
             raise HypergradError(
-                f"checkpoint {path} must come from the same run; got one of {other}: name another "
-                "folder, or remove this one"
+                f"checkpoint {path} must come from the same run; got one of {differences}: "
+                "name another folder, or remove this one"
             )
         restored = map(from_stored, leaves, template)
         arrays = jax.tree.unflatten(jax.tree.structure(arrays), restored)
@@ -95,17 +95,17 @@ class Checkpoints:
 
 
 def _parsed(content: bytes) -> tuple[list[np.ndarray], dict[str, str], _Records]:
-    """The arrays, whose run they are of, and the records."""
+    """Return the arrays, the run they belong to, and the records."""
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         about = json.loads(str(stored["about"]))
-        if "fingerprint" in about:  # before there were names for what makes a run
+        if "fingerprint" in about:  # of versions that did not name the parts of a run
             return [], {}, about["records"]
         leaves = [stored[f"leaf{i:04d}"] for i in range(len(stored.files) - 1)]
         return leaves, dict(about["run"]), about["records"]
 
 
 def _differences(stored: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    """The names of what differs, with both values where they are words; empty if nothing does."""
+    """Name what differs, with both values if they are short; empty if nothing does."""
 
     def difference(name: str) -> str:
         pair = [run.get(name, "none") for run in (stored, ours)]
@@ -117,7 +117,7 @@ def _differences(stored: Mapping[str, str], ours: Mapping[str, str]) -> str:
     return ", ".join(difference(name) for name in ours if stored.get(name) != ours[name])
 
 
-# ---- arrays as NumPy's files hold them
+# ---- arrays in NumPy's files
 
 
 def _is_array(leaf: Any) -> bool:
@@ -133,14 +133,14 @@ def _kind(array: np.ndarray) -> tuple[Any, ...]:
 
 
 def to_stored(leaf: Any) -> np.ndarray:
-    """An array of NumPy's own dtypes: the data of a random key, the bits of a bfloat16."""
+    """Convert to an array of NumPy's dtypes: the data of a random key, the bits of a bfloat16."""
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
 def from_stored(stored: np.ndarray, template: Any) -> jax.Array:
-    """What `to_stored` was given, an array like the template."""
+    """Invert `to_stored`, for an array like the template."""
     if _is_key(template):
         return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(template))
-    is_own = np.dtype(template.dtype).isbuiltin == 1
-    return jnp.asarray(stored if is_own else stored.view(template.dtype))
+    is_numpy = np.dtype(template.dtype).isbuiltin == 1
+    return jnp.asarray(stored if is_numpy else stored.view(template.dtype))

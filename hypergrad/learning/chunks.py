@@ -1,4 +1,4 @@
-"""Solves and losses on data of any size, with the memory of one piece."""
+"""Solve and evaluate data of any size, with the memory of one chunk."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def solve_in_pieces(
     strategy: AbstractStrategy,
     piece: int | None = None,
 ) -> tuple[np.ndarray, SolverStats]:
-    """`x` and the statistics for `(samples, n)` of any size, with the memory of one piece (and x).
+    """Return `x` and the statistics for `(samples, n)`, solved in chunks of `piece` samples.
 
-    Pieces have one size (the last is filled up with zeros), so there is one compilation. `x_tilde`
-    is read by rows: a memory map is not loaded.
+    All chunks have one size (the last is padded with zeros), so the solve is compiled once.
+    `x_tilde` is read by rows: a memory map is not loaded.
     """
-    solved = _pieces_solved(problem, rows_of(x_tilde, "x_tilde"), solver, strategy, piece)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *(found for _, found in solved))
+    chunks = _solved_chunks(problem, rows_of(x_tilde, "x_tilde"), solver, strategy, piece)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *(solved for _, solved in chunks))
 
 
-def _pieces_solved(
+def _solved_chunks(
     problem: LowerLevel,
     x_tilde: Rows,
     solver: ChambollePock | None,
     strategy: AbstractStrategy,
     piece: int | None,
 ) -> Iterator[tuple[slice, tuple[np.ndarray, SolverStats]]]:
-    """Piece by piece: which rows it is, their `x` and their statistics."""
+    """Solve chunk by chunk: yield the rows, their `x` and their statistics."""
     check_problem(problem)
     check_samples(x_tilde.shape, problem.n)
     if piece is not None:
@@ -58,11 +58,12 @@ def _pieces_solved(
     size = min(ROWS_A_PIECE, count) if piece is None else piece
     for start in range(0, count, size):
         rows = slice(start, min(start + size, count))
-        few = x_tilde[rows]
-        filled = np.concatenate([few, np.zeros((size - len(few), problem.n), few.dtype)])
-        solution = solve(problem, filled, solver=solver, strategy=strategy)
-        found = (solution.x, solution.stats)
-        yield rows, jax.tree.map(lambda a, few=few: np.asarray(a)[: len(few)], found)
+        chunk = x_tilde[rows]
+        padding = np.zeros((size - len(chunk), problem.n), chunk.dtype)
+        padded = np.concatenate([chunk, padding])
+        solution = solve(problem, padded, solver=solver, strategy=strategy)
+        padded_result = (solution.x, solution.stats)
+        yield rows, jax.tree.map(lambda a, chunk=chunk: np.asarray(a)[: len(chunk)], padded_result)
 
 
 def evaluate(
@@ -75,14 +76,14 @@ def evaluate(
     loss: Loss = half_mean_squared_error,
     piece: int | None = None,
 ) -> float:
-    """The loss on `(samples, n)` of any size, solved in pieces (of at most 4096 by default).
+    """Compute the loss on `(samples, n)` of any size, solved in chunks.
 
-    **Arguments**: as for `hypergradient`, `x_tilde` and `x_true` `(samples, n)`; `loss`, a mean
-    over samples (that of all is the mean of those of the pieces); `piece`, samples at a time.
+    **Arguments**: those of `hypergradient`; `x_tilde` and `x_true`, `(samples, n)`; `loss`, a mean
+    over samples; `piece`, samples per chunk (at most 4096 by default).
 
     **Returns**: the loss.
 
-    **Cost**: one solve; data are read by rows, with the memory of one piece.
+    **Cost**: one solve; data are read by rows, with the memory of one chunk.
 
     >>> import hypergrad as hg
     >>> problem = hg.LowerLevel(K=hg.operators.differences(2), F=hg.L1(0.0), G=hg.Quadratic(1.0))
@@ -93,7 +94,7 @@ def evaluate(
     x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
     check_truth_shape(x_true.shape, x_tilde.shape)
     total = 0.0
-    for rows, (x, _) in _pieces_solved(problem, x_tilde, solver, strategy, piece):
+    for rows, (x, _) in _solved_chunks(problem, x_tilde, solver, strategy, piece):
         truth = jnp.asarray(x_true[rows], x.dtype)
         check_finite("x_true", truth)
         if rows.start == 0:

@@ -1,14 +1,13 @@
-"""Where training runs: on one device, or each batch shared out over several of them.
+"""Train on one device, or split each batch over several.
 
-Every device computes the hypergradient of its own samples, from its own copy of the problem; what
-is summed over the batch is one vector, and its sum over the devices the one collective operation of
-a training step. The devices may belong to several processes, on one machine or on several: each of
-them runs the same program on the same data, of which it hands its own devices their samples.
+Every device computes the hypergradient of its share of the batch, with a copy of the problem. All
+sums over the batch form one vector, and a training step has one collective operation: the sum of
+that vector over the devices. The devices may belong to several processes, on one machine or on
+several. Each process runs the same program on the same data and sends its devices their samples.
 """
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import json
 import os
@@ -27,29 +26,20 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from hypergrad._foundation.checks import check_count, describe
-from hypergrad._foundation.errors import HypergradError
+from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad.bilevel import Loss
 from hypergrad.learning.checkpoints import from_stored, to_stored
-from hypergrad.learning.warm_start import Visit, Visited
+from hypergrad.learning.warm_start import BatchGradient, ComputeGradient
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = [
-    "AbstractPlacement",
-    "OnMesh",
-    "OneDevice",
-    "count_collectives",
-    "data_parallel",
-    "device_name",
-    "placement",
-]
+__all__ = ["Placement", "count_collectives", "data_parallel", "device_name"]
 
-# How far a run is, its state and its records; and how that is looked up on a disk.
-Stage = tuple[Any, list[dict[str, Any]]]
-Load = Callable[[], Stage | None]
+# The state of a run and its records.
+Progress = tuple[Any, list[dict[str, Any]]]
 
 
 def device_name() -> str:
-    """The model of JAX's default device, and of how many cores where it is a CPU.
+    """Return the model of JAX's default device; for a CPU, its number of cores.
 
     >>> device_name().startswith("CPU") == (jax.default_backend() == "cpu")
     True
@@ -61,9 +51,9 @@ def device_name() -> str:
 
 
 def data_parallel(devices: int | None = None) -> Mesh:
-    """A mesh of the first `devices` devices of every process (of all that it has by default).
+    """Return a mesh of the first `devices` devices of every process (by default, of all).
 
-    **Errors**: a `ValueError` where a process has fewer.
+    **Errors**: a `HypergradError` if a process has fewer.
 
     >>> data_parallel(1).size
     1
@@ -76,112 +66,50 @@ def data_parallel(devices: int | None = None) -> Mesh:
         if devices > fewest:
             raise HypergradError(
                 f"devices must be at most as many as a process has; got {devices}, and "
-                f"{fewest} of {found[0][0].device_kind}: a CPU is taken for several by "
+                f"{fewest} of {found[0][0].device_kind}: to split a CPU, set "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={devices}"
             )
     return Mesh(np.concatenate([own[:devices] for own in found]), ("batch",))
 
 
 def count_collectives(program: str) -> dict[str, int]:
-    """How often each kind of collective operation occurs in the text of a compiled program.
+    """Count the collective operations in the text of a compiled program, by kind.
 
     >>> count_collectives("%sum = f64[3]{0} all-reduce(%part), channel_id=1")
     {'all-reduce': 1}
     """
     kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
-    # An asynchronous one is a pair, start and done: the pair counts once.
+    # An asynchronous operation is a pair, start and done, and counts once.
     found = re.findall(rf" ({kinds}|collective-broadcast)(?:-start)?\(", program)
     return dict(Counter(found))
 
 
-# -------------------------------------------------------------------------------------- placements
-
-
-class AbstractPlacement(abc.ABC):
-    """Where the parts of a training step lie, and who writes."""
-
-    @property
-    @abc.abstractmethod
-    def writes(self) -> bool:
-        """Whether this process writes files and shows progress."""
-
-    @abc.abstractmethod
-    def check(self, batch_size: int, *, warm: bool) -> None:
-        """Raise a `ValueError` if a run cannot be placed so."""
-
-    @abc.abstractmethod
-    def check_loss(self, loss: Loss, x: Array, x_true: Array) -> None:
-        """Raise a `ValueError` if a loss cannot be computed so."""
-
-    @abc.abstractmethod
-    def check_alike(self, fingerprint: Callable[[], str]) -> None:
-        """Raise a `ValueError` in every process if they are not at the same run."""
-
-    @abc.abstractmethod
-    def visit(self, visit: Visit) -> Visit:
-        """A visit to a whole batch."""
-
-    @abc.abstractmethod
-    def rows(self, rows: Any) -> Any:
-        """Arrays with a row for each sample, from the host to where their samples are solved."""
-
-    @abc.abstractmethod
-    def everywhere(self, tree: Any) -> Any:
-        """Arrays that every device needs."""
-
-    @abc.abstractmethod
-    def here(self, tree: Any) -> Any:
-        """What is everywhere as arrays of this process alone."""
-
-    @abc.abstractmethod
-    def from_first(self, load: Load, start: Stage) -> Stage:
-        """What the process that writes can load from its disk, else the start."""
-
-
-class OneDevice(AbstractPlacement):
-    """All on JAX's default device."""
-
-    @property
-    def writes(self) -> bool:
-        return True
-
-    def check(self, batch_size: int, *, warm: bool) -> None:
-        pass
-
-    def check_loss(self, loss: Loss, x: Array, x_true: Array) -> None:
-        pass
-
-    def check_alike(self, fingerprint: Callable[[], str]) -> None:
-        pass
-
-    def visit(self, visit: Visit) -> Visit:
-        return visit
-
-    def rows(self, rows: Any) -> Any:
-        # JAX takes NumPy's rows as they are, in less time than to place them first.
-        return rows
-
-    def everywhere(self, tree: Any) -> Any:
-        return tree
-
-    def here(self, tree: Any) -> Any:
-        return tree
-
-    def from_first(self, load: Load, start: Stage) -> Stage:
-        return load() or start
-
-
 @dataclasses.dataclass(frozen=True)
-class OnMesh(AbstractPlacement):
-    """Each batch in equal shares on the devices of a mesh, over all of its axes.
+class Placement:
+    """The devices of a training run: those of `mesh`, in all its axes, or JAX's default device.
 
-    **Errors**: a `ValueError` for a mesh that is neither of this process alone nor of all.
+    On a mesh, each batch is split into equal shares. On the default device (`mesh` None) nothing is
+    split or moved, so that training costs no more than a plain JAX program.
 
-    **Caveat**: with several processes on CPUs, JAX gives up if they first meet more than 30 s
-    apart; later on they wait for each other.
+    **Errors**: a `HypergradError` for a mesh that is neither of this process alone nor of all.
+
+    **Caveat**: with several processes on CPUs, JAX gives up if their first collective operations
+    start more than 30 s apart; later ones wait.
     """
 
-    mesh: Mesh
+    mesh: Mesh | None = None
+
+    @classmethod
+    def of(cls, devices: int | Mesh | None) -> Placement:
+        """Return the placement for the argument `devices` of `train`."""
+        if devices is None or isinstance(devices, Mesh):
+            return cls(devices)
+        if isinstance(devices, bool) or not isinstance(devices, int):
+            raise HypergradError(
+                "devices must be a number of devices, a jax.sharding.Mesh or None; got "
+                f"{describe(devices)}: try hypergrad.devices.data_parallel()"
+            )
+        return cls(data_parallel(devices))
 
     def __post_init__(self) -> None:
         everyone, members = set(range(jax.process_count())), self._processes
@@ -193,29 +121,39 @@ class OnMesh(AbstractPlacement):
             )
 
     @property
+    def _size(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
     def _processes(self) -> set[int]:
+        if self.mesh is None:
+            return {jax.process_index()}
         return {device.process_index for device in self.mesh.devices.flat}
 
     @property
     def writes(self) -> bool:
+        """Whether this process writes files and shows progress."""
         return min(self._processes) == jax.process_index()
 
     def check(self, batch_size: int, *, warm: bool) -> None:
-        size = self.mesh.size
-        if batch_size % size:
-            advice = f"take {size * (batch_size // size) or size}"
+        """Raise an error if the devices cannot share a batch or keep warm starts."""
+        if batch_size % self._size:
+            size = self._size * (batch_size // self._size) or self._size
             raise HypergradError(
                 "batch_size must be a multiple of the number of devices; got "
-                f"{batch_size} samples for {size} devices: {advice}"
+                f"{batch_size} samples for {self._size} devices: take {size}"
             )
         if warm and len(self._processes) > 1:
             raise HypergradError(
-                "warm_start must stay within one process, which keeps what visits leave; got "
-                f"{len(self._processes)} processes: leave it out, or use the devices of one"
+                "warm_start must stay within one process, which stores the state of every sample; "
+                f"got {len(self._processes)} processes: leave it out, or use the devices of one"
             )
 
     def check_loss(self, loss: Loss, x: Array, x_true: Array) -> None:
-        shares = (self.mesh.size, -1, *x.shape[1:])
+        """Raise an error if a loss is not the mean of the losses of the shares."""
+        if self._size == 1:
+            return
+        shares = (self._size, -1, *x.shape[1:])
         parts = zip(x.reshape(shares), x_true.reshape(shares), strict=True)
         mean, whole = np.mean([float(loss(*part)) for part in parts]), float(loss(x, x_true))
         if not np.isclose(whole, mean, rtol=1e-3):
@@ -226,44 +164,52 @@ class OnMesh(AbstractPlacement):
             )
 
     def check_alike(self, fingerprint: Callable[[], str]) -> None:
-        if len(self._processes) == 1:
+        """Raise an error in every process if they do not all train the same run."""
+        if self.mesh is None or len(self._processes) == 1:
             return
-        ours = np.frombuffer(bytes.fromhex(fingerprint()), np.uint8).astype(np.int32)
+        digest = np.frombuffer(bytes.fromhex(fingerprint()), np.uint8).astype(np.int32)
         axes = self.mesh.axis_names
         add = jax.shard_map(
             lambda row: jax.lax.psum(row[0], axes), mesh=self.mesh, in_specs=P(axes), out_specs=P()
         )
-        # The mean over all: no digest but the same one is that in each of its bytes.
-        total = jax.jit(add)(self.rows(np.tile(ours, (self.mesh.size, 1))))
-        if np.any(np.asarray(total) != self.mesh.size * ours):
+        # A digest equals the mean of all in every byte only if all are equal.
+        total = jax.jit(add)(self.rows(np.tile(digest, (self._size, 1))))
+        if np.any(np.asarray(total) != self._size * digest):
             raise HypergradError(
                 "every process must train with the same arguments; got others in one of the "
                 f"{len(self._processes)}: give them the same data and settings"
             )
 
-    def visit(self, visit: Visit) -> Visit:
-        whole, shared = P(), P(self.mesh.axis_names)
+    def shard(self, compute_gradient: ComputeGradient) -> ComputeGradient:
+        """Return a function that computes the gradient of a batch, each device for its share."""
+        mesh = self.mesh
+        if mesh is None:
+            return compute_gradient
+        whole, shared = P(), P(mesh.axis_names)
 
-        def on_all(problem: LowerLevel, x_tilde: Array, x_true: Array, left: Any) -> Visited:
+        def on_all(problem: LowerLevel, x_tilde: Array, x_true: Array, state: Any) -> BatchGradient:
             arrays, rest = eqx.partition(problem, eqx.is_array)
 
-            def on_one(arrays: LowerLevel, *rows: Any) -> tuple[Visited, Any]:
-                own = visit(eqx.combine(arrays, rest), *rows)
-                return _combine(own, self.mesh), own.left
+            def on_one(arrays: LowerLevel, *rows: Any) -> tuple[BatchGradient, Any]:
+                share = compute_gradient(eqx.combine(arrays, rest), *rows)
+                return _combine(share, mesh), share.next_state
 
-            visited, left = jax.shard_map(
+            gradient, next_state = jax.shard_map(
                 on_one,
-                mesh=self.mesh,
+                mesh=mesh,
                 in_specs=(whole, shared, shared, shared),
                 out_specs=(whole, shared),
-                # With it on, JAX would add a sum of its own to each derivative in the problem.
+                # With it on, JAX would sum each derivative in the problem separately.
                 check_vma=False,
-            )(arrays, x_tilde, x_true, left)
-            return visited._replace(left=left)
+            )(arrays, x_tilde, x_true, state)
+            return gradient._replace(next_state=next_state)
 
         return on_all
 
     def rows(self, rows: Any) -> Any:
+        """Send arrays with a row for each sample to the devices that hold the samples."""
+        if self.mesh is None:  # JAX takes NumPy's rows as they are, faster than placed ones
+            return rows
         sharding = NamedSharding(self.mesh, P(self.mesh.axis_names))
 
         def place(rows: np.ndarray) -> Array:
@@ -271,30 +217,40 @@ class OnMesh(AbstractPlacement):
 
         return jax.tree.map(place, rows)
 
-    def everywhere(self, tree: Any) -> Any:
+    def replicate(self, tree: Any) -> Any:
+        """Copy the arrays of a pytree to every device."""
+        if self.mesh is None:
+            return tree
         arrays, rest = eqx.partition(tree, eqx.is_array)
         return eqx.combine(jax.device_put(arrays, NamedSharding(self.mesh, P())), rest)
 
-    def here(self, tree: Any) -> Any:
+    def to_host(self, tree: Any) -> Any:
+        """Return a replicated pytree as arrays on this process's default device."""
+        if self.mesh is None:
+            return tree
         arrays, rest = eqx.partition(tree, eqx.is_array)
         return eqx.combine(jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), arrays), rest)
 
-    def from_first(self, load: Load, start: Stage) -> Stage:
+    def load(self, load: Callable[[], Progress | None], start: Progress) -> Progress:
+        """Return what the process that writes can load from its disk, else `start`."""
         if len(self._processes) == 1:
             return load() or start
-        (state, records), error = start, None
+        (state, records), failure = start, None
         try:
             state, records = (load() if self.writes else None) or start
-        except ValueError as refused:  # in every process, or the others would wait for this one
-            error = str(refused)
-        state, (records, error) = _broadcast(state, (records, error))
-        if error is not None:
-            raise HypergradError(error)
+        except Exception as error:  # sent to all processes: without it they would wait for ever
+            failure = error
+        reason = None if failure is None else reason_of(failure)
+        state, (records, reason) = _broadcast(state, (records, reason))
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            raise HypergradError(reason)
         return state, records
 
 
 def _broadcast(state: Any, about: Any) -> tuple[Any, Any]:
-    """Arrays, and something that is JSON, from the first process to all."""
+    """Send the arrays of a pytree, and a value that JSON can hold, from the first process."""
     from jax.experimental import multihost_utils
 
     arrays, rest = eqx.partition(state, eqx.is_array)
@@ -307,30 +263,16 @@ def _broadcast(state: Any, about: Any) -> tuple[Any, Any]:
     return eqx.combine(arrays, rest), json.loads(np.asarray(text).tobytes())
 
 
-def placement(devices: int | Mesh | None) -> AbstractPlacement:
-    """What `devices` of `train` stands for."""
-    if devices is None:
-        return OneDevice()
-    if isinstance(devices, Mesh):
-        return OnMesh(devices)
-    if isinstance(devices, bool) or not isinstance(devices, int):
-        raise HypergradError(
-            "devices must be a number of devices, a jax.sharding.Mesh or None; got "
-            f"{describe(devices)}: try hypergrad.devices.data_parallel()"
-        )
-    return OnMesh(data_parallel(devices))
+def _combine(share: BatchGradient, mesh: Mesh) -> BatchGradient:
+    """Combine the gradients of the shares into that of the batch, by one all-reduce.
 
-
-def _combine(own: Visited, mesh: Mesh) -> Visited:
-    """The visit to the whole batch from that of each device to its share, by one all-reduce.
-
-    (What is left of each sample stays where it is.)
+    The states of the samples stay on their devices.
     """
     axes, size = mesh.axis_names, mesh.size
-    loss, grad = jax.tree.map(lambda mean: mean / size, (own.loss, own.grad))
-    # A maximum would be an all-reduce of its own: each device has a place in the sum instead.
-    nothing = jnp.zeros(size, own.residual.dtype)
-    residuals = nothing.at[jax.lax.axis_index(axes)].set(own.residual)
-    vector, restore = ravel_pytree((loss, grad, own.converged, own.near, residuals))
+    loss, grad = jax.tree.map(lambda mean: mean / size, (share.loss, share.grad))
+    # A maximum would be a second all-reduce, so each device has an entry of the sum instead.
+    zeros = jnp.zeros(size, share.residual.dtype)
+    residuals = zeros.at[jax.lax.axis_index(axes)].set(share.residual)
+    vector, restore = ravel_pytree((loss, grad, share.converged, share.near, residuals))
     loss, grad, converged, near, residuals = restore(jax.lax.psum(vector, axes))
-    return Visited(loss, grad, converged, near, jnp.max(residuals), None)
+    return BatchGradient(loss, grad, converged, near, jnp.max(residuals), None)

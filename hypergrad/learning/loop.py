@@ -1,4 +1,4 @@
-"""A training run: learn leaves of the problem by a first-order method, resumably."""
+"""Learn leaves of a problem by a first-order method, in runs that can be resumed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from hypergrad.bilevel.arguments import check_compatible, check_loss, check_prob
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning.checkpoints import Checkpoints
 from hypergrad.learning.chunks import evaluate
-from hypergrad.learning.devices import AbstractPlacement, placement
+from hypergrad.learning.devices import Placement
 from hypergrad.learning.pairs import Pair, batches, of_one_dtype
 from hypergrad.learning.result import Best, History, best_epoch
 from hypergrad.learning.updates import Learner, RunState
-from hypergrad.learning.variables import K_is_a_gauge, Variables, rescale_K
-from hypergrad.learning.warm_start import WarmStart, make_visit, nothing_left
+from hypergrad.learning.variables import Variables, rescale_K, scale_is_free
+from hypergrad.learning.warm_start import WarmStart, empty_memory, make_batch_gradient
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import of_a_function
 from hypergrad.strategies._base import AbstractStrategy
@@ -68,38 +68,43 @@ def train(
 
         min_p  mean_i loss(x_hat_i(p), x_true_i),     p = trainable(problem)
 
-    **Arguments**: `data`, `validation`: `(x_tilde, x_true)`, each `(samples, n)`, arrays or what is
-    indexed by rows like one (`np.load(..., mmap_mode="r")`, a data set of HDF5), which is read
-    batch by batch and never held as a whole; `optimizer`, from optax (Adam with rate 2e-3 by
-    default); `trainable`, which leaves (or nodes) of the problem are learned; leaves that their
-    function declares positive are learned in the log; `project`, applied to the problem after each
-    update (by default, where F is homogeneous and G an indicator, so that the scale of K is free, a
-    matrix or a filter bank is rescaled to norm 1); `checkpoint_dir`, written after every epoch:
-    called again with the same arguments, it goes on from there; with others it is refused, and the
-    error names them; `warm_start`, True or a `WarmStart`: visits to a training sample go on from
-    its last one (losses of epoch 0 and of the validation data are those of cold solves); `loss`, a
-    mean over samples (its numbers are those at the call, see `hypergradient`); `measure`, called
-    with the problem before the first epoch and after each: its numbers are added to the record, its
-    time is not; `progress`, False or a shared `rich` bar; `devices`, over which each batch is
-    shared out in equal parts: how many of every process, or a `jax.sharding.Mesh`. Several
-    processes (`jax.distributed`) all call this, with the same arguments; the first of them alone
-    writes checkpoints and shows progress.
+    **Arguments**:
+
+    - `data`, `validation`: pairs `(x_tilde, x_true)`, each `(samples, n)`: arrays, or objects that
+      are indexed by rows (`np.load(..., mmap_mode="r")`, a data set of HDF5), which are read batch
+      by batch and never loaded as a whole.
+    - `optimizer`: from optax; by default Adam with rate 2e-3.
+    - `checkpoint_dir`: a folder, written after every epoch. A call with the same arguments resumes
+      the run; with other arguments it raises an error that names them.
+    - `warm_start`: True or a `WarmStart` starts the solves of each training sample from its last
+      state. (Epoch 0 and the validation losses use cold solves.)
+    - `trainable`: selects the learned leaves (or nodes) of the problem; leaves that their function
+      declares positive are learned in the log.
+    - `project`: applied to the problem after each update. By default, a matrix or filter bank K is
+      rescaled to norm 1 if its scale is free (F homogeneous and G an indicator).
+    - `loss`: a mean over samples (values that it closes over are fixed, see `hypergradient`).
+    - `measure`: called with the problem before the first epoch and after each; its numbers are
+      added to the record, and its time is not counted.
+    - `progress`: False, or a shared `rich` bar.
+    - `devices`: a number of devices per process, or a `jax.sharding.Mesh`; each batch is split into
+      equal shares. With several processes (`jax.distributed`) all call this with the same
+      arguments; only the first writes checkpoints and shows progress.
 
     **Returns**: a `History`: the last problem, and the best one by the loss on validation data.
 
-    **Errors**: a `ValueError` for data that do not fit, for a checkpoint of another run, and for a
-    batch that the devices cannot share out. A checkpoint that is damaged is reported, and the one
-    before it used; where none can be read, that is reported and training starts anew. An
-    interruption (`KeyboardInterrupt`) leaves the last epoch's checkpoint.
+    **Errors**: a `HypergradError` for data that do not fit, for a checkpoint of another run, and
+    for a batch that the devices cannot share. A damaged checkpoint is reported and the one before
+    it used; if none can be read, training starts anew. An interruption (`KeyboardInterrupt`) leaves
+    the last epoch's checkpoint.
 
-    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch, besides the data
-    where they are arrays (they are not copied) and the states of all samples with a `warm_start`.
-    On several devices, memory for its share on each, and a step sums up one vector of the size of
-    the gradient over all of them.
+    **Cost**: `epochs * samples / batch_size` hypergradients; memory for one batch, and with a
+    `warm_start` for the states of all samples (data in arrays are not copied). Each of several
+    devices needs memory for its share; a step sums one vector of the size of the gradient over
+    them.
 
-    **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle. Over
-    several devices the loss must be a mean over the samples, warm starts need them in one process,
-    and validation and the losses of epoch 0 are computed on one device (by every process).
+    **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle. On
+    several devices the loss must be a mean over the samples, warm starts need all devices in one
+    process, and every process computes validation losses on one device.
 
     >>> import hypergrad as hg, numpy as np
     >>> x_true = np.cumsum(np.random.default_rng(0).normal(size=(8, 5)), axis=1)
@@ -115,65 +120,65 @@ def train(
     check_problem(problem)
     solver = default_solver(solver)
     check_compatible(strategy, solver)
-    updates = _usual_optimizer(optimizer)
+    updates = _default_optimizer(optimizer)
     problem, pair, held_out = of_one_dtype(problem, data, validation)
     x_tilde, x_true = pair
     batch_size = min(batch_size, len(x_tilde))
-    some = slice(batch_size)
-    example = x_tilde[some], x_true[some]
+    first = slice(batch_size)
+    example = x_tilde[first], x_true[first]
     place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
     learner = Learner(
         x_tilde,
         x_true,
         variables,
-        make_visit(solver, strategy, loss, safeguard, trainable),
+        make_batch_gradient(solver, strategy, loss, safeguard, trainable),
         updates,
-        _usual_projection(project, problem, variables),
+        _default_projection(project, problem, variables),
         0.0 if safeguard is None else safeguard.share,
         place,
     )
     memory = None
     if safeguard is not None:
         settings = {"solver": solver, "strategy": strategy, "parameters": trainable}
-        memory = nothing_left(len(x_tilde), problem, *example, **settings)
+        memory = empty_memory(len(x_tilde), problem, *example, **settings)
     with jax.numpy_dtype_promotion("standard"):  # see make_update
         start = RunState(problem, updates.init(variables.free(problem)), memory)
-    lowered = learner.lower(start, some)
+    lowered = learner.lower(start, first)
 
     @functools.cache
     def run() -> dict[str, str]:
         return {
-            **_data_in_words(pair, held_out),
-            **_settings_in_words(learner, start, solver, strategy, loss, safeguard),
+            **_data_digests(pair, held_out),
+            **_setting_digests(learner, start, solver, strategy, loss, safeguard),
             "number of epochs": str(epochs),
             "batch size": str(batch_size),
             "seed": str(seed),
         }
 
     place.check_alike(lambda: contents_on_disk((run(), checkpoint_dir is None)))
-    judge = _Judge(pair, held_out, solver, strategy, loss, batch_size, measure)
-    records = [judge.first_record(problem)]
+    recorder = _Recorder(pair, held_out, solver, strategy, loss, batch_size, measure)
+    records = [recorder.first_record(problem)]
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, run())
     state, best, records = _resumed(checkpoints, place, start, records)
-    state, done = learner.spread(state), records[-1]["epoch"]
+    state, done = learner.replicate(state), records[-1]["epoch"]
     with _bar(progress if place.writes else False) as bar:
         show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
-        compiled = lowered.compile()
+        compiled = lowered.compile() if done < epochs else None
         for epoch in range(done + 1, epochs + 1):
             started = time.perf_counter()
             rows = batches(len(x_tilde), batch_size, seed, epoch)
             state, measured = _one_epoch(learner, compiled, state, rows, show)
             seconds = records[-1]["seconds"] + time.perf_counter() - started
-            now = place.here(state.problem)
-            records.append(judge.record(now, epoch, seconds, measured))
-            best = now if best_epoch(records) == epoch else best
+            current = place.to_host(state.problem)
+            records.append(recorder.record(current, epoch, seconds, measured))
+            best = current if best_epoch(records) == epoch else best
             if checkpoints is not None and place.writes:
                 checkpoints.save(epoch, (state, best), records)
-    return History(place.here(state.problem), records, Best(best, best_epoch(records)))
+    return History(place.to_host(state.problem), records, Best(best, best_epoch(records)))
 
 
-# ------------------------------------------------------------------------------- what is given
+# ----------------------------------------------------------------------------------- arguments
 
 
 def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
@@ -184,8 +189,8 @@ def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
     return WarmStart() if warm_start is True else warm_start or None
 
 
-def _usual_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
-    """The one given, if it has the two functions of optax (as not only its own class has); Adam."""
+def _default_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
+    """Return the optimiser, after checking its two functions; default to Adam."""
     if optimizer is None:
         import optax
 
@@ -198,11 +203,11 @@ def _usual_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
     return optimizer
 
 
-def _usual_projection(
+def _default_projection(
     project: Projection | None, problem: LowerLevel, variables: Variables
 ) -> Projection | None:
-    """The one given, or K back to norm 1 where its scale is free."""
-    if project is None and K_is_a_gauge(problem, variables):
+    """Return the projection; default to rescaling K to norm 1 where its scale is free."""
+    if project is None and scale_is_free(problem, variables):
         return rescale_K
     return project
 
@@ -214,10 +219,10 @@ def _checked_place(
     example: tuple[Any, Any],
     *,
     warm: bool,
-) -> AbstractPlacement:
-    """Where to run, if K, a batch such as the example and its loss can be shared out there."""
+) -> Placement:
+    """Return the placement, after checking that it can share K, a batch and its loss."""
     x_tilde, x_true = map(jnp.asarray, example)
-    place = placement(devices)
+    place = Placement.of(devices)
     if devices is not None and of_a_function(problem.K):
         raise HypergradError(
             "K must be a matrix, a hypergrad.operators.AbstractOperator or made of matrices to be "
@@ -230,25 +235,24 @@ def _checked_place(
     return place
 
 
-# ------------------------------------------------------------------------ which run this is
+# ---------------------------------------------------------------------- identity of a run
 
-# What makes a run what it is, by name: data and arrays by their bytes, settings by their fields,
-# functions by what they close over and, where they are not of an installed package, by their code.
-# No program is hashed, so that another version of JAX goes on with the same run, and neither is
-# what a function returns: a rate that differs in its last digit, or a schedule that differs in its
-# last epoch, is another run. In return a run is refused where its functions were rewritten to
-# compute the same, and user functions after a change of Python's version, whose bytecode is
-# another one.
+# A run is identified by the bytes of its data and arrays, the fields of its settings, and the
+# closures of its functions, with the code of those that are not of an installed package. Programs
+# are not hashed, so that a run continues with another version of JAX. Values of functions are not
+# hashed: a rate that differs in its last digit, or a schedule that differs in its last epoch, is
+# another run. The price: a run is refused after its functions were rewritten to compute the same,
+# and user functions are refused after a change of Python's version, which changes their bytecode.
 
 
-def _data_in_words(pair: tuple[Rows, Rows], held_out: tuple[Rows, Rows] | None) -> dict[str, str]:
-    def words(pair: tuple[Rows, Rows] | None) -> str:
+def _data_digests(pair: tuple[Rows, Rows], held_out: tuple[Rows, Rows] | None) -> dict[str, str]:
+    def digest(pair: tuple[Rows, Rows] | None) -> str:
         return "none" if pair is None else contents_on_disk([rows.digest() for rows in pair])
 
-    return {"set of training data": words(pair), "set of validation data": words(held_out)}
+    return {"set of training data": digest(pair), "set of validation data": digest(held_out)}
 
 
-def _settings_in_words(
+def _setting_digests(
     learner: Learner,
     start: RunState,
     solver: ChambollePock,
@@ -260,7 +264,7 @@ def _settings_in_words(
         "problem": start.problem,
         "solver": solver,
         "strategy": strategy,
-        # Its state too: some rates stand there (`optax.inject_hyperparams`).
+        # With its state, which holds some rates (`optax.inject_hyperparams`).
         "optimizer": (learner.optimizer, start.optimizer_state),
         "projection": learner.project,
         "loss": loss,
@@ -270,21 +274,21 @@ def _settings_in_words(
     return {**digests, "choice of what is learned": learner.variables.names}
 
 
-# ----------------------------------------------------------------------------------- the stages
+# -------------------------------------------------------------------------------------- stages
 
 
 def _resumed(
     checkpoints: Checkpoints | None,
-    place: AbstractPlacement,
+    place: Placement,
     start: RunState,
     records: list[dict[str, Any]],
 ) -> tuple[RunState, LowerLevel, list[dict[str, Any]]]:
-    """How far an earlier run came, its best problem and its records; or the start."""
+    """Return the state, best problem and records of an earlier run, or the start."""
     if checkpoints is None:
         return start, start.problem, records
-    both = start, start.problem
-    (state, best), records = place.from_first(lambda: checkpoints.load(both), (both, records))
-    memory = jax.tree.map(np.array, state.memory)  # to be written into
+    template = start, start.problem
+    (state, best), records = place.load(lambda: checkpoints.load(template), (template, records))
+    memory = jax.tree.map(np.array, state.memory)  # writable
     return state._replace(memory=memory), best, records
 
 
@@ -295,25 +299,25 @@ def _one_epoch(
     rows: Iterable[np.ndarray],
     show: Callable[[float], None],
 ) -> tuple[RunState, list[dict[str, float]]]:
-    """One update for each batch of rows, and what was measured before each."""
+    """Make one update per batch of rows; return the measurements before each."""
     measured = []
     for batch in rows:
-        state, now = learner.step(compiled, state, batch)
-        measured.append(now)
-        show(now["train_loss"])
+        state, measurement = learner.step(compiled, state, batch)
+        measured.append(measurement)
+        show(measurement["train_loss"])
     return state, measured
 
 
 def _shown(
     bar: Progress, label: str, steps: int, done: int, epochs: int
 ) -> Callable[[float], None]:
-    """A line of the bar for a run of `epochs` of so many steps; to be called after each step."""
+    """Add a line for the run to the bar; return a function to call with the loss of each step."""
     task = bar.add_task(label, total=epochs * steps, completed=done * steps, loss="compiling")
     return lambda loss: bar.update(task, advance=1, loss=f"loss {loss:.5f}")
 
 
 def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progress]:
-    """A bar of one's own, a silent one, or a shared one (which its owner opens and closes)."""
+    """Return a new bar, a silent one, or the shared one (which its owner opens and closes)."""
     from rich.progress import Progress
 
     if isinstance(progress, Progress):
@@ -321,8 +325,7 @@ def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progres
     return progress_bar(disable=not progress)
 
 
-# -------------------------------------------------------------------------- what is written down
-
+# ------------------------------------------------------------------------------------- records
 
 _COLUMNS = frozenset(
     ("epoch", "seconds", "train_loss", "validation_loss", "residual", "converged", "counted")
@@ -330,7 +333,7 @@ _COLUMNS = frozenset(
 
 
 def _plain_number(name: Any, value: Any) -> Any:
-    """A number of Python from one of NumPy or JAX; text and None stay what they are."""
+    """Convert a number of NumPy or JAX to one of Python; leave text and None as they are."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     array = np.asarray(value) if hasattr(value, "dtype") else None
@@ -343,8 +346,8 @@ def _plain_number(name: Any, value: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Judge:
-    """What is found out about a problem before the first epoch and after each."""
+class _Recorder:
+    """Record the losses and measurements of a problem before the first epoch and after each."""
 
     data: tuple[Rows, Rows]
     validation: tuple[Rows, Rows] | None
@@ -367,7 +370,7 @@ class _Judge:
         )
 
     def _measured(self, problem: LowerLevel) -> dict[str, Any]:
-        """The user's numbers, as numbers of Python, which a file keeps."""
+        """Return the user's measurements as numbers of Python, which can be written to JSON."""
         measured = self.measure(problem)
         if not isinstance(measured, Mapping):
             raise HypergradError(
@@ -376,13 +379,13 @@ class _Judge:
             )
         if taken := _COLUMNS.intersection(measured):
             raise HypergradError(
-                f"measure must return names of its own; got {', '.join(sorted(taken))}, which "
+                f"measure must return new names; got {', '.join(sorted(taken))}, which "
                 "train records itself: choose others"
             )
         return {str(name): _plain_number(name, value) for name, value in measured.items()}
 
     def first_record(self, problem: LowerLevel) -> dict[str, Any]:
-        """Of the untrained problem: no update, and so nothing of its solves."""
+        """Return the record of the untrained problem, without statistics of training solves."""
         return {
             "epoch": 0,
             "seconds": 0.0,
@@ -397,7 +400,7 @@ class _Judge:
     def record(
         self, problem: LowerLevel, epoch: int, seconds: float, measured: list[dict[str, float]]
     ) -> dict[str, Any]:
-        """Of an epoch, from what was measured at each of its steps."""
+        """Return the record of an epoch, from the measurements at each of its steps."""
 
         def column(name: str) -> np.ndarray:
             return np.array([entry[name] for entry in measured])

@@ -1,4 +1,4 @@
-"""The data to learn from: pairs of observed and true samples, in batches."""
+"""Check pairs of observed and true samples, and draw batches of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pair = tuple[Any, Any]
 def of_one_dtype(
     problem: LowerLevel, data: Pair, validation: Pair | None
 ) -> tuple[LowerLevel, tuple[Rows, Rows], tuple[Rows, Rows] | None]:
-    """The problem, and data that fit it and are read in its dtype."""
+    """Return the problem and the checked data in one dtype."""
     pair, held_out = check_pair("data", data, problem.n), None
     if validation is not None:
         held_out = check_pair("validation", validation, problem.n)
@@ -31,6 +31,7 @@ def of_one_dtype(
 
 
 def check_pair(name: str, pair: Pair, n: int) -> tuple[Rows, Rows]:
+    """Return `(x_tilde, x_true)` as rows, after checking their shape and that they are finite."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         got = type(pair).__name__ + (f" of {len(pair)}" if hasattr(pair, "__len__") else "")
         raise HypergradError(f"{name} must be a pair (x_tilde, x_true); got a {got}")
@@ -51,11 +52,11 @@ def check_pair(name: str, pair: Pair, n: int) -> tuple[Rows, Rows]:
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Indices of an epoch's batches, all of one size (one compilation).
+    """Yield the indices of an epoch's batches, all of one size (one compilation).
 
-    The order depends on seed and epoch alone, so that a resumed run sees the same batches. What
-    does not fill a batch is left out of this epoch; the next one is shuffled anew. Within a batch
-    they ascend: a file is read forwards (and HDF5 reads in no other way).
+    The order depends on seed and epoch alone, so that a resumed run sees the same batches. Samples
+    that do not fill a batch are skipped in this epoch; each epoch is shuffled anew. Indices ascend
+    within a batch: files are read forwards (HDF5 requires it).
     """
     order = np.random.default_rng([seed, epoch]).permutation(count)
     for start in range(0, count - batch_size + 1, batch_size):

@@ -1,4 +1,4 @@
-"""What was learned, applied to a whole picture, a sound or rows: cut, solve, put together."""
+"""Restore an image, a sound or rows with a learned operator: cut, solve, average overlaps."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ __all__ = ["check_observed", "restore"]
 
 Floats = NDArray[np.floating]
 
-# Samples that are cut out at a time, at least: the memory that is taken, whatever the size.
-_SAMPLES_AT_A_TIME = 16384
+# Samples that are cut out at once: limits the memory, whatever the size of the image.
+_SAMPLES_AT_ONCE = 16384
 
-# Samples that are solved at a time: always as many, so that no other size is compiled for anew.
-_PIECE = 1024
+# Samples that are solved at once: a fixed number, so that the solve is compiled once.
+_CHUNK = 1024
 
 
 def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None) -> Floats:
-    """A picture, a sound or rows restored by a learned operator, in the shape they came in.
+    """Restore an image, a sound or rows with a learned operator.
 
-    The observation is cut into overlapping samples of the shape that was learned on, every `stride`
-    entries and one more at the end where that does not divide; each is solved by itself, as in
+    The observation is cut into overlapping samples of the shape used in training, every `stride`
+    entries (and once more at the end, if `stride` does not divide the size); each is solved as in
     training, and overlaps are averaged.
 
-    **Arguments**: `x_tilde`, in the units that were learned on (grey in [0, 1]): `(h, w)` or
+    **Arguments**: `x_tilde`, in the units of the training data (grey values in [0, 1]): `(h, w)` or
     `(h, w, channels)` of any size for an operator learned on patches; `(t,)` or `(t, channels)` for
-    one learned on sound; `(samples, n)` for one learned on rows. Every channel by itself. `stride`,
-    that of the operator by default: 1 averages most and costs most.
+    one learned on sound; `(samples, n)` for one learned on rows; channels are restored separately.
+    `stride`, by default that of the operator: 1 averages most and costs most.
 
     **Returns**: an array of the same shape, not clipped to any range.
 
-    **Errors**: a `ValueError` where the shape does not fit, or an entry is masked or not finite.
+    **Errors**: a `HypergradError` if the shape does not fit, or an entry is masked or not finite.
 
-    **Cost**: `h w / stride^2` forward solves a channel; memory for 16384 of them, and the picture.
+    **Cost**: `h w / stride^2` forward solves per channel; memory for 16384 samples and the image.
 
-    **Caveat**: it knows the noise (or the quantiser) that it learned on, and no other. What is
-    smaller than one sample is continued by its mirror image.
+    **Caveat**: it is trained for one kind of noise (or quantiser). Observations smaller than one
+    sample are extended by reflection.
 
     >>> import hypergrad as hg
     >>> problem = hg.LowerLevel(K=hg.operators.differences2((2, 2)), F=hg.L1(0.1),
@@ -72,12 +72,12 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
 
 
 def _is_of_rows(operator: SavedOperator) -> bool:
-    """Rows are samples already: neighbouring ones are not continuations of each other."""
+    """Return whether rows are samples already, which do not overlap."""
     return len(operator.shape) == 1 and operator.rate is None
 
 
 def check_observed(operator: SavedOperator, x_tilde: Any) -> None:
-    """Refuse an array that the operator was not learned for, or that is not finite."""
+    """Raise an error for an array that does not fit the operator, or is not finite."""
     tile, shape = operator.shape, x_tilde.shape
     if _is_of_rows(operator):
         rule, fits = f"rows (samples, {tile[0]})", len(shape) == 2 and shape[1] == tile[0]
@@ -88,24 +88,24 @@ def check_observed(operator: SavedOperator, x_tilde: Any) -> None:
     if not fits or x_tilde.size == 0 or x_tilde.dtype.kind not in "fiu":
         raise HypergradError(
             f"x_tilde must be {rule} for an operator learned on samples of shape {tile}; got "
-            f"{x_tilde.dtype} of shape {shape}: choose the operator that goes with it"
+            f"{x_tilde.dtype} of shape {shape}: choose an operator for this shape"
         )
     check_finite("x_tilde", x_tilde)
 
 
 def _solved(operator: SavedOperator, samples: Floats) -> Floats:
-    """Samples, one a row, as training saw them."""
+    """Solve samples, one per row, as in training."""
     return solve_in_pieces(
         operator.problem,
         samples.astype(operator.problem.dtype),
         solver=operator.solver,
         strategy=operator.strategy,
-        piece=_PIECE,
+        piece=_CHUNK,
     )[0]
 
 
 def _channel(operator: SavedOperator, observed: Floats, stride: int) -> Floats:
-    """One channel, where it is smaller than a sample continued by its mirror image."""
+    """Restore one channel; if it is smaller than a sample, extend it by reflection."""
     missing = [(0, max(0, k - s)) for s, k in zip(observed.shape, operator.shape, strict=True)]
     padded = np.pad(observed, missing, mode="symmetric")
     whole = _overlaps_averaged(
@@ -115,31 +115,32 @@ def _channel(operator: SavedOperator, observed: Floats, stride: int) -> Floats:
 
 
 def _overlaps_averaged(
-    observed: Floats, tile: tuple[int, ...], stride: int, solved: Callable[[Floats], Floats]
+    observed: Floats, tile: tuple[int, ...], stride: int, solve: Callable[[Floats], Floats]
 ) -> Floats:
+    """Cut an array into overlapping tiles, solve them, and average them where they overlap."""
     starts = [_starts(*sides, stride) for sides in zip(observed.shape, tile, strict=True)]
     windows = sliding_window_view(observed, tile)
     total, covered = np.zeros(observed.shape), np.zeros(observed.shape)
-    for some in _groups(starts):
-        lengths = tuple(map(len, some))
-        samples = windows[np.ix_(*some)].reshape(np.prod(lengths), -1)
-        pieces = solved(samples).reshape(*lengths, *tile)
-        for offset in np.ndindex(tile):  # one entry of every sample: no place occurs twice
-            place = np.ix_(*(start + o for start, o in zip(some, offset, strict=True)))
-            total[place] += pieces[(..., *offset)]
+    for group in _groups(starts):
+        lengths = tuple(map(len, group))
+        samples = windows[np.ix_(*group)].reshape(np.prod(lengths), -1)
+        tiles = solve(samples).reshape(*lengths, *tile)
+        for offset in np.ndindex(tile):  # one entry per tile: no index occurs twice
+            place = np.ix_(*(start + o for start, o in zip(group, offset, strict=True)))
+            total[place] += tiles[(..., *offset)]
             covered[place] += 1
     return total / covered
 
 
 def _starts(extent: int, side: int, stride: int) -> NDArray[np.intp]:
-    """Where samples start along one axis: the last one reaches the end."""
+    """Return where samples start along one axis; the last one reaches the end."""
     return np.unique(np.append(np.arange(0, extent - side, stride), extent - side))
 
 
 def _groups(starts: list[NDArray[np.intp]]) -> Iterator[list[NDArray[np.intp]]]:
-    """Rows of samples that are solved at a time: what is held does not grow with the picture."""
+    """Yield groups of rows of samples; their memory does not grow with the image."""
     first, *others = starts
     across = int(np.prod([len(other) for other in others]))
-    rows = max(1, _SAMPLES_AT_A_TIME // across)
+    rows = max(1, _SAMPLES_AT_ONCE // across)
     for i in range(0, len(first), rows):
         yield [first[i : i + rows], *others]

@@ -1,9 +1,10 @@
-"""What a training run gives."""
+"""The result of a training run."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+import html
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from hypergrad._foundation.checks import describe
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.printing import worst
 from hypergrad.problem.lower_level import LowerLevel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Best", "History", "best_epoch"]
 
@@ -23,7 +27,7 @@ class Best(NamedTuple):
 
 
 def best_epoch(records: list[dict[str, Any]]) -> int:
-    """The epoch with the smallest validation loss, the first of equals; the last without any.
+    """Return the first epoch with the smallest validation loss; the last one without any.
 
     >>> best_epoch([{"epoch": 0, "validation_loss": 2.0}, {"epoch": 1, "validation_loss": 3.0}])
     0
@@ -40,17 +44,17 @@ def best_epoch(records: list[dict[str, Any]]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a training run gave: the last `problem`, its `records`, one an epoch, and the `best`.
+    """The result of a training run: the last `problem`, a record per epoch, and the `best` problem.
 
-    `best` holds the `problem` and the `epoch` with the smallest loss on validation data, 0 where
-    learning made it worse; without validation data, those of the last epoch.
+    `best` holds the `problem` and the `epoch` with the smallest loss on validation data (epoch 0 if
+    learning made it worse); without validation data, those of the last epoch.
 
-    A record holds `epoch` (0 is the untrained problem), `seconds` (of the updates alone, summed up;
-    compilation and validation are not in it), `train_loss` (the mean over the epoch's batches, each
-    before its update; for epoch 0 over all data), `validation_loss` (None without validation data),
-    `residual` (the largest relative residual of a forward solve), `converged` (the share of samples
-    whose forward solve converged) and `counted` (the share whose gradient counted: all of them,
-    unless a `WarmStart` held some back).
+    Each of the `records` holds `epoch` (0 is the untrained problem), `seconds` (the cumulative time
+    of the updates, without compilation and validation), `train_loss` (the mean over the epoch's
+    batches, each before its update; for epoch 0 over all data), `validation_loss` (None without
+    validation data), `residual` (the largest relative residual of a forward solve), `converged`
+    (the share of samples whose forward solve converged) and `counted` (the share whose gradient
+    counted: all, unless a `WarmStart` excluded some).
     """
 
     problem: LowerLevel
@@ -58,9 +62,9 @@ class History:
     best: Best
 
     def column(self, name: str) -> np.ndarray:
-        """One entry of every record, NaN where a record has none (epoch 0 has no `residual`).
+        """Return one entry of every record, NaN if a record has none (`residual` in epoch 0).
 
-        **Errors**: a `ValueError` that lists the columns, or says that one holds no numbers.
+        **Errors**: a `HypergradError` for an unknown column, and for one without numbers.
         """
         if name not in self.records[0]:
             known = ", ".join(self.records[0])
@@ -82,6 +86,21 @@ class History:
                 f"column {name!r} must hold numbers; got {describe(entries[0])}: read it from "
                 "records"
             ) from None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the records as a pandas data frame, one row per epoch."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records)
+
+    def plot(self) -> Any:
+        """Return a matplotlib figure of the losses over the epochs."""
+        from hypergrad.plotting import plot_loss_curves
+
+        return plot_loss_curves([{"strategy": "training", **record} for record in self.records])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.to_dataframe().to_html(index=False)}"
 
     def __repr__(self) -> str:
         last: dict[str, Any] = self.records[-1] if self.records else {}

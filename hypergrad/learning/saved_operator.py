@@ -1,8 +1,8 @@
-"""A learned operator in one file, with all that is needed to restore with it.
+"""Save a learned operator in one file, with all that is needed to restore with it.
 
-The file is a NumPy archive: its arrays (`K`, `F.weight`, …), and `about`, JSON that says what they
-are arrays of. Reading it executes nothing: classes are those of this package, looked up in a fixed
-table, or those that the caller hands over.
+The file is a NumPy archive: arrays (`K`, `F.weight`, …), and `about`, JSON that describes the
+objects they belong to. Reading it executes nothing: classes are looked up in a fixed table of this
+package, or passed by the caller.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _NAMES = {cls: name for name, cls in _CLASSES.items()}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedOperator:
-    """A lower level that was learned, and how it is to be applied.
+    """A learned lower level, and how to apply it.
 
-    **Arguments**: `problem`, `K` a matrix; `solver` and `strategy`, those it was learned with (the
-    strategy counts where it changes what is returned, as averages do); `shape` of one sample before
-    it was flattened, `(8, 8)` or `(160,)`; `stride`, entries from one sample to the next where a
-    picture or a sound is cut into overlapping ones; `rate` in Hz for sound, None for others;
-    `settings`, whatever else of the run is worth keeping, as JSON takes it.
+    **Arguments**: `problem`, with a matrix `K`; `solver` and `strategy`, those of the training (the
+    strategy matters if it changes the solution, as averages do); `shape` of one sample before it
+    was flattened, `(8, 8)` or `(160,)`; `stride`, the offset in entries between overlapping samples
+    of an image or a sound; `rate`, in Hz for sound, None otherwise; `settings`, anything else to
+    keep, as JSON values.
 
-    **Errors**: a `ValueError` where `shape` does not fit K, or a setting is out of range.
+    **Errors**: a `HypergradError` if `shape` does not fit K, or a setting is out of range.
 
     >>> import hypergrad as hg, tempfile
     >>> problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
@@ -86,16 +86,16 @@ class SavedOperator:
             check_count("rate", self.rate)
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
-        **Errors**: a `ValueError` for what cannot be written down: an operator without a matrix,
-        or a strategy that no word of the command line makes.
+        **Errors**: a `HypergradError` for an operator without a matrix, and for a strategy that has
+        no command-line form.
         """
         K = matrix_of(self.problem.K)
         if K is None:
             raise HypergradError(
                 f"K must be a matrix to be saved; got {describe(self.problem.K)}: keep its arrays "
-                "with numpy.savez, and build it again from them"
+                "with numpy.savez, and rebuild it from them"
             )
         arrays: dict[str, np.ndarray] = {"K": np.asarray(K)}
         about = {
@@ -113,13 +113,13 @@ class SavedOperator:
 
 
 def load_operator(path: str | Path, *, own: Iterable[type] = ()) -> SavedOperator:
-    """Read what `SavedOperator.save` wrote (and `hypergrad train` and `compare` do).
+    """Load an operator that `SavedOperator.save` (or `hypergrad train` or `compare`) wrote.
 
-    **Arguments**: `path`, the file; `own`, classes of the caller's that it was learned with
-    (functions, a strategy): a file names them, and does not get them imported.
+    **Arguments**: `path`, the file; `own`, the custom classes it was learned with (functions, a
+    strategy), which the file names but does not import.
 
-    **Errors**: FileNotFoundError where there is no file; a `ValueError`, naming the file, for one
-    that holds something else, or needs a class that was not handed over.
+    **Errors**: FileNotFoundError if there is no file; a `HypergradError`, naming the file, for one
+    that holds something else, or needs a class that was not passed.
     """
     path = Path(path)
     try:
@@ -139,32 +139,32 @@ def load_operator(path: str | Path, *, own: Iterable[type] = ()) -> SavedOperato
         raise
     except _UnknownClassError as error:
         raise HypergradError(f"{path} {error}") from None
-    except Exception as error:  # whatever a damaged or a foreign archive makes its reader raise
+    except Exception as error:  # a damaged or foreign archive makes its reader raise anything
         reason = reason_of(error).splitlines()[0]
         raise HypergradError(
             f"{path} must be an operator that `hypergrad train` or `compare` saved; got another "
-            f"file ({reason}): name one of theirs"
+            f"file ({reason}): name one that they saved"
         ) from None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):  # np.load would advise to unpickle it
-            raise HypergradError("no NumPy archive")
+            raise HypergradError("not a NumPy archive")
         file.seek(0)
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     if "about" not in arrays:
-        raise HypergradError(f"arrays alone ({', '.join(arrays)}), and nothing about them")
+        raise HypergradError(f"only arrays ({', '.join(arrays)}), without 'about'")
     return json.loads(str(arrays.pop("about"))), arrays
 
 
 class _UnknownClassError(Exception):
-    """The file names a class that is neither this package's nor handed over."""
+    """Report a class in the file that is neither of this package nor passed by the caller."""
 
     def __init__(self, name: object):
         self.args = (
-            f"was learned with {name}, which a file may name but not import: hand it over, by "
+            f"was learned with {name}, which a file may name but not import: pass it by "
             f"--own {name} or load_operator(..., own=[...])",
         )
 
@@ -177,7 +177,7 @@ def _full_name(cls: type) -> str:
 
 
 def _describe(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """A part as JSON; its arrays go where they belong, by their own names."""
+    """Return a part as JSON, and add its arrays to `arrays` by name."""
     if isinstance(part, (jax.Array, np.ndarray)):
         arrays[name] = np.asarray(part)
         return {"array": name}
@@ -188,7 +188,7 @@ def _describe(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     if not dataclasses.is_dataclass(part):
         raise HypergradError(
             f"{name} must be made of functions, numbers and arrays to be saved; got "
-            f"{describe(part)}: keep it with code of your own"
+            f"{describe(part)}: keep it with your own code"
         )
     fields = {
         field.name: _describe(getattr(part, field.name), f"{name}.{field.name}", arrays)
@@ -212,13 +212,13 @@ def _rebuild(about: Any, arrays: Mapping[str, np.ndarray], classes: Mapping[str,
 
 
 def _spell(strategy: AbstractStrategy) -> dict[str, str]:
-    """Its class, and its options as words."""
+    """Return the class of a strategy and its options, as the command line writes them."""
     cls, options = type(strategy), strategy.label.partition(":")[2]
     about = {"class": _strategy_name(cls), "options": options}
     if not eqx.tree_equal(_strategy(about, {about["class"]: cls}), strategy):
         raise HypergradError(
-            f"a strategy must be one that words make to be saved; got {strategy}: use another one, "
-            "or keep it with code of your own"
+            f"a strategy must have a command-line form to be saved; got {strategy}: use another "
+            "one, or keep it with your own code"
         )
     return about
 
@@ -230,5 +230,5 @@ def _strategy_name(cls: type[AbstractStrategy]) -> str:
 def _strategy(about: Mapping[str, str], classes: Mapping[str, type]) -> AbstractStrategy:
     if about["class"] not in STRATEGIES and about["class"] not in classes:
         raise _UnknownClassError(about["class"])
-    # Of this package, or imported by the caller already.
+    # The class is of this package, or already imported by the caller.
     return parse_strategy(":".join(filter(None, [about["class"], about["options"]])))

@@ -1,4 +1,4 @@
-"""One update, and what takes one after the other."""
+"""Update the problem, one batch after the other."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jaxtyping import Array
 
 from hypergrad._foundation.rows import Rows
 from hypergrad.chambolle_pock import State
-from hypergrad.learning.devices import AbstractPlacement
+from hypergrad.learning.devices import Placement
 from hypergrad.learning.variables import Variables
-from hypergrad.learning.warm_start import Visit, put, take
+from hypergrad.learning.warm_start import ComputeGradient, gather, scatter
 from hypergrad.problem.lower_level import LowerLevel
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["Learner", "RunState", "make_update"]
 
 
 class RunState(NamedTuple):
-    """What a run carries from step to step; `memory`, what visits leave, stays on the host."""
+    """The state of a run between two steps; `memory`, for warm starts, stays on the host."""
 
     problem: LowerLevel
     optimizer_state: Any
@@ -34,12 +34,12 @@ class RunState(NamedTuple):
 
 def make_update(
     variables: Variables,
-    visit: Visit,
+    compute_gradient: ComputeGradient,
     optimizer: optax.GradientTransformation,
     project: Callable[[LowerLevel], LowerLevel] | None,
     share: float,
 ) -> Any:
-    """One step of the optimiser, as a jitted function; where less than a share is near, none."""
+    """Return a jitted step of the optimiser; it moves nothing if less than a share is near."""
     import optax
 
     def step(problem: LowerLevel, optimizer_state: Any, grad: LowerLevel):
@@ -51,60 +51,65 @@ def make_update(
         return problem if project is None else project(problem), optimizer_state
 
     def update(
-        problem: LowerLevel, optimizer_state: Any, x_tilde: Array, x_true: Array, left: State | None
+        problem: LowerLevel,
+        optimizer_state: Any,
+        x_tilde: Array,
+        x_true: Array,
+        state: State | None,
     ):
-        visited = visit(problem, x_tilde, x_true, left)
-        near = visited.near / len(x_tilde)
+        batch = compute_gradient(problem, x_tilde, x_true, state)
+        near = batch.near / len(x_tilde)
         counted = jnp.where(near >= share, near, 0.0)
         before = (problem, optimizer_state)
-        # Where nothing counts, neither the momentum of the optimiser nor a projection moves K.
+        # If nothing counts, neither the optimiser's momentum nor a projection may move K.
         problem, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(counted > 0, new, old) if eqx.is_array(new) else new,
-            step(*before, visited.grad),
+            step(*before, batch.grad),
             before,
         )
         measured = {
-            "train_loss": visited.loss,
-            "residual": visited.residual,
-            "converged": visited.converged / len(x_tilde),
+            "train_loss": batch.loss,
+            "residual": batch.residual,
+            "converged": batch.converged / len(x_tilde),
             "counted": counted,
         }
-        return problem, optimizer_state, measured, visited.left
+        return problem, optimizer_state, measured, batch.next_state
 
     return eqx.filter_jit(update)
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """What takes training steps: the training data, what is learned from them, and where."""
+    """Take training steps: the training data, the learned variables and the devices."""
 
     x_tilde: Rows
     x_true: Rows
     variables: Variables
-    visit: Visit
+    compute_gradient: ComputeGradient
     optimizer: optax.GradientTransformation
     project: Callable[[LowerLevel], LowerLevel] | None
     share: float
-    place: AbstractPlacement
+    place: Placement
 
-    def spread(self, state: RunState) -> RunState:
-        """The state where the steps want it."""
-        problem, optimizer_state = self.place.everywhere((state.problem, state.optimizer_state))
+    def replicate(self, state: RunState) -> RunState:
+        """Copy the problem and the state of the optimiser to every device."""
+        problem, optimizer_state = self.place.replicate((state.problem, state.optimizer_state))
         return RunState(problem, optimizer_state, state.memory)
 
     def _arguments(self, state: RunState, rows: Any) -> tuple[Any, ...]:
-        batch = (self.x_tilde[rows], self.x_true[rows], take(state.memory, rows))
+        batch = (self.x_tilde[rows], self.x_true[rows], gather(state.memory, rows))
         return state.problem, state.optimizer_state, *self.place.rows(batch)
 
     def lower(self, state: RunState, rows: Any) -> Any:
-        """The program of a step, not yet compiled."""
-        visit = self.place.visit(self.visit)
-        update = make_update(self.variables, visit, self.optimizer, self.project, self.share)
-        return update.lower(*self._arguments(self.spread(state), rows))
+        """Return the program of a step, not yet compiled."""
+        compute_gradient = self.place.shard(self.compute_gradient)
+        update = make_update(
+            self.variables, compute_gradient, self.optimizer, self.project, self.share
+        )
+        return update.lower(*self._arguments(self.replicate(state), rows))
 
     def step(self, compiled: Any, state: RunState, rows: Any) -> tuple[RunState, dict[str, float]]:
-        """One update, and what was measured before it."""
-        *moved, measured, left = compiled(*self._arguments(state, rows))
-        put(state.memory, rows, left)
-        problem, optimizer_state = moved
+        """Update the problem; return the new state, and the measurements before the update."""
+        problem, optimizer_state, measured, next_state = compiled(*self._arguments(state, rows))
+        scatter(state.memory, rows, next_state)
         return RunState(problem, optimizer_state, state.memory), jax.tree.map(float, measured)

@@ -1,4 +1,4 @@
-"""What is learned, and in what: the leaves of a problem as free variables."""
+"""Map the learned leaves of a problem to the free variables of the optimiser."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.problem.operators import FilterBank, operator_norm
 
-__all__ = ["K_is_a_gauge", "Variables", "rescale_K"]
+__all__ = ["Variables", "rescale_K", "scale_is_free"]
 
 
 def _child(node: Any, key: Any) -> Any:
-    """One step along a key path."""
+    """Return the child of a pytree node at a key."""
     match key:
         case jax.tree_util.SequenceKey(idx=index):
             return node[index]
@@ -30,16 +30,16 @@ def _child(node: Any, key: Any) -> Any:
         case jax.tree_util.GetAttrKey(name=name):
             return getattr(node, name)
         case _:
-            return None  # inside a pytree of another kind, where nothing declares itself positive
+            return None  # a pytree of another kind declares no positive leaves
 
 
 def _positive_mask(problem: LowerLevel) -> Any:
-    """True for the leaves that their function declares positive."""
+    """Return a pytree that is True at the leaves that their function declares positive."""
 
     def is_positive(path: tuple[Any, ...], _: Any) -> bool:
-        *way, last = path
+        *parents, last = path
         node: Any = problem
-        for key in way:
+        for key in parents:
             node = _child(node, key)
         return isinstance(node, AbstractFunction) and getattr(last, "name", None) in node.positive
 
@@ -47,7 +47,7 @@ def _positive_mask(problem: LowerLevel) -> Any:
 
 
 class Variables:
-    """Between the problem and the free variables that the optimiser sees (None where fixed)."""
+    """Convert between the problem and the optimiser's free variables (None for fixed leaves)."""
 
     def __init__(self, problem: LowerLevel, trainable: Callable[[LowerLevel], Any]):
         self.mask = select_leaves(problem, trainable, "trainable")
@@ -61,7 +61,7 @@ class Variables:
 
     @property
     def names(self) -> str:
-        """The learned leaves as they are written after the problem: `.K, .F.weight`."""
+        """The paths of the learned leaves in the problem: `.K, .F.weight`."""
         leaves = jax.tree_util.tree_leaves_with_path(self.mask)
         return ", ".join(jax.tree_util.keystr(path) for path, learned in leaves if learned)
 
@@ -70,34 +70,34 @@ class Variables:
         return zip(jax.tree.leaves(self.in_log), leaves, strict=True)
 
     def free(self, problem: LowerLevel) -> Any:
-        """The learned leaves, positive ones as their logarithm."""
+        """Return the learned leaves, positive ones as their logarithm."""
         learned = eqx.filter(problem, self.mask)
         return jax.tree.map(lambda log, p: jnp.log(p) if log else p, self.in_log, learned)
 
     def problem(self, free: Any, problem: LowerLevel) -> LowerLevel:
-        """The problem with its learned leaves set from the free variables."""
+        """Return the problem with its learned leaves set from the free variables."""
         learned = jax.tree.map(lambda log, v: jnp.exp(v) if log else v, self.in_log, free)
         return eqx.combine(learned, problem)
 
     def gradient(self, gradient: LowerLevel, problem: LowerLevel) -> Any:
-        """The gradient in the free variables: `d/d log p = p d/dp`."""
+        """Return the gradient in the free variables: `d/d log p = p d/dp`."""
         gradient, learned = eqx.filter((gradient, problem), (self.mask, self.mask))
         return jax.tree.map(lambda log, g, p: g * p if log else g, self.in_log, gradient, learned)
 
 
-# Operators that are linear in what is learned of them.
+# Operators that are linear in their learned arrays.
 _LINEAR = (jax.Array, lx.MatrixLinearOperator, FilterBank)
 
 
 def rescale_K(problem: LowerLevel) -> LowerLevel:
-    """K at norm 1: its scale is a gauge there, and would drift."""
+    """Rescale K to norm 1: where its scale is free, it would drift."""
     norm = operator_norm(problem.K)
     floats, rest = eqx.partition(problem.K, eqx.is_inexact_array)
     K = eqx.combine(jax.tree.map(lambda leaf: leaf / norm, floats), rest)
     return eqx.tree_at(lambda p: p.K, problem, K)
 
 
-def K_is_a_gauge(problem: LowerLevel, variables: Variables) -> bool:
-    """Whether K is learned although its scale changes nothing, and can be scaled."""
+def scale_is_free(problem: LowerLevel, variables: Variables) -> bool:
+    """Return whether K is learned, can be rescaled, and its scale does not change the solution."""
     is_learned = any(jax.tree.leaves(variables.mask.K))
     return problem.scale_of_K_is_free and is_learned and isinstance(problem.K, _LINEAR)

@@ -1,4 +1,4 @@
-"""One visit to a batch of training samples: cold, or from where the last one left them."""
+"""Compute the gradient of a batch, from a cold start or from the last state of each sample."""
 
 from __future__ import annotations
 
@@ -19,31 +19,39 @@ from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.problem.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["Visit", "Visited", "WarmStart", "make_visit", "nothing_left", "put", "take"]
+__all__ = [
+    "BatchGradient",
+    "ComputeGradient",
+    "WarmStart",
+    "empty_memory",
+    "gather",
+    "make_batch_gradient",
+    "scatter",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-    """Each visit to a sample goes on from where the last one left it, safeguarded.
+    """Start the solves of each training sample from its state in the last epoch, safeguarded.
 
-    The primal, dual and adjoint state of every training sample is kept; the first visit starts from
-    zero. K has moved since the last visit, so before anything is differentiated the lower level is
-    iterated until the sample's relative residual at the present K is at most `residual`. A sample
-    that needs more than `most` iterations for that is kept as far as it got, but neither its
-    gradient nor its adjoint state counts in this visit. Those that are near first are the easy
-    ones: a batch of which less than a `share` is near makes no update, and K waits for the rest.
+    The primal, dual and adjoint state of every training sample is stored; the initial state is
+    zero. Since K has changed in between, the lower level is first iterated until the sample's
+    relative residual at the current K is at most `residual`; the sample is then *near*, and its
+    gradient is computed. A sample that is not near after `most` iterations keeps its forward state,
+    but its gradient is left out of the mean and its adjoint state is reset to 0. Easy samples are
+    near first, so a batch with less than a `share` of near samples makes no update.
 
     **Arguments**: `residual`, relative (see `SolverStats`); `most`, a whole number; `share`, from 0
     to 1.
 
-    **Errors**: a `ValueError` for a setting out of range.
+    **Errors**: a `HypergradError` for a setting out of range.
 
-    **Cost**: 2 products with K a visit where all samples are near, else what the slowest of the
-    batch takes; `3 n + 2 m` numbers a training sample, on the host.
+    **Cost**: 2 products with K per batch if all samples are near, else those of its slowest sample;
+    memory on the host for `3 n + 2 m` numbers per training sample.
 
-    **Caveat**: it looks at the forward residual only; an adjoint of few steps lags behind g as K
-    moves. See `History`: where `counted` stays at 0 nothing is learned, so take more iterations or
-    a larger `residual`.
+    **Caveat**: only the forward residual is checked; an adjoint of few steps lags behind g as K
+    moves. If `counted` in the `History` stays at 0, nothing is learned: take more iterations or a
+    larger `residual`.
 
     >>> WarmStart()
     WarmStart(residual=0.05, most=100, share=0.9)
@@ -60,23 +68,24 @@ class WarmStart:
 
 
 def _approach(
-    problem: LowerLevel, x_tilde: Array, patient: ChambollePock, left: State
+    problem: LowerLevel, x_tilde: Array, solver: ChambollePock, state: State
 ) -> tuple[State, Bool[Array, " batch"]]:
-    """The state that a visit starts from, and which samples are near enough to count."""
-    patient = cast_floats(patient, problem.dtype)
-    solution = patient.on(problem, x_tilde).solve(left)
-    state, near = solution.state, solution.stats.status == Status.CONVERGED
-    # A limit formula is linear in g and in the adjoint it starts from: only without both is it 0.
-    adjoint = jax.tree.map(lambda Delta: jnp.where(near[:, None], Delta, 0.0), left.adjoint)
-    return State(state.r, state.r_bar, state.y, adjoint), near
+    """Return the states that the solves start from, and which samples are near enough to count."""
+    solution = cast_floats(solver, problem.dtype).on(problem, x_tilde).solve(state)
+    near = solution.stats.status == Status.CONVERGED
+    # A limit formula is linear in g and in its initial adjoint: it gives 0 only if both are 0.
+    adjoint = jax.tree.map(lambda Delta: jnp.where(near[:, None], Delta, 0.0), state.adjoint)
+    approached = solution.state
+    return State(approached.r, approached.r_bar, approached.y, adjoint), near
 
 
-class Visited(NamedTuple):
-    """What a visit to a batch gives.
+class BatchGradient(NamedTuple):
+    """The gradient of a batch, with statistics of its solves.
 
-    `loss` and `grad` are means over the samples; `converged` counts those whose forward solve did,
-    `near` those whose gradient is in `grad`; `residual` is the largest relative one of a forward
-    solve; `left` is where the solves of each sample ended (None where the next one starts cold).
+    `loss` and `grad` are means over the samples; `converged` is the number of samples whose forward
+    solve converged, `near` the number whose gradient is in `grad`; `residual` is the largest
+    relative residual of a forward solve; `next_state` is the state from which the next solve of
+    each sample starts (None for a cold start).
     """
 
     loss: Float[Array, ""]
@@ -84,55 +93,59 @@ class Visited(NamedTuple):
     converged: Float[Array, ""]
     near: Float[Array, ""]
     residual: Float[Array, ""]
-    left: State | None
+    next_state: State | None
 
 
-Visit = Callable[[LowerLevel, Array, Array, Any], Visited]
+ComputeGradient = Callable[[LowerLevel, Array, Array, Any], BatchGradient]
 
 
-def make_visit(
+def make_batch_gradient(
     solver: ChambollePock,
     strategy: AbstractStrategy,
     loss: Loss,
     warm_start: WarmStart | None,
     parameters: Callable[[LowerLevel], Any] | None = None,
-) -> Visit:
-    """`visit(problem, x_tilde, x_true, left)`: a hypergradient on a batch, cold or warm."""
+) -> ComputeGradient:
+    """Return a function of `(problem, x_tilde, x_true, state)` that computes the batch gradient."""
     settings: dict[str, Any] = {"solver": solver, "strategy": strategy, "parameters": parameters}
 
-    def cold(problem: LowerLevel, x_tilde: Array, x_true: Array, left: None) -> Visited:
-        del left
+    def cold(problem: LowerLevel, x_tilde: Array, x_true: Array, state: None) -> BatchGradient:
+        del state
         h = hypergradient(problem, x_tilde, x_true, loss=loss, **settings)
-        return _visited(h, jnp.ones(len(x_tilde), bool), None)
+        return _batch_gradient(h, jnp.ones(len(x_tilde), bool), None)
 
     if warm_start is None:
         return cold
-    patient = dataclasses.replace(solver, iterations=warm_start.most, tolerance=warm_start.residual)
+    approach = dataclasses.replace(
+        solver, iterations=warm_start.most, tolerance=warm_start.residual
+    )
 
-    def warm(problem: LowerLevel, x_tilde: Array, x_true: Array, left: State) -> Visited:
-        init, near = _approach(problem, x_tilde, patient, left)
+    def warm(problem: LowerLevel, x_tilde: Array, x_true: Array, state: State) -> BatchGradient:
+        init, near = _approach(problem, x_tilde, approach, state)
         on_near = OnSamples(loss, near)
         h = hypergradient(problem, x_tilde, x_true, loss=on_near, init=init, **settings)
-        return _visited(h, near, h.state)
+        return _batch_gradient(h, near, h.state)
 
     return warm
 
 
-def _visited(h: Hypergradient, near: Bool[Array, " batch"], left: State | None) -> Visited:
+def _batch_gradient(
+    h: Hypergradient, near: Bool[Array, " batch"], next_state: State | None
+) -> BatchGradient:
     def count(chosen: Array) -> Array:
         return jnp.sum(chosen.astype(h.value.dtype))
 
     stats = h.solution.stats
-    converged = count(stats.status == Status.CONVERGED)
-    return Visited(h.value, h.grad, converged, count(near), jnp.max(stats.residual), left)
+    converged, residual = count(stats.status == Status.CONVERGED), jnp.max(stats.residual)
+    return BatchGradient(h.value, h.grad, converged, count(near), residual, next_state)
 
 
-def nothing_left(
+def empty_memory(
     samples: int, problem: LowerLevel, x_tilde: Data, x_true: Data, **settings: Any
 ) -> State:
-    """What visits leave of each sample, before the first: zeros, from which a solve is a cold one.
+    """Return the initial warm-start memory (zeros, which give a cold start), as NumPy arrays.
 
-    On the host, where it can be written into. Whether an adjoint is kept is up to the strategy.
+    The strategy decides whether an adjoint state is stored.
     """
 
     def state(*arguments: Any) -> State:
@@ -142,12 +155,12 @@ def nothing_left(
     return jax.tree.map(lambda a: np.zeros((samples, *a.shape[1:]), a.dtype), shapes)
 
 
-def take(memory: State | None, rows: Any) -> State | None:
-    """What was left of these samples."""
-    return jax.tree.map(lambda kept: kept[rows], memory)
+def gather(memory: State | None, rows: Any) -> State | None:
+    """Return the stored states of these samples."""
+    return jax.tree.map(lambda stored: stored[rows], memory)
 
 
-def put(memory: State | None, rows: np.ndarray, left: State | None) -> None:
-    """Keep what is now left of these samples."""
-    for kept, new in zip(jax.tree.leaves(memory), jax.tree.leaves(left), strict=True):
-        kept[rows] = new
+def scatter(memory: State | None, rows: np.ndarray, state: State | None) -> None:
+    """Store the states of these samples, in place."""
+    for stored, new in zip(jax.tree.leaves(memory), jax.tree.leaves(state), strict=True):
+        stored[rows] = new

@@ -1,4 +1,4 @@
-"""Check custom functions, operators and strategies against the laws that they have to obey."""
+"""Check custom functions, operators and strategies against the rules they must satisfy."""
 
 from hypergrad.testing.functions import check_function as check_function
 from hypergrad.testing.operators import check_operator as check_operator

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from hypergrad.problem.functions._base import AbstractFunction, Scalar, prox, prox_conjugate
 
-__all__ = ["PARTNERS", "ROUNDINGS", "TRUSTED", "Draws", "Seen", "draw", "see"]
+__all__ = ["PARTNERS", "ROUNDINGS", "TRUSTED", "Draws", "Probe", "draw", "probe"]
 
 _STEPS = (0.05, 1.0, 8.0)
 # Points of five magnitudes, and 0, where every solve starts: an even number, for a batch of two
@@ -53,12 +53,12 @@ class Draws(NamedTuple):
     tangents: Array  # (3, points, size); the last is the first with other signs
 
 
-class Seen(NamedTuple):
-    """The values found there; the first axes are steps and points."""
+class Probe(NamedTuple):
+    """The values at these points; the first axes are steps and points."""
 
     prox: Any
     value: Any
-    prox_alone: Any  # a sample at a time
+    prox_alone: Any  # one sample at a time
     value_alone: Any
     prox_conjugate: Any
     by_moreau: Any
@@ -91,12 +91,12 @@ def draw(size: int, seed: int, dtype: Any) -> Draws:
     return Draws(z, sizes, steps, directions, jnp.asarray(np.stack(coordinates)), tangents)
 
 
-def see(f: AbstractFunction, draws: Draws) -> Seen:
+def probe(f: AbstractFunction, draws: Draws) -> Probe:
     """Evaluate everything in one program."""
-    return jax.lax.map(lambda step: _see_at(f, draws, step), draws.steps)
+    return jax.lax.map(lambda step: _probe_at(f, draws, step), draws.steps)
 
 
-def _see_at(f: AbstractFunction, draws: Draws, step: Array) -> Seen:
+def _probe_at(f: AbstractFunction, draws: Draws, step: Array) -> Probe:
     z, eps = draws.z, jnp.finfo(draws.z.dtype).eps
     p, derivatives, mismatch = _with_derivatives(prox, f, draws, step)
     y, conjugate_derivatives, conjugate_mismatch = _with_derivatives(prox_conjugate, f, draws, step)
@@ -110,7 +110,7 @@ def _see_at(f: AbstractFunction, draws: Draws, step: Array) -> Seen:
     at_p, at_v, (value, value_v, *between, doubled) = jnp.split(values, [_MOVES, 2 * _MOVES])
     gain, gain_scale = _gains(f, draws, step, p, value)
     gap, allowed = _fenchel_young(f, draws, v, y, value_v, step * rounding_v)
-    return Seen(
+    return Probe(
         prox=p,
         value=value,
         prox_alone=jax.vmap(lambda z: f.prox(z, step))(z),

@@ -1,4 +1,4 @@
-"""Check the laws that every operator obeys, at random points."""
+"""Check the rules that every operator must satisfy, at random points."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _ROUNDINGS = 64.0
 
 
 def check_operator(K: Operator, *, seed: int = 0) -> None:
-    """Look whether the products of an operator belong together.
+    """Check that the products of an operator are consistent.
 
-    With a `rmv` that is not the transpose of `mv` the iteration goes nowhere in particular, and
-    says no more than that it has not arrived. At random `x`, `v`, `y` it is checked that
+    If `rmv` is not the transpose of `mv`, the iteration does not converge, and reports only that.
+    At random `x`, `v`, `y` this checks that
 
         <K x, y> = <x, K^T y>,    K (x + v) = K x + K v,    ||K x|| <= ||K|| ||x||
 
-    and that products are finite; `||K||` is what step sizes are made of (a `norm_bound`, say).
+    and that products are finite; `||K||` is the norm (or `norm_bound`) that sets the step sizes.
 
     **Arguments**: `K`, an operator (a matrix passes); `seed` of the points.
 
-    **Returns** nothing.
+    **Returns**: None.
 
-    **Errors**: a `ValueError` that names the class, the law and what was got.
+    **Errors**: a `ValueError` that names the class, the rule and the value found.
 
     **Cost**: 40 products with K, and its norm.
 
-    **Caveat**: random points prove nothing, and what is wrong by rounding alone is let pass: in
-    single precision that is 1e-4 of the size of the products for a long vector.
+    **Caveat**: random points prove nothing, and errors of the size of rounding pass: in single
+    precision a relative error of the products of 1e-4 for a long vector.
 
     >>> from hypergrad.problem.operators import difference_operator
     >>> check_operator(difference_operator((3, 4)))
@@ -58,7 +58,7 @@ def check_operator(K: Operator, *, seed: int = 0) -> None:
         if product.shape != (_POINTS, size) or not bool(jnp.all(jnp.isfinite(product))):
             raise HypergradError(
                 f"{name}.{method} must give finite vectors of {size} entries; got shape "
-                f"{product.shape[1:]} or NaN: look at its structures and at what it divides by"
+                f"{product.shape[1:]} or NaN: check its structures, and for divisions by 0"
             )
     # The largest of all sizes, since a single product may be 0 and its rounding is not.
     length = _largest(K_x) * _largest(y) + _largest(x) * _largest(KT_y)
@@ -80,7 +80,7 @@ def check_operator(K: Operator, *, seed: int = 0) -> None:
 
 
 def _check_norm(K: Operator, name: str, x: jax.Array) -> None:
-    """Towards the vector that is made longest, by the power method."""
+    """Check the norm against a lower bound by the power method."""
     for _ in range(_POINTS):
         x = apply_transpose(K, apply(K, x))
         x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny)
@@ -90,10 +90,10 @@ def _check_norm(K: Operator, name: str, x: jax.Array) -> None:
         method = "norm_bound" if bound else "norm, as estimated,"
         raise HypergradError(
             f"{name}.{method} must be at least ||K x|| / ||x||; got {norm:.6g}, and {reached:.6g} "
-            "for some x: the step sizes would be too long"
+            "for some x: the step sizes would be too large"
         )
 
 
 def _largest(v: jax.Array) -> float:
-    """The largest norm of a batch."""
+    """Return the largest norm of a batch."""
     return float(jnp.max(jnp.linalg.norm(v, axis=-1)))

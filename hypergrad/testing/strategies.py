@@ -1,4 +1,4 @@
-"""Does a strategy keep its promises? Checked against `Exact` on a small problem."""
+"""Check a strategy against `Exact` on a small problem."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _M, _N, _BATCH = 4, 6, 3
 _SAME = 1e-6
 # A residual is relative to the loss gradient; the system may magnify it so much.
 _CONDITION = 100.0
-# A gradient that is further off than this is none, whatever residual it comes with.
+# Larger errors are never allowed, whatever residual is reported.
 _MOST = 0.05
 
 
@@ -45,8 +45,8 @@ def check_strategy(strategy: AbstractStrategy, *, solver: ChambollePock | None =
     - the gradient of a batch is the mean of those of its samples;
     - `jit`, `vmap` and `grad` go through `solve`, to the gradient that `hypergradient` returns;
     - what it reports holds: the solution of a sample whose forward status is CONVERGED is the exact
-      one, and where its adjoint status is a good one, too, its gradient (in every parameter and in
-      `x_tilde`) is that of `Exact`, up to 100 times the residual that it reports.
+      one; where its adjoint status is good, its gradient (in every parameter and in `x_tilde`)
+      is that of `Exact`, up to 100 times the residual that it reports.
 
     A strategy that reports UNKNOWN or ITERATIONS_USED_UP claims nothing about its gradient, which
     then is not compared with the exact one.
@@ -57,7 +57,7 @@ def check_strategy(strategy: AbstractStrategy, *, solver: ChambollePock | None =
     **Returns**: None.
 
     **Errors**: a `ValueError` with the rule that is broken, what the strategy returned, and what to
-    do; also where the strategy raises.
+    do; also if the strategy raises.
 
     **Cost**: ten seconds, nearly all of it compiling.
 
@@ -109,13 +109,13 @@ def _example(dtype: Any) -> _Example:
 
 
 def _cast(strategy: AbstractStrategy, dtype: Any) -> AbstractStrategy:
-    """With its arrays in the dtype of the problem."""
+    """Cast the arrays of a strategy to the dtype of the problem."""
     arrays, rest = eqx.partition(strategy, eqx.is_inexact_array)
     return eqx.combine(jax.tree.map(lambda a: a.astype(dtype), arrays), rest)
 
 
 def _in_words_of(strategy: AbstractStrategy, what: str, call: Callable[[], Any]) -> Any:
-    """The result of a call; what the user's code raises, in a line."""
+    """Call the user's code, and turn an exception into one line."""
     try:
         return call()
     except Exception as error:
@@ -130,7 +130,7 @@ def _in_words_of(strategy: AbstractStrategy, what: str, call: Callable[[], Any])
 
 
 def _check_types(strategy: AbstractStrategy, solver: ChambollePock, example: _Example) -> None:
-    """By tracing alone: nothing is computed yet."""
+    """Check types and shapes by tracing, without computing anything."""
     problem, x_tilde, _ = example
     solver = cast_floats(solver, x_tilde.dtype)
 
@@ -199,7 +199,7 @@ def _check_pullback(strategy: AbstractStrategy, gradients: Any, problem: LowerLe
 
 
 def _check_leaves(method: str, expected: dict[str, tuple[Any, tuple[int, ...], Any]]) -> None:
-    """Shape and dtype of each."""
+    """Check the shape and dtype of each leaf."""
     for name, (leaf, shape, dtype) in expected.items():
         is_array = hasattr(leaf, "dtype")
         if not (is_array and leaf.shape == shape and jnp.issubdtype(leaf.dtype, dtype)):
@@ -236,7 +236,7 @@ class _Check:
         return [self._hypergradient(self.strategy, slice(i, i + 1)) for i in range(_BATCH)]
 
     def batch(self, alone: list[Hypergradient]) -> None:
-        """The gradient of the batch, whose loss is the mean."""
+        """Compare the gradient of the batch, whose loss is the mean, with that of the samples."""
         together = self._hypergradient(self.strategy, slice(None))
         mean = jax.tree.map(lambda *g: sum(g) / _BATCH, *(_floats(h.grad) for h in alone))
         self._same(
@@ -304,13 +304,13 @@ class _Check:
                     "a gradient with a good status must be the exact one",
                     (_floats(h.grad), h.grad_x_tilde),
                     (_floats(exact.grad), exact.grad_x_tilde),
-                    "mend the pullback, or claim less: a residual (hg.AdjointStats.judge), or "
+                    "correct the pullback, or claim less: a residual (hg.AdjointStats.judge), or "
                     "nothing (hg.AdjointStats.unknown)",
                     allowed=min(_SAME + _CONDITION * float(h.adjoint.residual[0]), _MOST),
                 )
 
     def _check_report(self, h: Hypergradient) -> None:
-        """Codes that there are, residuals that are some."""
+        """Check that status codes exist and residuals are not negative."""
         codes, residual = np.asarray(h.adjoint.status), np.asarray(h.adjoint.residual)
         if not np.all(np.isin(codes, list(Status))) or np.any(residual < 0):
             raise HypergradError(
@@ -322,7 +322,7 @@ class _Check:
     def _same(
         self, rule: str, found: Any, expected: Any, advice: str, *, allowed: float = _SAME
     ) -> None:
-        """Every leaf, relative to its size (or to a thousandth of the largest)."""
+        """Compare every leaf, relative to its size (at least a thousandth of the largest)."""
         size = max(float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(expected))
         for (where, error), leaf in zip(
             _differences(found, expected), jax.tree.leaves(expected), strict=True
@@ -340,7 +340,7 @@ def _floats(gradient: LowerLevel) -> Any:
 
 
 def _differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:
-    """Return how far apart two leaves are, and their names."""
+    """Yield the name of each leaf and the distance between the two trees there."""
     pairs = zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
     for (path, a), b in pairs:
         name = jax.tree_util.keystr(path)

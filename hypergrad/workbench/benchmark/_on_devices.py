@@ -18,15 +18,9 @@ from hypergrad._foundation.timing import interleaved_medians
 from hypergrad.bilevel import half_mean_squared_error
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning import make_update
-from hypergrad.learning.devices import (
-    AbstractPlacement,
-    OneDevice,
-    OnMesh,
-    count_collectives,
-    data_parallel,
-)
+from hypergrad.learning.devices import Placement, count_collectives, data_parallel
 from hypergrad.learning.variables import Variables
-from hypergrad.learning.warm_start import Visit, make_visit
+from hypergrad.learning.warm_start import ComputeGradient, make_batch_gradient
 from hypergrad.problem import operators
 from hypergrad.problem.functions import L1, Quadratic
 from hypergrad.problem.lower_level import LowerLevel
@@ -45,17 +39,19 @@ def _relative_difference(tree: Any, reference: Any) -> float:
     )
 
 
-def _gradient(place: AbstractPlacement, visit: Visit, problem: LowerLevel, rows: Any) -> LowerLevel:
-    on_place = eqx.filter_jit(place.visit(visit))
+def _gradient(
+    place: Placement, compute_gradient: ComputeGradient, problem: LowerLevel, rows: Any
+) -> LowerLevel:
+    on_place = eqx.filter_jit(place.shard(compute_gradient))
     x_tilde, x_true = place.rows(rows)
-    return on_place(place.everywhere(problem), x_tilde, x_true, None).grad
+    return on_place(place.replicate(problem), x_tilde, x_true, None).grad
 
 
-def _step(place: AbstractPlacement, visit: Visit, problem: LowerLevel, rows: Any):
+def _step(place: Placement, compute_gradient: ComputeGradient, problem: LowerLevel, rows: Any):
     """A step of training as a call, rows brought from the host, and its compiled text."""
     optimizer, variables = optax.adam(1e-3), Variables(problem, lambda p: p.K)
-    update = make_update(variables, place.visit(visit), optimizer, None, 0.0)
-    state = place.everywhere((problem, optimizer.init(variables.free(problem))))
+    update = make_update(variables, place.shard(compute_gradient), optimizer, None, 0.0)
+    state = place.replicate((problem, optimizer.init(variables.free(problem))))
     compiled = update.lower(*state, *place.rows(rows), None).compile()
     return lambda: compiled(*state, *place.rows(rows), None), compiled.compiled.as_text()
 
@@ -67,10 +63,14 @@ def measure(m: int, n: int, batch: int, iterations: int, repeats: int) -> dict[s
     rows = (x_true + 0.1 * rng.standard_normal((batch, n)), x_true)
     K = operators.random(m, n, key=jax.random.key(0))
     problem = LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0))
-    visit = make_visit(ChambollePock(iterations), Truncation(1), half_mean_squared_error, None)
-    one, several = OneDevice(), OnMesh(data_parallel())
-    gradients = [_gradient(place, visit, problem, rows) for place in (several, one)]
-    (step, text), (alone, _) = (_step(place, visit, problem, rows) for place in (several, one))
+    compute_gradient = make_batch_gradient(
+        ChambollePock(iterations), Truncation(1), half_mean_squared_error, None
+    )
+    one, several = Placement(), Placement(data_parallel())
+    gradients = [_gradient(place, compute_gradient, problem, rows) for place in (several, one)]
+    (step, text), (alone, _) = (
+        _step(place, compute_gradient, problem, rows) for place in (several, one)
+    )
     seconds = interleaved_medians({"several": step, "one": alone}, repeats=repeats)
     collectives = count_collectives(text)
     all_reduces = collectives.pop("all-reduce", 0)

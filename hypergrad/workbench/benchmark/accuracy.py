@@ -41,6 +41,7 @@ from jaxtyping import Array
 
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.samples import float_vector
 from hypergrad._foundation.status import Status
 from hypergrad._foundation.timing import compile_ahead, interleaved_medians
 from hypergrad.bilevel import Hypergradient, OnSamples, half_mean_squared_error, hypergradient
@@ -52,7 +53,6 @@ from hypergrad.comparison import (
     reference_hypergradient,
     solve_without_strategy,
 )
-from hypergrad.diagnostics._gradients import flat
 from hypergrad.learning import train
 from hypergrad.problem import operators
 from hypergrad.problem.functions import L1, Box, Quadratic
@@ -269,7 +269,7 @@ class _Judge:
         exact = reference_hypergradient(
             given.problem, given.x_tilde, given.x_true, loss=self.loss, init=reference.state, most=1
         )
-        self.exact = flat(exact.grad.K)
+        self.exact = float_vector(exact.grad.K)
 
     def __call__(
         self, solver: ChambollePock, strategy: AbstractStrategy, init: State | None = None
@@ -280,7 +280,8 @@ class _Judge:
             given.problem, given.x_tilde, given.x_true,
             solver=solver, strategy=strategy, loss=self.loss, init=init,
         )  # fmt: skip
-        return float(jnp.linalg.norm(flat(h.grad.K) - self.exact) / jnp.linalg.norm(self.exact))
+        error = float_vector(h.grad.K) - self.exact
+        return float(jnp.linalg.norm(error) / jnp.linalg.norm(self.exact))
 
 
 def _search(

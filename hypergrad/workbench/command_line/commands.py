@@ -67,8 +67,8 @@ class RunOptions:
     learning_rate: Annotated[
         float | None,
         _help(
-            "Adam's largest rate: it rises from 0 over the first tenth of the steps, and falls to",
-            "0 again like a cosine.",
+            "Adam's largest rate: it rises from 0 over the first quarter of the steps, and falls",
+            "to 0 again like a cosine.",
             default="5e-3; preset degenerate: 1e-3",
         ),
     ] = None

@@ -42,7 +42,7 @@ WEIGHTS_RATE = 10.0
 
 # The share of all steps in which the rate rises from 0: Adam's first steps are as long as the rate
 # whatever the gradient, and at a good start they only do harm.
-_WARM_UP = 0.1
+_WARM_UP = 0.25
 
 
 def K_alone(problem: LowerLevel) -> Any:
@@ -67,7 +67,7 @@ def with_row_weights(problem: LowerLevel) -> LowerLevel:
 def make_adam(
     rate: float, steps: int, *, weights_rate: float | None = None
 ) -> optax.GradientTransformation:
-    """Return Adam; its rate rises from 0 over the first tenth of the steps, then falls to 0.
+    """Return Adam; its rate rises from 0 over the first quarter of the steps, then falls to 0.
 
     `weights_rate` multiplies the updates of the logarithms of F's weights, where they are learned.
 

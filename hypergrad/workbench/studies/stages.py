@@ -95,7 +95,7 @@ def _run_stages(
     comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
     comparison.save(out)
     _print(console, comparison.brief(console.width))
-    _print(console, note(comparison.about_the_reference(), width=console.width))
+    _print(console, comparison.notes(console.width))
 
     console.print("\n[bold]Learning[/]")
     with progress_bar(disable=console.quiet) as bar:

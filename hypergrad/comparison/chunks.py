@@ -1,9 +1,9 @@
-"""The samples of a comparison: all at once, or so many at a time."""
+"""The samples of a comparison, all at once or in chunks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,15 +25,16 @@ from hypergrad.bilevel.arguments import (
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["Piece", "in_pieces"]
+__all__ = ["Chunk", "Sums", "add", "in_chunks"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Some of the samples, or all: to one size the last piece is filled up with copies of its end.
+class Chunk:
+    """Some of the samples, or all of them.
 
-    `start`, the number of its first sample; `real`, those that are no copies; `share`, of all
-    samples, and `scale`, what a mean over the piece counts for in the mean over all.
+    All chunks have one size: the last is padded by repeating its last sample. `start` is the index
+    of the first sample, `real` is False for the repeated ones, `share` is the share of the chunk in
+    all samples, and `scale` the weight of a mean over the chunk in the mean over all samples.
     """
 
     x_tilde: Array
@@ -44,11 +45,11 @@ class Piece:
     scale: float
 
     def of_real(self, values: Any) -> np.ndarray:
-        """One entry for each sample that is no copy."""
+        """Return the entries of the samples that are no padding."""
         return np.asarray(values)[self.real]
 
     def part_of(self, tree: Any) -> Any:
-        """These samples of a pytree with an entry for each of all of them."""
+        """Return the entries of this chunk, of a pytree with one entry per sample."""
         if self.share == 1:
             return tree
         size, count = len(self.real), int(self.real.sum())
@@ -60,21 +61,42 @@ class Piece:
         return jax.tree.map(part, tree)
 
     def mean_loss(self, h: Hypergradient, loss: Loss) -> float:
-        """The mean over the samples that are no copies."""
+        """Return the mean loss of the samples that are no padding."""
         if self.real.all():
             return float(h.value)
         return float(loss(h.solution.x[self.real], self.x_true[self.real]))
 
 
-def in_pieces(
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Totals over samples, a pytree of numbers and arrays, and statistics with an entry each."""
+
+    totals: dict[str, Any]
+    statistics: dict[str, Any]
+
+
+def add(parts: Sequence[Sums]) -> Sums:
+    """Add the totals of all chunks, and concatenate their statistics.
+
+    >>> parts = [Sums({"loss": 1.0}, {"steps": np.array([i])}) for i in (3, 4)]
+    >>> add(parts).totals["loss"], add(parts).statistics["steps"].tolist()
+    (2.0, [3, 4])
+    """
+    return Sums(
+        jax.tree.map(lambda *terms: sum(terms), *(part.totals for part in parts)),
+        jax.tree.map(lambda *rows: np.concatenate(rows), *(part.statistics for part in parts)),
+    )
+
+
+def in_chunks(
     problem: LowerLevel, x_tilde: Any, x_true: Any, solver: Any, loss: Loss, piece: int | None
-) -> tuple[LowerLevel, ChambollePock, Iterator[Piece]]:
-    """The arguments checked and cast; the samples as they are, or `piece` at a time."""
+) -> tuple[LowerLevel, ChambollePock, Iterator[Chunk]]:
+    """Check and cast the arguments; return the samples as they are, or `piece` at a time."""
     if piece is None:
         problem, x_tilde, solver, _ = prepare(problem, x_tilde, solver, None)
         x_true = prepare_truth(x_true, x_tilde, loss)
         real = np.ones(x_tilde.shape[:-1], bool)
-        return problem, solver, iter([Piece(x_tilde, x_true, 0, real, 1.0, 1.0)])
+        return problem, solver, iter([Chunk(x_tilde, x_true, 0, real, 1.0, 1.0)])
     check_count("piece", piece)
     check_problem(problem)
     x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
@@ -85,10 +107,10 @@ def in_pieces(
     problem, first, solver, _ = prepare(problem, x_tilde[:1], solver, None)
     check_loss(loss, first)
     x_tilde, x_true = x_tilde.astype(first.dtype), x_true.astype(first.dtype)
-    return problem, solver, _pieces_of(x_tilde, x_true, min(piece, len(x_tilde)))
+    return problem, solver, _chunks_of(x_tilde, x_true, min(piece, len(x_tilde)))
 
 
-def _pieces_of(x_tilde: Rows, x_true: Rows, size: int) -> Iterator[Piece]:
+def _chunks_of(x_tilde: Rows, x_true: Rows, size: int) -> Iterator[Chunk]:
     total = len(x_tilde)
     for start in range(0, total, size):
         rows = slice(start, min(start + size, total))
@@ -97,4 +119,4 @@ def _pieces_of(x_tilde: Rows, x_true: Rows, size: int) -> Iterator[Piece]:
             jnp.asarray(np.pad(part[rows], ((0, size - count), (0, 0)), mode="edge"))
             for part in (x_tilde, x_true)
         )
-        yield Piece(observed, truth, start, np.arange(size) < count, count / total, size / total)
+        yield Chunk(observed, truth, start, np.arange(size) < count, count / total, size / total)

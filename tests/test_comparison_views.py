@@ -1,0 +1,74 @@
+"""A comparison and a training history as data frames, LaTeX, HTML, figures and files."""
+
+from __future__ import annotations
+
+import pytest
+
+import hypergrad as hg
+from hypergrad.learning.result import Best
+
+RECORDS = [
+    {
+        "strategy": "a|b_c&d<e>",
+        "relative_error": 0.25,
+        "cosine": None,
+        "milliseconds": 2.0,
+        "forward_status": "converged 75 %, non finite 25 %",
+        "adjoint_status": "unknown 100 %",
+    },
+    {"strategy": "failing", "error": "RuntimeError: no luck"},
+]
+REFERENCE = {"certified": 1.0, "differentiable": 0.5, "residual": None}
+
+
+@pytest.fixture
+def comparison() -> hg.Comparison:
+    return hg.Comparison(RECORDS, REFERENCE | {
+        "how": "Exact", "status": "converged 100 %", "adjoint_status": "converged 100 %",
+        "adjoint_residual": None,
+    }, {"dtype": "float64"})  # fmt: skip
+
+
+def test_a_saved_comparison_is_loaded_equal(comparison, tmp_path) -> None:
+    comparison.save(tmp_path)
+    assert hg.Comparison.load(tmp_path) == comparison
+
+
+def test_the_data_frame_has_a_row_per_strategy(comparison) -> None:
+    frame = comparison.to_dataframe()
+    assert list(frame.columns) == [
+        "strategy", "relative_error", "cosine", "milliseconds", "forward_status", "adjoint_status",
+        "error",
+    ]  # fmt: skip
+    assert frame["strategy"].tolist() == ["a|b_c&d<e>", "failing"]
+    assert frame["relative_error"][0] == 0.25
+    assert frame["relative_error"].isna().tolist() == [False, True]
+
+
+def test_latex_and_html_and_markdown_escape_labels(comparison) -> None:
+    assert comparison.to_latex().splitlines() == [
+        r"\begin{tabular}{lrrrrl}",
+        r"\toprule",
+        r"strategy & relative error & cosine & time (forward solves) & memory (MB) & status \\",
+        r"\midrule",
+        r"a\textbar{}b\_c\&d<e> & $2.5 \cdot 10^{-1}$ & - & - & - "
+        r"& converged 75 \%, non finite 25 \%, adjoint unknown \\",
+        r"failing & - & - & - & - & failed \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    assert "a|b_c&amp;d&lt;e&gt;" in comparison._repr_html_()
+    assert r"a\|b_c&d<e>" in comparison.table()
+
+
+def test_a_history_is_a_data_frame_a_page_and_a_figure() -> None:
+    records = [
+        {"epoch": e, "seconds": 0.5 * e, "train_loss": 2.0 - e, "validation_loss": None}
+        for e in (0, 1)
+    ]
+    problem = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    history = hg.History(problem, records, Best(problem, 1))
+    assert history.to_dataframe()["train_loss"].tolist() == [2.0, 1.0]
+    (line, *_) = history.plot().axes[0].lines
+    assert line.get_xydata().tolist() == [[0.0, 2.0], [1.0, 1.0]]
+    assert "<th>train_loss</th>" in history._repr_html_()

@@ -1,0 +1,176 @@
+"""Learned operators on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from restoring import ROWS, learned
+
+import hypergrad as hg
+from hypergrad._foundation.records import write_npz
+
+
+class Scaled(hg.AbstractFunction):
+    """A function of one's own."""
+
+    weight: float = 1.0
+
+    def __call__(self, v):
+        return self.weight * jnp.sum(jnp.abs(v), axis=-1)
+
+    def prox(self, z, step):
+        return jnp.sign(z) * jnp.maximum(jnp.abs(z) - step * self.weight, 0.0)
+
+
+class Mine(hg.AbstractDifferentiableStrategy):
+    """A strategy of one's own."""
+
+    k: int = eqx.field(static=True, default=2)
+    name = "mine"
+
+    def run(self, problem, x_tilde, solver, init):
+        raise NotImplementedError
+
+
+K = hg.operators.differences(6)
+SAVED = {
+    "as the command line does": learned((6,), rate=8000, settings={"epochs": 8, "data": None}),
+    "a weight for each row": dataclasses.replace(
+        ROWS, problem=hg.LowerLevel(K=K, F=hg.L1(jnp.arange(1.0, 6.0)), G=hg.BoxQuadratic(0.1, 2.0))
+    ),
+    "parts in parts": dataclasses.replace(
+        ROWS,
+        problem=hg.LowerLevel(
+            K=K, F=hg.SeparableSum([hg.Huber(0.1, 0.2), hg.NonNegative()], (2, 3)), G=hg.Zero()
+        ),
+    ),
+    "groups": dataclasses.replace(
+        ROWS, problem=hg.LowerLevel(K=K[:4], F=hg.GroupL1(0.3, (2, 2)), G=hg.Quadratic(1.0))
+    ),
+    "another solver and strategy": dataclasses.replace(
+        ROWS,
+        solver=hg.ChambollePock(
+            40, step_ratio=3.0, tolerance=1e-5, acceleration=hg.RestartedHalpern()
+        ),
+        strategy=hg.LimitFormula(hg.Steps(7)),
+    ),
+    "an average": dataclasses.replace(ROWS, strategy=hg.ErgodicUnrolling(hg.Tail(0.25))),
+    "float32": dataclasses.replace(
+        ROWS, problem=hg.LowerLevel(K=K.astype(jnp.float32), F=hg.L1(0.5), G=hg.Zero())
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", SAVED.values(), ids=SAVED)
+def test_what_is_saved_is_what_is_loaded(operator, tmp_path) -> None:
+    operator.save(tmp_path / "operator.npz")
+    again = hg.load_operator(tmp_path / "operator.npz")
+    for name in ("problem", "solver", "strategy"):
+        assert eqx.tree_equal(getattr(again, name), getattr(operator, name)), name
+    for name in ("shape", "stride", "rate", "settings"):
+        assert getattr(again, name) == getattr(operator, name)
+
+
+def test_what_is_ones_own_has_to_be_handed_over(tmp_path) -> None:
+    path = tmp_path / "operator.npz"
+    problem = hg.LowerLevel(K=K, F=Scaled(0.25), G=hg.Quadratic(1.0))
+    operator = dataclasses.replace(ROWS, problem=problem, strategy=Mine(3))
+    operator.save(path)
+    with pytest.raises(ValueError, match=f"learned with {__name__}:Scaled.*--own {__name__}:Sca"):
+        hg.load_operator(path)
+    with pytest.raises(ValueError, match=f"learned with {__name__}:Mine"):
+        hg.load_operator(path, own=[Scaled])
+    again = hg.load_operator(path, own=[Scaled, Mine])
+    assert isinstance(again.problem.F, Scaled)
+    assert again.problem.F.weight == 0.25
+    assert again.strategy == Mine(3)
+
+
+def test_a_file_gets_nothing_imported(tmp_path, monkeypatch) -> None:
+    """Not even what could be: a module in this folder that leaves a trace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("trap.py").write_text("open('sprung', 'w')\nclass Trap: pass\n")
+    ROWS.save("operator.npz")
+    with np.load("operator.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    about = json.loads(str(arrays["about"]))
+    for changed in (
+        {"strategy": {"class": "trap:Trap", "options": ""}},
+        {"F": {"class": "trap:Trap", "fields": {}}},
+        {"solver": {"class": "os:system", "fields": {"command": "touch sprung"}}},
+    ):
+        write_npz("bad.npz", {**arrays, "about": np.array(json.dumps(about | changed))})
+        with pytest.raises(ValueError, match="which a file may name but not import"):
+            hg.load_operator("bad.npz")
+    assert not Path("sprung").exists()
+
+
+UNSAVABLE = {
+    "no matrix": (
+        {
+            "problem": hg.LowerLevel(
+                K=lx.DiagonalLinearOperator(jnp.ones(6)), F=hg.L1(0.1), G=hg.Zero()
+            )
+        },
+        "K must be a matrix to be saved",
+    ),
+    "weights that no word makes": (
+        {"strategy": hg.ErgodicUnrolling(jnp.array([0.0, 0.5, 0.5]))},
+        "strategy|option",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changed", "words"), UNSAVABLE.values(), ids=UNSAVABLE)
+def test_what_cannot_be_saved_is_said(changed, words: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(ROWS, **changed).save(tmp_path / "operator.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def _archive(**arrays: Any):
+    return lambda path: write_npz(path, {name: np.asarray(a) for name, a in arrays.items()})
+
+
+FOREIGN = {
+    "text": lambda path: path.write_text("no operator"),
+    "empty": Path.touch,
+    "arrays alone": _archive(K=np.ones((2, 3))),
+    "half of it": lambda path: (ROWS.save(path), path.write_bytes(path.read_bytes()[:-200])),
+    "no JSON": _archive(K=np.ones((2, 3)), about="{"),
+    "a list": _archive(K=np.ones((2, 3)), about="[]"),
+    "another's": _archive(K=np.ones((2, 3)), about='{"F": 3}'),
+}
+
+
+@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+def test_other_files_are_refused_by_name(make, tmp_path) -> None:
+    path = tmp_path / "operator.npz"
+    make(path)
+    with pytest.raises(ValueError, match=r"operator\.npz must be an operator that") as caught:
+        hg.load_operator(path)
+    assert "\n" not in str(caught.value)
+
+
+WRONG = {
+    "another size": {"shape": (5,)},
+    "three axes": {"shape": (3, 2, 1)},
+    "gaps": {"stride": 7},
+    "no step": {"stride": 0},
+    "no rate": {"rate": 0},
+}
+
+
+@pytest.mark.parametrize("changed", WRONG.values(), ids=WRONG)
+def test_settings_that_do_not_fit(changed) -> None:
+    with pytest.raises(ValueError, match="; got "):
+        dataclasses.replace(ROWS, **changed)

@@ -1,0 +1,95 @@
+"""The documentation builds strictly, and its pages name all that they have to name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hypergrad as hg
+
+ROOT = Path(__file__).parents[1]
+GUIDES = Path("hypergrad", "workbench", "guides")
+
+
+def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", ".docs/mkdocs.yml"]
+    return subprocess.run(
+        [*command, "-d", str(site)],
+        cwd=root,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT, folder)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def page(site: Path, name: str) -> str:
+    return (site / name / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[a page](nowhere.md)", "nowhere.md"),
+        ("[a place](concepts.md#nowhere)", "#nowhere"),
+        ("::: hypergrad.Nothing", "hypergrad.Nothing"),
+    ],
+)
+def test_what_is_missing_fails_the_build(tmp_path, text: str, message: str) -> None:
+    for folder in (".docs", "hypergrad"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    with (tmp_path / GUIDES / "citing.md").open("a", encoding="utf-8") as guide:
+        guide.write(f"\n{text}\n")
+    built = build(tmp_path, tmp_path / "site")
+    assert built.returncode != 0
+    assert message in built.stderr
+
+
+def test_a_page_loads_nothing_from_elsewhere_but_formulas(site) -> None:
+    """No fonts, no styles and no pictures."""
+    texts = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
+    loaded = r"<(?:script|img|iframe|link [^>]*stylesheet)[^>]*(?:src|href)=\"(https?:[^\"]*)"
+    found = {url for text in texts for url in re.findall(loaded, text)}
+    assert {url.partition("@")[0] for url in found} == {"https://cdn.jsdelivr.net/npm/mathjax"}
+
+
+def test_every_public_name_is_in_the_reference(site) -> None:
+    operators = [
+        f"operators.{name}"
+        for name, value in vars(hg.operators).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("hypergrad")
+    ]
+    shown = set(re.findall(r'id="hypergrad\.([\w.]+)"', page(site, "api")))
+    assert {"solve", "operators.dct"} <= {*hg.__all__, *operators}
+    assert not {*hg.__all__, *operators} - shown
+
+
+def test_doctests_are_code_in_the_reference(site) -> None:
+    """Plain Markdown would read `>>>` as a quotation."""
+    reference = page(site, "api")
+    assert "<blockquote>" not in reference
+    assert reference.count('<span class="gp">') > 100  # the prompts of highlighted code
+
+
+def test_every_status_has_its_heading(site) -> None:
+    headings = re.findall(r"<h2[^>]*><code>(\w+)</code>", page(site, "troubleshooting"))
+    assert headings == list(hg.Status.__members__)
+
+
+def test_the_main_figure_is_embedded(site) -> None:
+    """It is stored outside the folder of the pages; a wrong path would go unnoticed."""
+    assert 'src="data:image/png;base64,' in (site / "index.html").read_text(encoding="utf-8")
