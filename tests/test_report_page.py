@@ -104,6 +104,7 @@ def script(page: str, name: str) -> Any:
         f'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL
     )
     assert found is not None
+    assert "<" not in found[1]  # no text in it can end the element
     return json.loads(found[1])
 
 
