@@ -279,7 +279,7 @@ def test_with_nothing_certified_there_is_no_error(reference) -> None:
     assert result.reference["certified"] == 0.0
     assert (row["relative_error"], row["cosine"], row["gradient_norm"]) == (None, None, 0.0)
     assert row["loss"] > 0
-    assert "on the 0 % of samples" in result.about_the_reference()
+    assert "differentiable on 0 % of the samples" in result.about_the_reference()
     json.dumps(result.records, allow_nan=False)
 
 
@@ -446,7 +446,8 @@ def test_labels_are_whole_on_any_terminal(unknown, width: int) -> None:
         assert f"{record['over_forward']:.2g}" in words
     labels = {record["strategy"] for record in unknown.records}
     rest = [line for line in table.splitlines() if not any(label in line for label in labels)]
-    assert max(map(len, rest), default=0) <= width
+    # A status stays in one piece, however narrow the terminal.
+    assert max(map(len, rest), default=0) <= max(width, 40)
 
 
 # ------------------------------------------------------------------------------ piece by piece
@@ -572,13 +573,13 @@ def test_it_is_printed_on_80_columns(comparison) -> None:
     """As it has to be read in a terminal: a line for each strategy, and what the errors mean."""
     lines = str(comparison).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split()[:2] == ["strategy", "rel."]
-    assert [line.split()[0] for line in lines[1 : len(STRATEGIES) + 1]] == [
+    assert lines[2].split()[:3] == ["strategy", "error", "cosine"]
+    assert [line.split()[0] for line in lines[3 : len(STRATEGIES) + 3]] == [
         strategy.label for strategy in STRATEGIES
     ]
     said = " ".join(str(comparison).split())
-    assert "on the 100 % of samples" in said
-    assert "truncation:k=1: forward" in said
+    assert "on the 100 % of the samples" in said
+    assert "truncated" in said
     assert "RuntimeError: no luck today" in said
 
 

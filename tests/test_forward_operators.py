@@ -178,7 +178,10 @@ def test_central_differences_in_a_blur_kernel(label: str) -> None:
             "must act on vectors of length 3",
         ),
         (lambda: operators.pseudo_inverse(operators.Mask([1, 0]), jnp.ones(3)), "2 entries each"),
-        (lambda: operators.pseudo_inverse(np.eye(2), jnp.ones(2), cutoff=1.5), "cutoff must lie in"),
+        (
+            lambda: operators.pseudo_inverse(np.eye(2), jnp.ones(2), cutoff=1.5),
+            "cutoff must lie in",
+        ),
     ],
 )
 def test_bad_input_is_refused(make, words: str) -> None:

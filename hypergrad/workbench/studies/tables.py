@@ -71,10 +71,10 @@ def report(
 
 
 def in_one_line(config: ImageStudy, samples: StudyData, shape: tuple[int, int]) -> str:
-    """Describe the problem: K, L, n, m, noise, and how many samples there are."""
+    """Describe the problem: K (m × n), L, noise, and how many samples there are."""
     kind = "patches" if len(samples.shape) == 2 else "samples"
     return (
-        f"K = {config.K}, m = {shape[0]}, n = {shape[1]}, L = {config.iterations}, noise "
+        f"K = {config.K} ({shape[0]} × {shape[1]}), L = {config.iterations}, noise "
         f"{samples.noise:.2g}; {len(samples.train)} training, {len(samples.held_out)} held-out "
         f"{kind}"
     )
