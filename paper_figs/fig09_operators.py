@@ -107,18 +107,6 @@ def draw_alone(folder: Path) -> Figure:
     return _draw_operator(folder, _recipes(read(folder))[0])
 
 
-def draw_best(folder: Path) -> Figure:
-    """The K of the best recipe."""
-    return _draw_operator(folder, _best(read(folder)))
-
-
-def draw_from_random(folder: Path) -> Figure:
-    """The K that had to find most of its rows: from random ones, where there is such a recipe."""
-    recipes = _recipes(read(folder))
-    random = [name for name in recipes if "random" in name]
-    return _draw_operator(folder, random[0] if random else recipes[-1])
-
-
 def draw_photograph(folder: Path) -> Figure:
     """A part of a photograph that was held out; PSNR and SSIM are those of the whole."""
     records = read(folder)
@@ -152,8 +140,6 @@ EXPERIMENT = "operators"
 FIGURES = {
     "fig09a_operators_gains": draw_gains,
     "fig09b_operators_alone": draw_alone,
-    "fig09c_operators_best": draw_best,
-    "fig09d_operators_random": draw_from_random,
     "fig09e_photograph": draw_photograph,
 }
 

@@ -129,7 +129,7 @@ STATEMENTS = (
         averages_descend_better,
         "uniform average, as returned: the interval of the paired difference is below 0 at every L "
         "of 100 and more",
-        "fig03b, fig03c",
+        "fig03c",
         "descent over batches; four rates for each strategy and L (at L = 400 the rate of 200)",
     ),
     Statement(
@@ -137,7 +137,7 @@ STATEMENTS = (
         "the same with Adam",
         averages_learn_better,
         "as above",
-        "fig03b, fig03c",
+        "fig03c",
         "as above; averages shrink towards what was observed",
     ),
     Statement(
@@ -145,7 +145,7 @@ STATEMENTS = (
         "the same with Adam, of what was learned: at a converged lower level",
         averages_learn_better_converged,
         "as above",
-        "fig03b, fig03c",
+        "fig03c",
         "rates are chosen by what is returned",
     ),
     Statement(
@@ -153,7 +153,7 @@ STATEMENTS = (
         "the same, converged and shrunk by a factor fitted on training data",
         averages_learn_better_shrunk,
         "as above",
-        "fig03b, fig03c",
+        "fig03c",
         "takes the shrinkage of averages out",
     ),
     Statement(
@@ -161,7 +161,7 @@ STATEMENTS = (
         "the loss of averages falls as L is increased, more than that of last iterates",
         averages_improve_with_depth,
         "both intervals (largest L less least; that less the same of the last iterate) below 0",
-        "fig03b, fig03c",
+        "fig03c",
         "an average over few iterations is near what was observed: so is the last of few",
     ),
     Statement(
