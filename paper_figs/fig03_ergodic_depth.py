@@ -13,8 +13,8 @@ from hypergrad._foundation.statistics import group, mean_interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
+    label_curves,
     label_panels,
-    legend_below,
     new_figure,
     styles_of,
     tidy,
@@ -68,7 +68,7 @@ def draw_differences(folder: Path) -> Figure:
             draw_curve(panel, list(pairs), gains, **place)
         panel.axhline(0, color="k", linewidth=0.8)
     panels[0].set_ylabel("held-out PSNR over the last iterate's (dB)")
-    legend_below(figure, panels[1])
+    label_curves(panels[-1])
     return figure
 
 
@@ -77,7 +77,9 @@ def _panels_over_depth(records: Sequence[Record]) -> tuple[Figure, list[Axes], d
     learned = select(records, run="adam", kind="learned")
     depths = _depths(learned)
     figure = new_figure(10.0, 3.9)
-    panels = list(figure.subplots(1, len(PANELS), sharey=True))
+    panels = list(figure.subplots(1, len(PANELS)))
+    for panel in panels[2:]:  # gains by Adam are a tenth of those by descent
+        panel.sharey(panels[1])
     for panel in panels:
         panel.set_xscale("log")
         panel.set_xticks(depths, [str(L) for L in depths])

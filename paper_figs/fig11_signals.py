@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from _common import arrays, main
+from _common import DUAL, OTHER, PRIMAL, TRUTH, arrays, main
 from matplotlib.figure import Figure
 
 from hypergrad.plotting import (
     label_panels,
     legend_below,
     new_figure,
-    style_of,
     tidy,
 )
 
-SHOWN = {"K": style_of("truncation"), "overcomplete": style_of("full")}
+SHOWN = {"K": OTHER, "overcomplete": PRIMAL}
 BEST = "overcomplete"
 PIXELS = 60  # of disparity are 1
 ROWS = 8  # of K, drawn
@@ -30,15 +29,15 @@ def draw_signals(folder: Path) -> Figure:
     panels = list(figure.subplots(1, len(restored)))
     for i, panel in enumerate(panels):
         at = np.arange(restored.shape[1])
-        panel.plot(at, PIXELS * found["observed"][i], ".", color="0.72", ms=3, label="observed")
+        panel.plot(at, PIXELS * found["observed"][i], ".", color="0.5", ms=3, label="observed")
         for name, x, look in (
-            ("truth", found["truth"][i], {"color": "#f0a800", "lw": 3.2, "alpha": 0.8}),
-            ("total variation", found["total variation"][i], {"color": "#0080c8", "ls": "--"}),
-            (f"learned ({BEST})", restored[i], {"color": "#000000", "lw": 1.2}),
+            ("truth", found["truth"][i], TRUTH),
+            ("total variation", found["total variation"][i], {"color": DUAL.color, "ls": "--"}),
+            (f"learned ({BEST})", restored[i], {"color": PRIMAL.color, "lw": 1.2}),
         ):
             panel.plot(at, PIXELS * x, label=name, **look)
         tidy(panel, "position in the row (pixels)", "disparity (pixels)" if i == 0 else "")
-    label_panels(panels, [""] * len(panels))
+    label_panels(panels, [f"held-out row {i + 1}" for i in range(len(panels))])
     legend_below(figure, panels[0])
     return figure
 
