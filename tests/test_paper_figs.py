@@ -89,6 +89,21 @@ def test_the_table_of_statements_is_that_of_the_stored_records():
     assert text == statements.WRITTEN.read_text(encoding="utf-8")
 
 
+def test_the_table_of_statements_can_be_read():
+    """Claims of twelve words, cells of 120 characters, numbers of two digits."""
+    statements = importlib.import_module("statements")
+    assert all(len(statement.claim.split()) <= 12 for statement in statements.STATEMENTS)
+    lines = statements.WRITTEN.read_text(encoding="utf-8").splitlines()
+    tables = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    numbered = [cells for cells in tables if cells[0].startswith("[")]
+    assert len(numbered) == len(statements.STATEMENTS)
+    assert max(len(cell) for cells in tables for cell in cells) <= 120
+    shown = [cells[2] for cells in tables if len(cells) == 4 and cells[2][-1].isdigit()]
+    assert len(shown) > 100
+    for number in (part for cell in shown for part in re.findall(r"[\d.]+(?=e|\b)", cell)):
+        assert len(number.replace(".", "").strip("0")) <= 2, number
+
+
 def test_the_stored_pictures_are_complete_and_small_and_in_the_gallery():
     """A figure that is drawn is stored and shown with its conclusion; nothing else is stored."""
     scripts = sorted((ROOT / "paper_figs").glob("fig[0-9]*.py"))
