@@ -10,6 +10,7 @@ import numpy as np
 from _common import Record, main, read, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from hypergrad._foundation.statistics import log_interval, mean_interval
 from hypergrad.plotting import (
@@ -115,7 +116,12 @@ def draw_grid(folder: Path, curves: Curves, xlabel: str) -> Figure:
         tidy(lower, xlabel)
     for panel in panels[0]:
         low, high = panel.get_ylim()
-        panel.set_ylim(min(low, 0.09), max(high, 2))  # two decades or more
+        if high < 4 * low:
+            panel.set_ylim(0.45, 2.2)
+        if high < 50 * low:  # powers of ten are too few
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(NullFormatter())
     for panel, name in zip(panels[:, 0], AXES.values(), strict=True):
         panel.set_ylabel(f"{name},\nmedian and 10 % to 90 %")
     label_panels(panels.flat, [f"{problem}, {place}" for problem, place in columns] + [""] * 8)

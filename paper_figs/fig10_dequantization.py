@@ -83,7 +83,7 @@ def draw_clip(folder: Path) -> Figure:
     at = 1000 * np.arange(len(found["excerpt truth"])) / RATE
     for name, look in (
         ("truth", TRUTH),
-        ("observed", {"color": "0.65", "lw": 1.0, "drawstyle": "steps-mid"}),
+        ("observed", {"color": "0.4", "lw": 0.7, "drawstyle": "steps-mid"}),
         ("dct", {"color": DUAL.color, "lw": 1.2, "ls": "--"}),
         ("learned", {"color": PRIMAL.color, "lw": 1.2}),
     ):
