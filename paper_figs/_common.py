@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _conclusions import CONCLUSIONS
 from matplotlib.figure import Figure
 
 from hypergrad._foundation.errors import HypergradError, one_line, reason_of, user_message
-from hypergrad._foundation.records import read_jsonl
-from hypergrad.plotting import save_figure
+from hypergrad._foundation.records import read_jsonl, write_bytes
+from hypergrad.plotting import DPI, TEXT, Style, save_figure, style_of
 
 STORED = Path(__file__).parents[1] / "experiments" / "records"
 DRAWN = Path(__file__).parent / "drawn"
 
 Record = Mapping[str, Any]
+
+# Styles of what is no strategy, in colours that no strategy has.
+PRIMAL = Style("#00868b", (0, (8, 1)), "p")
+DUAL = Style("#c2185b", (0, (3, 1.5)), "X")
+OTHER = Style("#7f8c00", (0, (10, 2)), "h")
+TRUTH = {"color": "0.8", "lw": 4.0}  # a broad line that others are drawn on
+FORWARD = style_of("identity")  # the forward solve alone
 
 
 def read(folder: Path) -> list[Record]:
@@ -113,6 +123,35 @@ def why_not(error: Exception, folder: Path) -> str:
     )
 
 
+def conclude(figure: Figure, name: str, folder: Path) -> Figure:
+    """Put the conclusion above a figure, if it is drawn from the records it was read from."""
+    if STORED not in folder.resolve().parents:
+        return figure
+    letters = int(11.8 * figure.get_figwidth())
+    title = textwrap.fill(f"{name.partition('_')[0]}: {CONCLUSIONS[name]}", letters)
+    if figure.get_layout_engine() is None:  # pictures at exact places: make room above them
+        before, room = figure.get_figheight(), 0.3
+        figure.set_figheight(before + room)
+        for axes in figure.axes:
+            x, y, width, height = axes.get_position().bounds
+            shrink = before / (before + room)
+            axes.set_position((x, y * shrink, width, height * shrink))
+    else:
+        figure.set_figheight(figure.get_figheight() + 0.2 * (1 + title.count("\n")))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=TEXT, fontweight="bold")
+    return figure
+
+
+def store(figure: Figure, path: Path) -> Path:
+    """Write a figure as WebP, which every browser shows: without loss where that is smaller."""
+    drawn = []
+    for options in ({"lossless": True, "quality": 100}, {"quality": 88}):
+        figure.savefig(file := io.BytesIO(), format="webp", dpi=DPI, pil_kwargs=options)
+        drawn.append(file.getvalue())
+    write_bytes(path, lambda target: target.write(min(drawn, key=len)))
+    return path
+
+
 def main(experiment: str, figures: dict[str, Callable[[Path], Figure]]) -> None:
     """Draw the figures of one experiment from its records, as PDF and PNG."""
     parser = argparse.ArgumentParser(description=f"Figures of {experiment}.")
@@ -121,7 +160,8 @@ def main(experiment: str, figures: dict[str, Callable[[Path], Figure]]) -> None:
     options = parser.parse_args()
     try:
         for name, draw in figures.items():
-            for path in save_figure(draw(options.records), options.out / name):
+            figure = conclude(draw(options.records), name, options.records)
+            for path in save_figure(figure, options.out / name):
                 print(path)
     except Exception as error:
         print(f"{experiment}: {why_not(error, options.records)}", file=sys.stderr)

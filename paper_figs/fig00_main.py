@@ -1,77 +1,59 @@
 """The figure of the README: how good a hypergradient is, what it costs, and what it learns.
 
-python paper_figs/fig00_main.py --out paper_figs
-
-Records of `gradient_quality.py`, `cost.py` and `backprop_steps.py`: the same as in fig05, fig06 and
-fig04, one panel of each.
+Records of `frontier.py` (error and time of one gradient, at one step ratio, as in fig07) and of
+`backprop_steps.py` (as in fig04c).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from _common import main, read, select
-from fig04_backprop_steps import STYLES, over_full, steps_of
-from fig05_gradient_quality import SHOWN, draw_one, over_depths
+from fig04_backprop_steps import KIND, STYLE, over_full, steps_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from hypergrad._foundation.statistics import Interval, group, mean_interval
 from hypergrad.plotting import (
     draw_curve,
     draw_levels,
+    label_curves,
     label_panels,
-    legend_below,
     new_figure,
     styles_of,
     tidy,
 )
 
-KIND = "truncation:k"
+SHOWN = ("truncation:k=1", "truncation:k=10", "limit:cgls", "full", "ergodic:uniform")
 
 
 def draw(folder: Path) -> Figure:
     """Error over L, time over L, and what K is worth that was learned with k steps."""
-    figure = new_figure(10.0, 3.7)
+    figure = new_figure(10.0, 3.4)
     panels = list(figure.subplots(1, 3))
-    _draw_errors(panels[0], folder)
-    _draw_times(panels[1], folder.parent / "cost")
+    _draw_over_depth(panels[0], folder, "relative_error_differentiable", named=False)
+    _draw_over_depth(panels[1], folder, "milliseconds", named=True)
     _draw_learned(panels[2], folder.parent / "backprop_steps")
-    label_panels(panels, ("error of one gradient", "its time", "what learning by it gives"))
-    legend_below(figure, panels[0])
+    tidy(panels[0], "iterations L", "relative error of a gradient in K")
+    tidy(panels[1], "iterations L", "time of a gradient (ms, 64 patches)")
+    titles = ("error: K the DCT", "time: K the DCT", "learning: from a random K")
+    label_panels(panels, titles)
     return figure
 
 
-def _draw_errors(panel: Axes, folder: Path) -> None:
-    mine = select(read(folder), kind="errors", problem="L1 + Quadratic", place="start")
+def _draw_over_depth(panel: Axes, folder: Path, column: str, *, named: bool) -> None:
+    records = select(read(folder), K="easy: DCT")
     for i, (label, style) in enumerate(styles_of(SHOWN).items()):
-        points = over_depths(label)(mine)
-        draw_one(panel, points, "error", place=(i, len(SHOWN)), label=label, style=style)
-    panel.set(xscale="log", yscale="log")
-    tidy(panel, "iterations L", "relative error of a gradient,\nmedian and 10 % to 90 %")
-
-
-def _draw_times(panel: Axes, folder: Path) -> None:
-    base = json.loads((folder / "config.json").read_text(encoding="utf-8"))["base"]
-    others = {name: value for name, value in base.items() if name not in ("L", "k")}
-    records = select(read(folder), **others)
-    for i, (label, style) in enumerate(styles_of(SHOWN).items()):
-        # Those with a k have it in their name, and in a column of its own.
-        mine = [r for r in records if r["strategy"] == label and r["over_floor"] is not None]
-        points = sorted({r["L"]: r["over_floor"] for r in mine}.items())
-        times = [Interval(time, float("nan"), 1) for _, time in points]
+        run = sorted(select(records, strategy=label), key=lambda r: r["L"])
+        values = [Interval(r[column], float("nan"), 1) for r in run]
         place = (i, len(SHOWN))
-        draw_curve(panel, [L for L, _ in points], times, label=label, style=style, place=place)
-    depths = sorted({r["L"] for r in records})
+        draw_curve(panel, [r["L"] for r in run], values, label=label, style=style, place=place)
     panel.set(xscale="log", yscale="log")
+    depths = sorted({r["L"] for r in records if r["L"]})
     panel.set_xticks(depths, [str(L) for L in depths])
-    times = (1, 2, 5, 10, 20, 50)
-    panel.set_yticks(times, [str(time) for time in times])
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_minor_locator(NullLocator())
-    tidy(panel, "iterations L", "time / time of the 2 L products with K")
+    panel.minorticks_off()
+    if named:
+        label_curves(panel)
 
 
 def _draw_learned(panel: Axes, folder: Path) -> None:
@@ -79,14 +61,16 @@ def _draw_learned(panel: Axes, folder: Path) -> None:
     learned = group(select(records, kind="learned"), "strategy")
     found = {steps_of(r[0]): r for name, r in learned.items() if name.startswith(KIND)}
     gains = [mean_interval(over_full(records, found[k], column)) for k in sorted(found)]
-    draw_curve(panel, sorted(found), gains, label="truncation", style=STYLES[KIND], place=(0, 1))
+    draw_curve(panel, sorted(found), gains, label="truncation", style=STYLE, place=(0, 1))
     short = mean_interval(over_full(records, select(records, kind="short"), column)).mean
     draw_levels(panel, {"full, in the\ntime of k = 1": short, "full": 0.0})
     panel.set_xscale("log")
-    tidy(panel, "k, backpropagated steps (L = 100)", "held-out PSNR over full unrolling (dB)")
+    panel.set_xticks(sorted(found), [str(k) for k in sorted(found)])
+    panel.minorticks_off()
+    tidy(panel, "k, backpropagated steps (L = 100)", "held-out PSNR over full (dB)")
 
 
-EXPERIMENT = "gradient_quality"
+EXPERIMENT = "frontier"
 FIGURES = {"fig00_main": draw}
 
 if __name__ == "__main__":

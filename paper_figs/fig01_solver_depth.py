@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from _common import Record, main, read, select
+from _common import DUAL, FORWARD, OTHER, PRIMAL, Record, main, read, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -14,28 +14,22 @@ from matplotlib.typing import FillStyleType
 
 from hypergrad._foundation.statistics import Interval, log_interval, mean_interval
 from hypergrad.plotting import (
+    TINY,
     Style,
     draw_curve,
+    label_curves,
     label_panels,
-    legend_below,
     new_figure,
-    share_labels,
     style_of,
     tidy,
 )
 
 LEVELS: dict[str, FillStyleType] = {"median": "full", "worst": "none"}
-ITERATE = Style("#0080c8", (0, (1.2, 1.2)), "s")
-DUAL = Style("#d37cae", (0, (3, 1.5)), "X")
-PREDICTED = Style("#858585", (0, (7, 2, 1, 2)), "None")
-LOSS = Style("#4a1570", (0, (10, 2)), "*")
-FORWARD = Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^")
-
 # Kind of the records: its name and its style.
 ERRORS = {
-    "unrolled": ("gradient of L iterations", style_of("full")),
-    "adjoint": ("L steps of the adjoint at x*", style_of("limit")),
-    "predicted": ("predicted, rate^L", PREDICTED),
+    "unrolled": ("full", style_of("full")),
+    "adjoint": ("limit at x*", style_of("limit")),
+    "predicted": ("rate^L", Style("#858585", (0, (7, 2, 1, 2)), "None")),
 }
 
 
@@ -62,10 +56,10 @@ def draw_depth(folder: Path) -> Figure:
     panels = figure.subplots(2, 3, sharex=True)
     for row, problem in zip(panels, problems, strict=True):
         mine = select(records, problem=problem)
-        draw_levels_of(row[0], select(mine, kind="iterate"), "x[L]", ITERATE)
+        draw_levels_of(row[0], select(mine, kind="iterate"), "x[L]", PRIMAL)
         draw_levels_of(row[0], select(mine, kind="dual"), "y[L]", DUAL)
         depths, gaps = over_depth(select(mine, kind="loss"), "gap")
-        gap = {"label": "loss, | loss[L] / loss* − 1 |", "style": LOSS}
+        gap = {"label": "loss, |loss[L] / loss* − 1|", "style": OTHER}
         draw_curve(row[0], depths, gaps, exponents=True, **gap)
         for kind, (name, style) in ERRORS.items():
             draw_levels_of(row[1], select(mine, kind=kind), name, style)
@@ -75,17 +69,18 @@ def draw_depth(folder: Path) -> Figure:
             panel.set(xscale="log", yscale="log", ylim=(1e-17, 30))
     draw_cost(panels[:, 2], select(records, kind="cost"))
     flat = list(panels.flat)
-    titles = (problems[0], problems[0], "time", problems[1], problems[1], "memory")
-    label_panels(flat, titles)
-    share_labels(flat[0], flat[1:])
-    legend_below(figure, flat[0])
+    what = ("{}: solution and loss", "{}: gradient in K", "time of a batch")
+    titles = [text.format(problem) for problem in problems for text in what]
+    label_panels(flat, [*titles[:5], "peak memory"])
+    for panel in flat[:2]:  # below, what is drawn is the same
+        panel.legend(loc="lower left", fontsize=TINY, frameon=False, handlelength=3)
     return figure
 
 
 def draw_cost(panels: Sequence[Axes], costs: Sequence[Record]) -> None:
     """Time and memory of the forward solve and of full unrolling."""
-    columns = {"milliseconds": "time of a batch (ms)", "megabytes": "peak memory (MB)"}
-    names = {"forward": ("forward solve", FORWARD), "full": ("full unrolling", style_of("full"))}
+    columns = {"milliseconds": "time (ms, 64 samples)", "megabytes": "memory (MB)"}
+    names = {"forward": ("forward solve", FORWARD), "full": ("full", style_of("full"))}
     for panel, (column, axis) in zip(panels, columns.items(), strict=True):
         for what, (name, style) in names.items():
             mine = sorted(select(costs, what=what), key=lambda r: r["L"])
@@ -94,6 +89,7 @@ def draw_cost(panels: Sequence[Axes], costs: Sequence[Record]) -> None:
         panel.set(xscale="log", yscale="log")
         panel.yaxis.set_minor_formatter(NullFormatter())
         tidy(panel, "iterations L", axis)
+        label_curves(panel)
 
 
 EXPERIMENT = "solver_depth"

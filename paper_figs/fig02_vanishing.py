@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import Record, main, read, select
+from _common import DUAL, OTHER, PRIMAL, Record, main, read, select
 from matplotlib.figure import Figure
 
 from hypergrad._foundation.statistics import log_interval
@@ -24,11 +25,11 @@ from hypergrad.plotting import (
 
 # Column of the records: its name, its style.
 IN_THE_MIDDLE = {
-    "primal_middle": ("‖δ_P‖", Style("#000000", "solid", "o")),
-    "to_kernel_middle": ("δ_P from ker K", Style("#821800", (0, (5, 3)), "D")),
-    "to_reduced_middle": ("δ_P from its reduced limit", Style("#0080c8", (0, (1.2, 1.2)), "s")),
-    "dual_middle": ("‖δ_D‖", Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^")),
-    "to_dual_kernel_middle": ("δ_D from ker Kᵀ", Style("#d37cae", (0, (3, 1.5)), "X", "none")),
+    "primal_middle": ("‖δ_P‖", PRIMAL),
+    "to_kernel_middle": ("δ_P from ker K", replace(PRIMAL, fill="none", linestyle="dotted")),
+    "to_reduced_middle": ("δ_P from its reduced limit", OTHER),
+    "dual_middle": ("‖δ_D‖", DUAL),
+    "to_dual_kernel_middle": ("δ_D from ker Kᵀ", replace(DUAL, fill="none", linestyle="dotted")),
 }
 FLOOR = 1e-12  # below it there is rounding only
 
@@ -79,7 +80,8 @@ def draw_statement(folder: Path) -> Figure:
         tidy(lower, "iterations L")
     panels[0, 0].set_ylabel("size relative to ‖g‖")
     panels[1, 0].set_ylabel("norm of the gradient in K")
-    label_panels(panels.flat, [*problems, *problems])
+    names = [f"{what}: {p}" for what in ("layer L/2", "gradient") for p in problems]
+    label_panels(panels.flat, names)
     share_labels(panels[0, 0], [panels[1, 0]])
     legend_below(figure, panels[0, 0])
     return figure
@@ -97,14 +99,14 @@ def draw_layers(folder: Path) -> Figure:
     }
     figure = new_figure(9.8, 7.4)
     panels = figure.subplots(len(rows), len(problems), sharex=True, sharey="row")
-    for row, (column, name) in zip(panels, rows.items(), strict=True):
+    for bottom, row, (column, name) in zip((False, False, True), panels, rows.items(), strict=True):
         for panel, problem in zip(row, problems, strict=True):
             for i, (strategy, style) in enumerate(styles.items()):
                 mine = select(records, problem=problem, strategy=strategy)
                 place = (i, len(styles))
                 over_layers(panel, mine, column, place, label=strategy, style=style)
             panel.set(xscale="log", yscale="log", ylim=(FLOOR / 3, 10))
-            tidy(panel, f"layer from the output, L = {L}" if row is panels[-1] else "")
+            tidy(panel, f"layer from the output, L = {L}" if bottom else "")
         row[0].set_ylabel(name)
     label_panels(panels[0], problems)
     legend_below(figure, panels[0, 0])

@@ -8,30 +8,25 @@ from pathlib import Path
 
 import numpy as np
 from _common import Record, decibels_over, main, paired, read, select, values
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import FillStyleType
 
 from hypergrad._foundation.statistics import Interval, group, mean_interval, recovered_share
 from hypergrad.plotting import (
-    Style,
     draw_curve,
     draw_levels,
+    label_curves,
     label_panels,
     legend_below,
     new_figure,
-    share_labels,
     style_of,
     styles_of,
     tidy,
 )
 
-# The three variants, as strategies are called and in words; one style each.
-KINDS = {"truncation:k": "truncation", "limit:last": "last iterates", "limit:steps": "last state"}
-STYLES = {
-    "truncation:k": Style("#0080c8", (0, (1.2, 1.2)), "s"),
-    "limit:last": Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^"),
-    "limit:steps": Style("#821800", (0, (5, 3)), "D"),
-}
+# Drawn for all three kinds of k steps: the two of the limit formula lie on this one.
+KIND, STYLE = "truncation:k", style_of("truncation")
 ENOUGH = 0.95  # of the gain: "one step is enough"
 PLACES: dict[str, FillStyleType] = {"start": "none", "end of k=1": "full"}
 
@@ -81,42 +76,49 @@ def _of_gradients(records: Sequence[Record], column: str) -> Interval:
     return mean_interval(found / values(records, "noise") if column == "scaled_bias" else found)
 
 
+def _tick_steps(panel: Axes, records: Sequence[Record]) -> None:
+    """A logarithmic axis of k, with a number at each k that was tried."""
+    names = {str(r.get("strategy") or r.get("method")) for r in records}
+    steps = sorted(int(name.rpartition("=")[2]) for name in names if name.startswith(KIND))
+    panel.set_xscale("log")
+    panel.set_xticks(steps, [str(k) for k in steps])
+    panel.minorticks_off()
+
+
 def draw_why(folder: Path) -> Figure:
-    """Bias of the mean gradient against the noise of one batch, and batches that point uphill."""
+    """Bias of the mean gradient against the noise of one batch, and its direction."""
     records = select(read(folder), kind="gradient")
-    figure = new_figure(9.4, 3.6)
-    panels = list(figure.subplots(1, 3))
+    figure = new_figure(9.4, 3.4)
+    panels = list(figure.subplots(1, 2))
     columns = {
         # At the best scale: that of a gradient is nothing to Adam.
         "scaled_bias": "bias at the best scale\n/ noise of a batch",
         "cosine": "cosine to the exact gradient",
-        "uphill": "share of batches uphill",
     }
     for panel, (column, name) in zip(panels, columns.items(), strict=True):
         for place, fill in PLACES.items():
             at_place = group(select(records, place=place), "method")
             where = "untrained" if place == "start" else "after k = 1"
-            for i, (kind, title) in enumerate(KINDS.items()):
-                found = {
-                    int(method.rpartition("=")[2]): _of_gradients(same, column)
-                    for method, same in at_place.items()
-                    if method.startswith(kind)
-                }
-                look = {"label": f"{title}, {where}", "style": replace(STYLES[kind], fill=fill)}
-                steps = sorted(found)
-                draw_curve(panel, steps, [found[k] for k in steps], place=(i, 3), **look)
+            found = {
+                int(method.rpartition("=")[2]): _of_gradients(same, column)
+                for method, same in at_place.items()
+                if method.startswith(KIND)
+            }
+            look = {"label": f"k steps, {where}", "style": replace(STYLE, fill=fill)}
+            steps = sorted(found)
+            draw_curve(panel, steps, [found[k] for k in steps], **look)
             # What is left with all steps is the error of L iterations.
-            level = _of_gradients(at_place["full"], column).mean
-            style = style_of("full")
-            width = 1.6 if fill == "full" else 0.8
-            panel.axhline(level, color=style.color, linewidth=width, label=f"full, {where}")
-        panel.set_xscale("log")
+            level = [_of_gradients(at_place["full"], column)] * len(steps)
+            style = replace(style_of("full"), fill=fill)
+            draw_curve(panel, steps, level, label=f"full, {where}", style=style)
+        _tick_steps(panel, records)
         tidy(panel, "k, backpropagated steps", name)
     panels[0].set_yscale("log")
     panels[1].set_ylim(0, 1.05)
-    panels[2].set_ylim(-0.02, 0.52)
-    label_panels(panels, ("", "", ""))
-    legend_below(figure, panels[0])
+    for panel in panels:
+        label_curves(panel)
+    titles = ("bias of truncation, limit:last and limit:steps (alike)", "their direction")
+    label_panels(panels, titles)
     return figure
 
 
@@ -142,23 +144,22 @@ def draw_share(folder: Path) -> Figure:
     learned = select(records, kind="learned")
     figure = new_figure(9.4, 3.9)
     panels = list(figure.subplots(1, 3))
-    for i, (kind, title) in enumerate(KINDS.items()):
-        found = {
-            steps_of(same[0]): same
-            for name, same in group(learned, "strategy").items()
-            if name.startswith(kind)
-        }
-        look = {"label": title, "style": STYLES[kind], "place": (i, 3)}
-        for panel, measure in zip(panels, (lambda *a: 100 * shares(*a), over_full), strict=False):
-            gains = [mean_interval(measure(records, found[k], column)) for k in sorted(found)]
-            draw_curve(panel, sorted(found), gains, **look)
+    found = {
+        steps_of(same[0]): same
+        for name, same in group(learned, "strategy").items()
+        if name.startswith(KIND)
+    }
+    for panel, measure in zip(panels, (lambda *a: 100 * shares(*a), over_full), strict=False):
+        gains = [mean_interval(measure(records, found[k], column)) for k in sorted(found)]
+        draw_curve(panel, sorted(found), gains, label="k steps", style=STYLE)
+        _tick_steps(panel, learned)
     levels = {
         name: mean_interval(100 * shares(records, select(records, baseline=name), column)).mean
         for name in ("dct", "differences")
     }
     draw_levels(panels[0], {"95 %": 100 * ENOUGH} | levels)
     short = over_full(records, select(records, kind="short"), column)
-    draw_levels(panels[1], {"full, in the time of k = 1": mean_interval(short).mean, "full": 0.0})
+    draw_levels(panels[1], {"full, in the\ntime of k = 1": mean_interval(short).mean, "full": 0.0})
     more = select(records, kind="more")
     styles = styles_of(dict.fromkeys(r["method"] for r in more))
     for i, (label, style) in enumerate(styles.items()):
@@ -169,14 +170,11 @@ def draw_share(folder: Path) -> Figure:
             for same in by_step.values()
         ]
         draw_curve(panels[2], list(by_step), changes, label=label, style=style, place=(i, 3))
-    for panel in panels[:2]:
-        panel.set_xscale("log")
-    tidy(panels[0], "k, backpropagated steps", "share of full unrolling's gain (%)")
-    tidy(panels[1], "k, backpropagated steps", "held-out PSNR over full unrolling (dB)")
-    tidy(panels[2], "further step", "change of the held-out loss")
+    label_curves(panels[2])
+    tidy(panels[0], "k, backpropagated steps", "share of the gain of full (%)")
+    tidy(panels[1], "k, backpropagated steps", "held-out PSNR over full (dB)")
+    tidy(panels[2], "further step", "change of the held-out loss, ½‖x − x†‖²")
     label_panels(panels, ("equal epochs, converged", "the same in dB", "more steps after k = 1"))
-    share_labels(panels[0], [panels[2]])
-    legend_below(figure, panels[0])
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from _common import Record, main, read, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from hypergrad._foundation.statistics import log_interval, mean_interval
 from hypergrad.plotting import (
@@ -18,16 +19,12 @@ from hypergrad.plotting import (
     label_panels,
     legend_below,
     new_figure,
+    style_of,
     styles_of,
     tidy,
 )
 
 SHOWN = ("truncation:k=1", "truncation:k=10", "limit:cgls", "full", "ergodic:uniform")
-BY_STEPS = {
-    "truncation:k": ("truncation", Style("#0080c8", (0, (1.2, 1.2)), "s")),
-    "limit:last": ("limit formula, last iterates", Style("#f0a800", (0, (6, 1.5, 1, 1.5)), "^")),
-    "limit:steps": ("limit formula, last state", Style("#821800", (0, (5, 3)), "D")),
-}
 AXES = {"error": "relative error", "cosine": "cosine to the exact gradient"}
 TYPICAL = 100  # the L of the figures over k and the step ratio
 
@@ -104,7 +101,8 @@ def draw_grid(folder: Path, curves: Curves, xlabel: str) -> Figure:
     records = select(read(folder), kind="errors")
     columns = list(dict.fromkeys((r["problem"], r["place"]) for r in records))
     figure = new_figure(9.8, 5.6)
-    panels = figure.subplots(2, len(columns), sharex=True, sharey="row")
+    panels = figure.subplots(2, len(columns), sharex=True)
+    _share_scales(panels, [problem for problem, _ in columns])
     for (upper, lower), (problem, place) in zip(panels.T, columns, strict=True):
         mine = select(records, problem=problem, place=place)
         for i, (label, style, points) in enumerate(curves):
@@ -113,14 +111,32 @@ def draw_grid(folder: Path, curves: Curves, xlabel: str) -> Figure:
             draw_one(lower, found, "cosine", place=at, label=label, style=style)
         lower.axhline(0.0, color="0.5", linewidth=0.8)
         upper.set(xscale="log", yscale="log")
-        lower.set(xscale="log", ylim=(-1.05, 1.05))
+        lower.set(xscale="log", ylim=(-0.45, 1.05))
         tidy(upper, "")
         tidy(lower, xlabel)
+    for panel in panels[0]:
+        low, high = panel.get_ylim()
+        if high < 4 * low:
+            panel.set_ylim(0.45, 2.2)
+        if high < 50 * low:  # powers of ten are too few
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter(NullFormatter())
     for panel, name in zip(panels[:, 0], AXES.values(), strict=True):
         panel.set_ylabel(f"{name},\nmedian and 10 % to 90 %")
     label_panels(panels.flat, [f"{problem}, {place}" for problem, place in columns] + [""] * 8)
     legend_below(figure, panels[0, 0])
     return figure
+
+
+def _share_scales(panels: np.ndarray, problems: Sequence[str]) -> None:
+    """One scale of cosines, and one of errors for each problem: others differ by decades."""
+    for panel in panels[1, 1:]:
+        panel.sharey(panels[1, 0])
+    for panel, problem in zip(panels[0], problems, strict=True):
+        first = panels[0, problems.index(problem)]
+        if panel is not first:
+            panel.sharey(first)
 
 
 def draw_over_depths(folder: Path) -> Figure:
@@ -130,7 +146,9 @@ def draw_over_depths(folder: Path) -> Figure:
 
 
 def draw_over_steps(folder: Path) -> Figure:
-    curves = [(name, style, over_steps(kind)) for kind, (name, style) in BY_STEPS.items()]
+    # The two kinds of the limit formula lie on the curve of truncation.
+    label = "truncation, limit:last and limit:steps, which lie on each other"
+    curves = [(label, style_of("truncation"), over_steps("truncation:k"))]
     return draw_grid(folder, curves, f"steps k (L = {TYPICAL})")
 
 

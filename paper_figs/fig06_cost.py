@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import Record, main, read, select
+from _common import FORWARD, Record, main, read, select
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -16,10 +16,9 @@ from hypergrad._foundation.statistics import Interval
 from hypergrad.plotting import (
     Style,
     draw_curve,
+    label_curves,
     label_panels,
-    legend_below,
     new_figure,
-    style_of,
     styles_of,
     tidy,
 )
@@ -44,24 +43,45 @@ def _kind(record: Record) -> str:
     return f"{name}:{word}" if varied else record["strategy"]
 
 
-def draw(folder: Path) -> Figure:
+# What is left out costs what is drawn: averages as full, limit:last as limit:steps in time.
+OURS = ("full", "truncation:k", "limit:cgls", "limit:steps", "piggyback", "exact", "forward")
+OTHERS = (
+    "full",
+    "jaxopt:normal_cg",
+    "jaxopt:bicgstab",
+    "optimistix:autolinearsolver",
+    "optimistix:bicgstab",
+    "optimistix-checkpointed",
+)
+
+
+def draw_ours(folder: Path) -> Figure:
+    return draw(folder, OURS, tuple(AXES))
+
+
+def draw_others(folder: Path) -> Figure:
+    return draw(folder, OTHERS, ("L", "batch", "side"))  # none has a k
+
+
+def draw(folder: Path, kinds: Sequence[str], axes: Sequence[str]) -> Figure:
     """Time over the floor (above) and memory (below), one parameter varied in each column."""
     base: dict[str, Any] = read_json(folder / "config.json")["base"]
     records = [{**r, "kind": _kind(r)} for r in read(folder) if r["strategy"] != "floor"]
-    kinds = [k for k in dict.fromkeys(r["kind"] for r in records) if k != "forward solve"]
     styles = styles_of(kinds)
     figure = new_figure(10.0, 5.6)
-    grid = figure.subplots(2, len(AXES), sharex="col", sharey="row")
+    grid = figure.subplots(2, len(axes), sharex="col", sharey="row")
     for line, (column, name) in zip(grid, ROWS.items(), strict=True):
-        for panel, (axis, xlabel) in zip(line, AXES.items(), strict=True):
+        for panel, axis in zip(line, axes, strict=True):
             fixed = {key: value for key, value in base.items() if key != axis}
             mine = select(records, **fixed)
             for i, (kind, style) in enumerate(styles.items()):
-                _draw(panel, select(mine, kind=kind), axis, column, kind, style, (i, len(styles)))
+                run = select(mine, kind=kind)
+                if len({r[axis] for r in run}) > 1:
+                    _draw(panel, run, axis, column, kind, style, (i, len(styles)))
             alone = select(mine, kind="forward solve")
-            style = style_of("identity")
-            _draw(panel, alone, axis, column, "forward solve alone", style, (0, 1))
-            tidy(panel, xlabel if column == "megabytes" else "", name if panel is line[0] else "")
+            _draw(panel, alone, axis, column, "forward solve", FORWARD, (0, 1))
+            xlabel = AXES[axis] if column == "megabytes" else ""
+            tidy(panel, xlabel, name if panel is line[0] else "")
             panel.set_xscale("log")
             panel.set_yscale("log")
             values = sorted({r[axis] for r in mine})
@@ -69,11 +89,13 @@ def draw(folder: Path) -> Figure:
             panel.set_xticks(values, names)
             panel.xaxis.set_minor_locator(NullLocator())
     given = {key: f"n = {v**2}" if key == "side" else f"{key} = {v}" for key, v in base.items()}
-    titles = [", ".join(text for key, text in given.items() if key != axis) for axis in AXES]
+    titles = [", ".join(text for key, text in given.items() if key != axis) for axis in axes]
+    grid[0, 0].set_ylim(0.8, min(500, grid[0, 0].get_ylim()[1]))  # forward is far above
+    for panel in grid[:, -1]:
+        label_curves(panel)
     label_panels(list(grid[0]), titles)
     for panel in grid[0]:
         panel.set_title(panel.get_title(loc="left"), loc="left", fontsize=7.5)
-    legend_below(figure, grid[1, 0])
     return figure
 
 
@@ -93,7 +115,7 @@ def _draw(
 
 
 EXPERIMENT = "cost"
-FIGURES = {"fig06_cost": draw}
+FIGURES = {"fig06a_cost": draw_ours, "fig06b_cost_of_other_packages": draw_others}
 
 if __name__ == "__main__":
     main(EXPERIMENT, FIGURES)

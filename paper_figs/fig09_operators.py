@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from _common import Record, arrays, main, read, select
+from _common import PRIMAL, Record, arrays, main, read, select
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 
 from hypergrad._foundation.statistics import mean_interval, paired_interval
 from hypergrad.plotting import (
@@ -60,8 +61,8 @@ def draw_gains(folder: Path) -> Figure:
         fixed = [name for name in names if name not in starts]
         for group, values, label, style, fill in (
             (fixed, ends, "not learned", style_of("untrained"), "full"),
-            (starts, starts, "where learning starts, best weight", style_of("full"), "none"),
-            (starts, ends, "learned", style_of("full"), "full"),
+            (starts, starts, "where learning starts, best weight", PRIMAL, "none"),
+            (starts, ends, "learned", PRIMAL, "full"),
         ):
             intervals = [judge(values[name]) for name in group]
             panel.errorbar(
@@ -76,7 +77,8 @@ def draw_gains(folder: Path) -> Figure:
     panels[0].set_yticks(range(len(names)), names)
     tidy(panels[0], f"held-out PSNR, converged (dB; {len(dct)} seed{'s' * (len(dct) > 1)})")
     tidy(panels[1], "gain over the DCT on the same patches (dB)")
-    label_panels(panels, ("", ""))
+    panels[1].xaxis.set_major_locator(MultipleLocator(0.5))
+    label_panels(panels, ("quality", "gain"))
     legend_below(figure, panels[0])
     return figure
 
@@ -105,18 +107,6 @@ def _file_name(recipe: str) -> str:
 def draw_alone(folder: Path) -> Figure:
     """The K that was learned alone, from the DCT."""
     return _draw_operator(folder, _recipes(read(folder))[0])
-
-
-def draw_best(folder: Path) -> Figure:
-    """The K of the best recipe."""
-    return _draw_operator(folder, _best(read(folder)))
-
-
-def draw_from_random(folder: Path) -> Figure:
-    """The K that had to find most of its rows: from random ones, where there is such a recipe."""
-    recipes = _recipes(read(folder))
-    random = [name for name in recipes if "random" in name]
-    return _draw_operator(folder, random[0] if random else recipes[-1])
 
 
 def draw_photograph(folder: Path) -> Figure:
@@ -152,8 +142,6 @@ EXPERIMENT = "operators"
 FIGURES = {
     "fig09a_operators_gains": draw_gains,
     "fig09b_operators_alone": draw_alone,
-    "fig09c_operators_best": draw_best,
-    "fig09d_operators_random": draw_from_random,
     "fig09e_photograph": draw_photograph,
 }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import Record, arrays, main, read, select
+from _common import DUAL, OTHER, PRIMAL, TRUTH, Record, arrays, main, read, select
 from matplotlib.figure import Figure
 
 from hypergrad._foundation.statistics import paired_interval
@@ -21,10 +22,10 @@ STYLES = {
     "affine": Style("#bfbfbf", (0, (9, 2, 1, 2, 1, 2)), "H"),
     "dct": Style("#8f8f8f", (0, (2, 1)), "d"),
     "dct, row weights": Style("#666666", (0, (4, 2)), ">"),
-    "learned, m = n": Style("#0080c8", (0, (1.2, 1.2)), "s"),
-    "learned, m = 2n": Style("#000000", "solid", "o"),
+    "learned, m = n": OTHER,
+    "learned, m = 2n": PRIMAL,
 }
-AT_L = Style("#821800", (0, (5, 3)), "D", "none")
+AT_L = replace(DUAL, fill="none")
 
 
 def gains(
@@ -81,10 +82,10 @@ def draw_clip(folder: Path) -> Figure:
     panel = above.add_subplot()
     at = 1000 * np.arange(len(found["excerpt truth"])) / RATE
     for name, look in (
-        ("truth", {"color": "#f0a800", "lw": 3.2, "alpha": 0.8}),
-        ("observed", {"color": "0.65", "lw": 1.0, "drawstyle": "steps-mid"}),
-        ("dct", {"color": "#0080c8", "lw": 1.2, "ls": "--"}),
-        ("learned", {"color": "#000000", "lw": 1.2}),
+        ("truth", TRUTH),
+        ("observed", {"color": "0.4", "lw": 0.7, "drawstyle": "steps-mid"}),
+        ("dct", {"color": DUAL.color, "lw": 1.2, "ls": "--"}),
+        ("learned", {"color": PRIMAL.color, "lw": 1.2}),
     ):
         panel.plot(at, found[f"excerpt {name}"], label=name.replace("dct", "DCT"), **look)
     tidy(panel, "time (ms)", "amplitude (peak 1)")

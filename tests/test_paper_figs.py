@@ -4,11 +4,13 @@ import dataclasses
 import doctest
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hypergrad._foundation.records import to_json
 from hypergrad._foundation.statistics import Interval, mean_interval
@@ -85,6 +87,38 @@ def test_the_table_of_statements_is_that_of_the_stored_records():
     text = statements.document(statements.STORED)
     assert "not measured" not in text
     assert text == statements.WRITTEN.read_text(encoding="utf-8")
+
+
+def test_the_table_of_statements_can_be_read():
+    """Claims of twelve words, cells of 120 characters, numbers of two digits."""
+    statements = importlib.import_module("statements")
+    assert all(len(statement.claim.split()) <= 12 for statement in statements.STATEMENTS)
+    lines = statements.WRITTEN.read_text(encoding="utf-8").splitlines()
+    tables = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    numbered = [cells for cells in tables if cells[0].startswith("[")]
+    assert len(numbered) == len(statements.STATEMENTS)
+    assert max(len(cell) for cells in tables for cell in cells) <= 120
+    shown = [cells[2] for cells in tables if len(cells) == 4 and cells[2][-1].isdigit()]
+    assert len(shown) > 100
+    for number in (part for cell in shown for part in re.findall(r"[\d.]+(?=e|\b)", cell)):
+        assert len(number.replace(".", "").strip("0")) <= 2, number
+
+
+def test_the_stored_pictures_are_complete_and_small_and_in_the_gallery():
+    """A figure that is drawn is stored and shown with its conclusion; nothing else is stored."""
+    scripts = sorted((ROOT / "paper_figs").glob("fig[0-9]*.py"))
+    drawn = {name for path in scripts for name in importlib.import_module(path.stem).FIGURES}
+    stored = {path.stem: path for path in (ROOT / "paper_figs").glob("*.webp")}
+    conclusions = importlib.import_module("_conclusions").CONCLUSIONS
+    assert set(stored) == set(conclusions) == drawn
+    assert sum(path.stat().st_size for path in stored.values()) < 3e6
+    for path in stored.values():
+        with Image.open(path) as picture:
+            picture.verify()
+    gallery = (ROOT / "hypergrad/workbench/guides/gallery.md").read_text(encoding="utf-8")
+    entry = r"^## (\w+): (.*)\n\n<img src=\"../../../paper_figs/(\w+)\.webp\""
+    shown = re.findall(entry, gallery, re.M)
+    assert shown == [(name.partition("_")[0], text, name) for name, text in conclusions.items()]
 
 
 def test_the_numbers_of_the_table_of_decisions_are_those_of_the_records():

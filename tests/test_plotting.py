@@ -38,7 +38,7 @@ LABELS = ["full", "truncation:k=1", "ergodic:tail=0.5", "limit:steps=10"]
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def lightness(color: str) -> float:
+def lightness(color: Any) -> float:
     """CIE L* from its definition."""
     rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -160,21 +160,56 @@ def test_options_of_one_strategy_are_told_apart() -> None:
 # --- the comparison -------------------------------------------------------------------------------
 
 
-def test_comparison_draws_each_record_once() -> None:
+def drawn_points(figure: Figure) -> dict[str, Any]:
+    """The marker of each label; lines from a far label to its point have no label."""
+    lines: Any = figure.axes[0].lines
+    return {line.get_label(): line for line in lines if not line.get_label().startswith("_")}
+
+
+@pytest.mark.parametrize("column", ["over_forward", "milliseconds"])
+def test_comparison_draws_and_names_each_record_once(column: str) -> None:
     numbers = {"full": (1e-3, 40.0), "truncation:k=1": (0.3, 2.0), "limit:steps=1": (0.3, 2.0)}
-    records = [comparison_record(s, *pair) for s, pair in numbers.items()]
+    records = [
+        {"strategy": s, "relative_error": error, "milliseconds": 7.0} | {column: time}
+        for s, (error, time) in numbers.items()
+    ]
     figure: Any = plotting.plot_comparison(records)
     (axes,) = figure.axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert axes.get_xlabel() == "time per hypergradient (ms)"
+    unit = {"over_forward": "forward solves", "milliseconds": "ms"}[column]
+    assert axes.get_xlabel() == f"time per hypergradient ({unit})"
     assert axes.get_ylabel() == "relative error of the hypergradient"
-    drawn = {line.get_label(): line for line in axes.lines}
-    assert list(drawn) == legend_labels(figure) == list(numbers)
+    drawn = drawn_points(figure)
+    assert list(drawn) == [text.get_text() for text in axes.texts] == list(numbers)
     for label, (error, time) in numbers.items():
         assert drawn[label].get_xydata().tolist() == [[time, error]]
         assert drawn[label].get_marker() == style_of(label).marker
         assert drawn[label].get_color() == style_of(label).color
     assert axes.get_title() == ""
+    assert not figure.legends
+    assert_legible(figure)
+
+
+def test_comparison_is_in_milliseconds_where_one_record_has_nothing_else() -> None:
+    records = [comparison_record("full", 0.1, 3.0), comparison_record("limit", 0.1, 4.0)]
+    records[0]["over_forward"] = 1.5
+    figure: Any = plotting.plot_comparison(records)
+    assert figure.axes[0].get_xlabel() == "time per hypergradient (ms)"
+    assert drawn_points(figure)["full"].get_xydata().tolist() == [[3.0, 0.1]]
+
+
+def test_the_title_is_the_fastest_of_the_accurate() -> None:
+    records = [
+        comparison_record(*given)
+        for given in (("truncation", 0.3, 1.0), ("limit:cgls", 9.9e-15, 16.04), ("full", 1e-14, 49))
+    ]
+    figure: Any = plotting.plot_comparison(records)
+    assert figure.axes[0].get_title() == "limit:cgls: error 1e-14 in 16 ms"
+    relative = [r | {"over_forward": 1.179} for r in records[:2]]
+    failed = [{"strategy": "jaxopt", "error": "ImportError: no"}]
+    figure = plotting.plot_comparison([*relative, *failed])
+    title = "limit:cgls: error 1e-14 for 1.2 forward solves\nnot drawn: jaxopt"
+    assert figure.axes[0].get_title() == title
     assert_legible(figure)
 
 
@@ -186,7 +221,7 @@ def test_comparison_names_what_it_cannot_draw() -> None:
         comparison_record("limit", float("nan"), 1.0),
     ]
     figure: Any = plotting.plot_comparison([comparison_record("full", 0.1, 3.0), *nothing])
-    assert legend_labels(figure) == ["full"]
+    assert list(drawn_points(figure)) == ["full"]
     assert figure.axes[0].get_title() == "not drawn: jaxopt, ergodic, exact, limit"
     assert_legible(figure)
     with pytest.raises(ValueError, match="none such among 4"):
@@ -215,7 +250,8 @@ def test_comparison_of_many_long_labels_is_legible() -> None:
     failed = [{"strategy": f"optimistix:rtol=1e-{i}", "error": "no"} for i in range(9)]
     records = [comparison_record(s, 0.5 / (i + 1), i + 1.0) for i, s in enumerate(labels)]
     figure: Any = plotting.plot_comparison([*records, *failed])
-    assert legend_labels(figure) == labels
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert list(drawn_points(figure)) == shown == labels
     assert_legible(figure)
 
 
@@ -324,10 +360,17 @@ def test_operator_rows_are_sorted_by_use() -> None:
     assert_legible(figure)
 
 
-def test_the_colours_of_an_operator_rise_in_lightness() -> None:
+def test_the_colours_of_an_operator_are_white_at_zero_and_darken_to_both_sides() -> None:
     figure: Any = plotting.plot_operator(np.eye(4), (2, 2), title="K")
-    colors = figure.axes[0].images[0].get_cmap()(np.linspace(0, 1, 50))
-    assert np.diff(colors[:, :3] @ (0.21, 0.72, 0.07)).min() > 0
+    image = figure.axes[0].images[0]
+    assert image.norm(0.0) == 0.5
+    colors = image.get_cmap()(np.linspace(0, 1, 51))[:, :3]
+    np.testing.assert_allclose(colors[25], 1.0, atol=0.01)
+    light = np.array([lightness(tuple(color)) for color in colors])
+    assert np.diff(light[:26]).min() > 0
+    assert np.diff(light[25:]).max() < 0
+    assert colors[0, 2] > colors[0, 0]  # blue below zero
+    assert colors[-1, 0] > colors[-1, 2]  # red above
 
 
 @pytest.mark.parametrize(

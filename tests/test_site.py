@@ -90,6 +90,9 @@ def test_every_status_has_its_heading(site) -> None:
     assert headings == list(hg.Status.__members__)
 
 
-def test_the_main_figure_is_embedded(site) -> None:
-    """It is stored outside the folder of the pages; a wrong path would go unnoticed."""
-    assert 'src="data:image/png;base64,' in (site / "index.html").read_text(encoding="utf-8")
+def test_the_figures_are_embedded(site) -> None:
+    """They are stored outside the folder of the pages; a wrong path would go unnoticed."""
+    embedded = 'src="data:image/webp;base64,'
+    assert (site / "index.html").read_text(encoding="utf-8").count(embedded) == 1
+    stored = list((ROOT / "paper_figs").glob("*.webp"))
+    assert page(site, "gallery").count(embedded) == len(stored) > 1

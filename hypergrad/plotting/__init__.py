@@ -11,7 +11,9 @@ from hypergrad.plotting.curves import plot_loss_curves as plot_loss_curves
 from hypergrad.plotting.parts import Numbers as Numbers
 from hypergrad.plotting.parts import draw_curve as draw_curve
 from hypergrad.plotting.parts import draw_levels as draw_levels
+from hypergrad.plotting.parts import label_curves as label_curves
 from hypergrad.plotting.parts import label_panels as label_panels
+from hypergrad.plotting.parts import label_points as label_points
 from hypergrad.plotting.parts import legend_below as legend_below
 from hypergrad.plotting.parts import new_figure as new_figure
 from hypergrad.plotting.parts import share_labels as share_labels

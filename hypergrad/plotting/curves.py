@@ -11,49 +11,82 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hypergrad.plotting._checks import Records, check_records, require
-from hypergrad.plotting.parts import Numbers, draw_levels, legend_below, new_figure, tidy
+from hypergrad.plotting._checks import Floats, Records, check_records, require
+from hypergrad.plotting.parts import (
+    Numbers,
+    draw_levels,
+    label_points,
+    legend_below,
+    new_figure,
+    tidy,
+)
 from hypergrad.plotting.styles import SMALL, TEXT, marker_of, styles_of
+
+# Columns of time: the unit, and how a title states it.
+TIMES = {
+    "over_forward": ("forward solves", "for {:.1f} forward solves"),
+    "milliseconds": ("ms", "in {:.3g} ms"),
+}
+ACCURATE = 1e-6  # the relative error below which a gradient counts as exact in a title
 
 
 def plot_comparison(records: Records) -> Figure:
-    """Relative error of the hypergradient against its time, both logarithmic: a marker a strategy.
+    """Draw the relative error of each hypergradient against its time, both logarithmic.
 
-    **Arguments**: `records` of `strategy`, `relative_error` and `milliseconds`, as `compare` gives
-    them. One with an `error`, or without positive numbers to draw, is named above the axes.
+    The title names the fastest strategy with an error below 1e-6, if there is one.
+
+    **Arguments**: `records` of `strategy`, `relative_error` and `over_forward`, as `compare` gives
+    them; `milliseconds` replace `over_forward` where a record has none. A record with an `error`,
+    or without positive numbers to draw, is named above the axes.
 
     **Errors**: a `ValueError` where nothing is left to draw.
     """
     check_records(records, "strategy")
-    pairs = [(record.get("milliseconds"), record.get("relative_error")) for record in records]
-    points = np.array(pairs, float)  # None becomes NaN
     failed = np.array([record.get("error") is not None for record in records])
+    timed = [record for record in records if record.get("error") is None]
+    relative = all(record.get("over_forward") is not None for record in timed)
+    column = "over_forward" if relative else "milliseconds"
+    pairs = [(record.get(column), record.get("relative_error")) for record in records]
+    points = np.array(pairs, float)  # None becomes NaN
     good = np.all((points > 0) & (points < np.inf), axis=1) & ~failed
     rule = "a record must have positive milliseconds and relative_error, and no error"
     require(bool(good.any()), f"{rule}; got none such among {len(good)}: look at their errors")
     labels = np.array([record["strategy"] for record in records])
-    figure = new_figure(5.6, 3.9)
+    figure = new_figure(7.0, 4.4)
     axes = figure.add_subplot(xscale="log", yscale="log")
-    for label, style in styles_of(labels.tolist()).items():
+    styles = styles_of(labels.tolist())
+    for label, style in styles.items():
         if (mine := good & (labels == label)).any():
             # With translucent faces, two markers at one place are both seen.
             look = marker_of(style, 7.5, alpha=0.65) | {"linestyle": "none", "zorder": 3}
             axes.plot(*points[mine].T, label=label, **look)
-    for axis, values in zip((axes.xaxis, axes.yaxis), np.log10(points[good]).T, strict=True):
+    _fit_decades(axes, points[good])
+    unit, time = TIMES[column]
+    tidy(axes, f"time per hypergradient ({unit})", "relative error of the hypergradient")
+    left_out = ", ".join(dict.fromkeys(labels[~good].tolist()))
+    lines = [textwrap.fill(f"not drawn: {left_out}", 85)] if left_out else []
+    exact = [i for i in np.flatnonzero(good) if points[i, 1] < ACCURATE]
+    if exact:
+        best = min(exact, key=lambda i: points[i, 0])
+        spent, error = points[best]
+        lines.insert(0, f"{labels[best]}: error {error:.0e} {time.format(spent)}")
+    axes.set_title("\n".join(lines), fontsize=TEXT if exact else SMALL)
+    named = zip(labels[good].tolist(), *points[good].T.tolist(), strict=True)
+    label_points(figure, axes, [(name, x, y, styles[name].color) for name, x, y in named])
+    return figure
+
+
+def _fit_decades(axes: Axes, points: Floats) -> None:
+    """Logarithmic limits of at least a decade, so that each axis has two numbers or more."""
+    for axis, values in zip((axes.xaxis, axes.yaxis), np.log10(points).T, strict=True):
         middle, half = (values.max() + values.min()) / 2, max(0.56 * np.ptp(values), 0.5)
-        low, high = 10 ** (middle - half), 10 ** (middle + half)  # a decade at least: two ticks
+        low, high = 10 ** (middle - half), 10 ** (middle + half)
         axes.set(**{f"{axis.axis_name}lim": (low, high)})
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if half < 1 else (1,)))
         axis.set_minor_formatter(ticker.NullFormatter())
         plain = ticker.FuncFormatter(lambda value, _: f"{value:g}")
         powers = ticker.LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf))
         axis.set_major_formatter(plain if low >= 1e-3 and high < 1e5 else powers)
-    left_out = ", ".join(dict.fromkeys(labels[~good].tolist()))
-    if left_out:
-        axes.set_title(textwrap.fill(f"not drawn: {left_out}", 70), fontsize=SMALL)
-    tidy(axes, "time per hypergradient (ms)", "relative error of the hypergradient")
-    legend_below(figure, axes)
-    return figure
 
 
 def plot_loss_curves(

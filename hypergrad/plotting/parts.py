@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hypergrad._foundation.statistics import Interval
 
 Numbers = Mapping[str, float]
+Label = tuple[str, float, float, Any]  # a name, the point it belongs to, a colour
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
@@ -58,23 +59,79 @@ def draw_curve(
 
 
 def draw_levels(axes: Axes, levels: Numbers) -> None:
-    """Thin lines with labels right of the axes, moved apart where they would touch."""
-    names = sorted(levels, key=lambda name: levels[name])
-    for name in names:
+    """Draw thin lines, named right of the axes."""
+    for name, level in levels.items():
         style = style_of(name)
-        axes.axhline(levels[name], color=style.color, linestyle=style.linestyle, linewidth=1)
+        axes.axhline(level, color=style.color, linestyle=style.linestyle, linewidth=1)
+    label_right(axes, [(name, 1.0, y, style_of(name).color) for name, y in levels.items()])
+
+
+def label_curves(axes: Axes) -> None:
+    """Name every curve beside its right end, instead of in a legend; call it last."""
+    low, high = sorted(axes.get_ylim())
+    labels = []
+    for line in axes.get_lines():
+        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        name, drawn = str(line.get_label()), np.flatnonzero((y >= low) & (y <= high))
+        if len(drawn) and not name.startswith("_"):
+            last = drawn[-1]
+            across = (axes.transScale + axes.transLimits).transform((x[last], y[last]))[0]
+            labels.append((name, across, y[last], line.get_color()))
+    label_right(axes, labels)
+
+
+def label_right(axes: Axes, labels: Iterable[Label]) -> None:
+    """Write names right of the axes, moved apart where they would touch.
+
+    A label is a name, the point it belongs to (x as a fraction of the axes, y of the data), and a
+    colour for the line between them.
+    """
+    ordered = sorted(labels, key=lambda label: label[2])
     axes.get_ylim()  # limits are lazy: the next line needs them settled
-    to_axes, pitch = axes.transScale + axes.transLimits, 0.055  # of the height: a line of text
-    heights = [to_axes.transform((1.0, levels[name]))[1] for name in names]
-    for i in range(1, len(names)):
+    to_axes = axes.transScale + axes.transLimits
+    pitch = 1.4 * SMALL / 72 * DPI / axes.get_window_extent().height  # of the height: a line
+    heights = [to_axes.transform((1.0, y))[1] for _, _, y, _ in ordered]
+    for i in range(1, len(ordered)):
         heights[i] = max(heights[i], heights[i - 1] + pitch)
     heights.append(1 + pitch)
-    for i in reversed(range(len(names))):
+    for i in reversed(range(len(ordered))):
         heights[i] = min(heights[i], heights[i + 1] - pitch)
-        line = {"arrowstyle": "-", "color": style_of(names[i]).color, "relpos": (0, 0.5)}
-        look = {"va": "center", "fontsize": SMALL, "arrowprops": line | {"shrinkA": 1, "lw": 0.6}}
-        ends = (1, levels[names[i]]), (1.06, heights[i]), axes.get_yaxis_transform()
-        axes.annotate(names[i], *ends, "axes fraction", **look)
+        name, x, y, color = ordered[i]
+        line = {"arrowstyle": "-", "color": color, "relpos": (0, 0.5), "shrinkA": 1, "lw": 0.6}
+        look = {"va": "center", "fontsize": SMALL, "arrowprops": line}
+        ends = (x, y), (1.06, heights[i]), axes.get_yaxis_transform()
+        axes.annotate(name, *ends, "axes fraction", **look)
+
+
+def label_points(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
+    """Name points at the nearest place that no point and no other name takes; call it last.
+
+    A label is a name, its point (x, y), and the colour of a line to the point where it is far.
+    """
+    figure.draw_without_rendering()  # settles the layout
+    frame, radius = axes.get_window_extent(), 0.07 * figure.dpi
+    at = axes.transData.transform([(x, y) for _, x, y, _ in labels])
+    taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in at]
+    for (name, *point, color), (px, py) in zip(labels, at, strict=True):
+        look = {"fontsize": SMALL, "va": "bottom", "color": "0.15", "zorder": 4}
+        text = axes.text(0, 0, name, transform=axes.transAxes, **look)
+        text.set_in_layout(False)
+        box = text.get_window_extent()
+        across = np.arange(frame.x0, max(frame.x1 - box.width, frame.x0 + 1), 4)
+        x, y = np.meshgrid(across, np.arange(frame.y0 + 4, frame.y1 - box.height, 4))
+        right, top = x + box.width, y + box.height
+        away = np.maximum(x - px, px - right), np.maximum(y - py, py - top)
+        distance = np.hypot(*np.maximum(away, 0))
+        for x0, y0, x1, y1 in taken:
+            distance[(x < x1 + 3) & (right > x0 - 3) & (y < y1) & (top > y0)] = np.inf
+        # Beside a point rather than above or below, on the right rather than on the left.
+        best = np.argmin(distance + 0.3 * np.abs(y + box.height / 2 - py) + (x < px))
+        x, y, right, top = (float(values.flat[best]) for values in (x, y, right, top))
+        taken.append((x, y, right, top))
+        text.set_position(axes.transAxes.inverted().transform((x, y)))
+        if distance.flat[best] > 2 * radius:
+            near = axes.transData.inverted().transform(np.clip((px, py), (x, y), (right, top)))
+            axes.plot(*zip(near, point, strict=True), color=color, linewidth=0.6, label="_")
 
 
 def share_labels(target: Axes, others: Iterable[Axes]) -> None:

@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from hypergrad.plotting._checks import Arrays, Floats, arrays_of, require
 from hypergrad.plotting.parts import Numbers, new_figure
 from hypergrad.plotting.styles import DPI, LETTER, SMALL, TEXT, TINY, WIDTH
+
+# Signed entries: white at 0; the places between rows are grey.
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", ("#08306b", "#4a90c8", "#ffffff", "#d9604c", "#67000d"), 255
+).with_extremes(bad="0.8")
 
 
 def plot_operator(
@@ -61,7 +67,7 @@ def plot_operator(
     height = width * ratio + 0.75 + 0.15 * len(about)
     figure = new_figure(max(width, 3) + 1.2, height, "compressed")
     axes = figure.add_subplot(xticks=[], yticks=[], frame_on=False)
-    look = {"cmap": "cividis", "vmin": -1.0, "vmax": 1.0, "interpolation": "antialiased"}
+    look = {"cmap": SIGNED, "vmin": -1.0, "vmax": 1.0, "interpolation": "antialiased"}
     bar = figure.colorbar(axes.imshow(mosaic, **look), pad=0.02, aspect=30)
     bar.set_label("scaled entry", fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
