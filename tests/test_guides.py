@@ -36,20 +36,20 @@ def blocks(page: str) -> list[tuple[str, str]]:
 BLOCKS = blocks("own.md")
 TRAIN, RESTORE, LOAD, PARTS, CHECKED, NAMED, USED, GIVEN, COMPOSED = range(9)
 LOOP, RIGHT = blocks("library.md")
-# Each Python block of the other pages, with the output that the page shows below it.
-SHOWN = [
-    pytest.param(code, output, id=f"{path.stem}-{number}")
-    for path in sorted(GUIDES.glob("*.md"))
-    if path.stem != "library"
-    for number, (code, output) in enumerate(
-        re.findall(
-            r"```python\n(.*?)```(?:\n+prints.*?\n+```text\n(.*?)```)?",
-            path.read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        )
+
+
+def shown(page: Path) -> tuple[str, str]:
+    """The Python blocks of a page as one script, and the outputs that the page shows below them."""
+    pairs = re.findall(
+        r"```python\n(.*?)```(?:\n+prints.*?\n+```text\n(.*?)```)?",
+        page.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
     )
-    if path.stem != "own" or number > 5  # the others have tests of their own below
-]
+    pairs = pairs[6:] if page.stem == "own" else pairs  # the others have tests of their own below
+    return "\n".join(code for code, _ in pairs), "".join(output for _, output in pairs)
+
+
+SHOWN = {page.stem: shown(page) for page in PAGES[1:] if page.stem != "library"}
 
 # Everything but the words of the commands is in miniature.
 SMALL = {
@@ -442,17 +442,27 @@ def without_rounding(printed: str) -> str:
     return re.sub(r"-?\d\.\de[-+]\d\d|(?<=steps )\d+", "…", printed)
 
 
-@pytest.mark.parametrize(("code", "output"), SHOWN)
-def test_a_page_prints_what_it_shows(code: str, output: str, capsys) -> None:
+@pytest.mark.parametrize("page", [name for name, (code, _) in SHOWN.items() if code])
+def test_a_page_prints_and_draws_what_it_shows(page: str, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = SHOWN[page]
     run_block(("python", code))
     printed = capsys.readouterr().out
     assert not output or without_rounding(printed) == without_rounding(output)
+    for picture in tmp_path.glob("*.png"):
+        drawn, stored = (pixels(folder / picture.name) for folder in (tmp_path, GUIDES))
+        assert drawn.shape == stored.shape
+        assert np.mean(abs(drawn - stored)) < 0.01
+
+
+def pixels(path: Path) -> np.ndarray:
+    with PIL.Image.open(path) as picture:
+        return np.asarray(picture.convert("L")) / 255
 
 
 def test_pages_with_output_are_found() -> None:
-    assert [shown.id for shown in SHOWN if shown.values[1]] == [
-        "concepts-0", "index-0",
-    ]  # fmt: skip
+    with_output = [page for page, (_, output) in SHOWN.items() if output]
+    assert with_output == ["comparing", "concepts", "index", "learning"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
