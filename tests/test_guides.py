@@ -49,7 +49,7 @@ def shown(page: Path) -> tuple[str, str]:
     return "\n".join(code for code, _ in pairs), "".join(output for _, output in pairs)
 
 
-SHOWN = {page.stem: shown(page) for page in PAGES[1:] if page.stem != "library"}
+SHOWN = {page.stem: shown(page) for page in PAGES if page.stem != "library"}
 
 # Everything but the words of the commands is in miniature.
 SMALL = {
@@ -462,7 +462,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_pages_with_output_are_found() -> None:
     with_output = [page for page, (_, output) in SHOWN.items() if output]
-    assert with_output == ["comparing", "concepts", "index", "learning"]
+    assert with_output == ["README", "comparing", "concepts", "index", "learning"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
