@@ -86,7 +86,7 @@ def test_it_names_its_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(PUBLIC) - RETURNED - INSIDE))
 def test_it_has_an_example(name: str) -> None:
-    """A subclass of what is abstract is an example of it, the README's strategy among them."""
+    """A subclass of what is abstract is an example of it, the tutorial's strategy among them."""
     if not inspect.isabstract(PUBLIC[name]):
         assert ">>> " in doc(ELSEWHERE.get(name, name))
 

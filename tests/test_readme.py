@@ -1,4 +1,7 @@
-"""The README is run as it is written."""
+"""The commands of the README, and the strategy of the tutorial.
+
+The Python of both is run as it is written in test_guides.py.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +15,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import hypergrad as hg
 from hypergrad.problem.lower_level import cast_floats
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TUTORIAL = (ROOT / "hypergrad/workbench/guides/comparing.md").read_text(encoding="utf-8")
+STRATEGY = re.findall(r"```python\n(.*?)```", TUTORIAL, flags=re.DOTALL)[0]
 
 
-def run(block: str) -> dict[str, Any]:
-    """As in a file of its own: this file's `from __future__` is not to be inherited."""
-    namespace: dict[str, Any] = {}
-    exec(compile(block, "README.md", "exec", dont_inherit=True), namespace)
-    return namespace
-
-
-@pytest.fixture
-def plain_precision():
-    """The README's reader has not set strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def test_quick_start_runs(plain_precision, capsys):
-    run(PYTHON_BLOCKS[0])
-    printed = capsys.readouterr().out
-    assert "converged" in printed
-    assert "truncation:k=1" in printed
-    assert "History(5 epochs" in printed
+def test_the_first_commands_are_the_main_job_and_the_tests():
+    """Scripts take them from here, the second one that of continuous integration."""
+    commands = re.findall(r"```bash\n(.*?)\n```", README, flags=re.DOTALL)
+    assert [line.rpartition("/")[2] for line in commands[:2]] == ["hypergrad compare", "pytest"]
 
 
 def patient_strategy():
-    return run(PYTHON_BLOCKS[1])["PatientOneStep"]
+    """As in a file of its own: this file's `from __future__` is not to be inherited."""
+    namespace: dict[str, Any] = {}
+    exec(compile(STRATEGY, "comparing.md", "exec", dont_inherit=True), namespace)
+    return namespace["PatientOneStep"]
 
 
 def test_the_new_strategy_is_short():
-    lines = [line for line in PYTHON_BLOCKS[1].splitlines() if line.strip()]
+    lines = [line for line in STRATEGY.splitlines() if line.strip()]
     assert len(lines) < 30
 
 
@@ -86,7 +77,7 @@ def test_the_new_strategy_with_a_tolerance(key):
 
 
 def test_the_new_strategy_on_the_command_line(tmp_path):
-    (tmp_path / "mine.py").write_text(PYTHON_BLOCKS[1], encoding="utf-8")
+    (tmp_path / "mine.py").write_text(STRATEGY, encoding="utf-8")
     parse = "import hypergrad as hg; print(hg.parse_strategy('mine:PatientOneStep:patience=3'))"
     result = subprocess.run(
         [sys.executable, "-c", parse],
