@@ -65,6 +65,17 @@ LIMITS = {
         lambda p: hg.Quadratic(p["G.weight"]),
         lambda p, x: solve_l1_quadratic(p["K"], p["F.weight"], p["G.weight"], x),
     ),
+    "L1 blocks+Quadratic": Limit(
+        15,
+        {
+            "K": standard_normal(15, 1, 6, 5) / 3,
+            "F.weight": np.array([0.3, 0.5]),
+            "G.weight": np.array(1.1),
+        },
+        lambda p: hg.L1(p["F.weight"]),
+        lambda p: hg.Quadratic(p["G.weight"]),
+        lambda p, x: solve_l1_quadratic(p["K"], np.repeat(p["F.weight"], 3), p["G.weight"], x),
+    ),
     "L1+Box": Limit(
         9,
         {

@@ -49,9 +49,14 @@ def numpy_huber(v: np.ndarray, weight: Any, smoothing: Any) -> np.ndarray:
     )
 
 
+# One weight per row and, for filter banks, one per block of rows.
+PER_BLOCK = np.array([0.3, 0.9])
+BLOCKS = np.repeat(PER_BLOCK, 2)
+
 CASES = {
     "L1": Case(hg.L1(0.7), lambda v: 0.7 * np.sum(np.abs(v), -1)),
     "L1 rows": Case(hg.L1(WEIGHTS), lambda v: np.sum(WEIGHTS * np.abs(v), -1)),
+    "L1 blocks": Case(hg.L1(PER_BLOCK), lambda v: np.sum(BLOCKS * np.abs(v), -1)),
     # With axis 0 the groups of shape (2, 2) are (v0, v2) and (v1, v3), with axis -1 neighbours.
     "GroupL1": Case(
         hg.GroupL1(0.7, shape=(2, 2)),
@@ -66,6 +71,11 @@ CASES = {
     "Huber": Case(hg.Huber(0.7, 0.4), lambda v: numpy_huber(v, 0.7, 0.4)),
     "Huber rows": Case(
         hg.Huber(WEIGHTS, SMOOTHINGS), lambda v: numpy_huber(v, WEIGHTS, SMOOTHINGS)
+    ),
+    "Huber blocks": Case(hg.Huber(WEIGHTS, PER_BLOCK), lambda v: numpy_huber(v, WEIGHTS, BLOCKS)),
+    "ElasticNet blocks": Case(
+        hg.ElasticNet(PER_BLOCK, WEIGHTS),
+        lambda v: np.sum(BLOCKS * np.abs(v) + WEIGHTS / 2 * v**2, -1),
     ),
     "ElasticNet": Case(hg.ElasticNet(0.7, 0.4), lambda v: np.sum(0.7 * np.abs(v) + 0.2 * v**2, -1)),
     "Quadratic": Case(hg.Quadratic(0.7), lambda v: 0.35 * np.sum(v**2, -1)),
