@@ -339,6 +339,8 @@ FUNCTIONS = [
     hg.L1(0.7),
     hg.Huber(0.7, 0.4),
     hg.ElasticNet(0.7, 0.5),
+    hg.ConvexPotential([[0.7, 1.5]], (0.4, 1.0)),
+    hg.ConvexPotential([[0.7, 1.5], [0.3, 0.1]], (0.4, 1.0), [0.2, 0.6]),
     hg.Quadratic(0.7, 0.2),
     hg.Zero(),
     hg.Box(0.7),
