@@ -92,6 +92,12 @@ FUNCTIONS = {
     "GroupL1 long": lambda draw: hg.GroupL1(draw.weights(), shape=(SIZE,)),
     "Huber": lambda draw: hg.Huber(draw.magnitudes(SIZE), draw.magnitudes(SIZE)),
     "ElasticNet": lambda draw: hg.ElasticNet(draw.weights(SIZE), draw.magnitudes(SIZE)),
+    "ConvexPotential": lambda draw: hg.ConvexPotential(
+        draw.weights(3, 2), np.cumsum(draw.magnitudes(2)), draw.weights(3)
+    ),
+    "ConvexPotential smooth": lambda draw: hg.ConvexPotential(
+        draw.weights(SIZE, 2), np.cumsum(draw.magnitudes(2))
+    ),
     "Quadratic": lambda draw: hg.Quadratic(draw.magnitudes(SIZE), draw.entries(SIZE)),
     "Zero": lambda draw: hg.Zero(),
     "Box": lambda draw: hg.Box(draw.magnitudes(SIZE)),

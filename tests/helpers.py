@@ -265,6 +265,20 @@ def solve_l1_quadratic(K, weight, ridge, x_tilde, smoothing=0.0) -> np.ndarray:
     return x_tilde - K.T @ y / root**2
 
 
+def solve_potential_quadratic(K, slopes, jump, knots, ridge, x_tilde) -> np.ndarray:
+    """`ConvexPotential` of decreasing slopes, and `Quadratic(ridge)`.
+
+    Such a potential is `jump |v|` and, for each knot t, a Huber function of smoothing t: `phi''` is
+    the sum of the steps by which the slopes decrease at the knots.
+    """
+    rows = len(K) // len(slopes)
+    steps = -np.diff(slopes, axis=1, append=0)
+    weight = np.column_stack([np.broadcast_to(jump, len(slopes)), steps * np.array(knots)])
+    weight = np.repeat(weight, rows, axis=0).T.ravel()
+    smoothing = np.repeat([0.0, *knots], len(K))
+    return solve_l1_quadratic(np.tile(K, (len(knots) + 1, 1)), weight, ridge, x_tilde, smoothing)
+
+
 def solve_l1_box(K, weight, radius, x_tilde) -> np.ndarray:
     """`L1(weight)` and `Box(radius)`: a linear programme in `r` and `s = |K (x_tilde + r)|`."""
     m, n = K.shape

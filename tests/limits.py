@@ -16,6 +16,7 @@ from helpers import (
     solve_l1_box,
     solve_l1_quadratic,
     solve_lasso,
+    solve_potential_quadratic,
 )
 
 import hypergrad as hg
@@ -53,6 +54,8 @@ def standard_normal(seed: int, stream: int, *shape: int) -> np.ndarray:
     return np.random.default_rng([seed, stream]).standard_normal(shape)
 
 
+KNOTS = (0.15, 0.3, 0.6)
+
 LIMITS = {
     "L1+Quadratic": Limit(
         3,
@@ -64,6 +67,31 @@ LIMITS = {
         lambda p: hg.L1(p["F.weight"]),
         lambda p: hg.Quadratic(p["G.weight"]),
         lambda p, x: solve_l1_quadratic(p["K"], p["F.weight"], p["G.weight"], x),
+    ),
+    "L1 blocks+Quadratic": Limit(
+        15,
+        {
+            "K": standard_normal(15, 1, 6, 5) / 3,
+            "F.weight": np.array([0.3, 0.5]),
+            "G.weight": np.array(1.1),
+        },
+        lambda p: hg.L1(p["F.weight"]),
+        lambda p: hg.Quadratic(p["G.weight"]),
+        lambda p, x: solve_l1_quadratic(p["K"], np.repeat(p["F.weight"], 3), p["G.weight"], x),
+    ),
+    "ConvexPotential+Quadratic": Limit(
+        197,
+        {
+            "K": standard_normal(197, 1, 6, 5) / 3,
+            "F.slopes": np.array([[0.9, 0.4, 0.1], [0.7, 0.5, 0.2]]),
+            "F.jump": np.array([0.15, 0.1]),
+            "G.weight": np.array(1.1),
+        },
+        lambda p: hg.ConvexPotential(p["F.slopes"], KNOTS, p["F.jump"]),
+        lambda p: hg.Quadratic(p["G.weight"]),
+        lambda p, x: solve_potential_quadratic(
+            p["K"], p["F.slopes"], p["F.jump"], KNOTS, p["G.weight"], x
+        ),
     ),
     "L1+Box": Limit(
         9,

@@ -103,9 +103,14 @@ def alone(problem, x_tilde, x_true, h):
     )
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2], ids=["L1", "Huber"])
-def test_no_violation_in_hundreds_of_draws(smoothing):
-    draws = random_draws(3)
+@pytest.mark.parametrize(
+    ("smoothing", "blocks"),
+    [(0.0, M), (0.2, M), (0.0, 2), (0.2, 3)],
+    ids=["L1", "Huber", "L1 blocks", "Huber blocks"],
+)
+def test_no_violation_in_hundreds_of_draws(smoothing, blocks):
+    K, weight, *data = random_draws(3)
+    draws = K, weight[:, :blocks], *data
 
     def run(K, weight, mu, x_tilde, x_true):
         F = hg.Huber(weight, smoothing) if smoothing else hg.L1(weight)
@@ -117,7 +122,12 @@ def test_no_violation_in_hundreds_of_draws(smoothing):
         return [*results, (h.grad, alone(problem, x_tilde, x_true, h))] if smoothing else results
 
     results = jax.jit(jax.vmap(run))(*map(jnp.asarray, draws))
-    oracles = [kkt_gradient(*draw[:2], smoothing, *draw[2:]) for draw in zip(*draws, strict=True)]
+    oracles = []
+    for K, weight, *data in zip(*draws, strict=True):
+        rows = np.repeat(weight, M // blocks)
+        in_K, rest = kkt_gradient(K, rows, smoothing, *data)
+        in_weight = np.sum(rest[:M].reshape(blocks, -1), axis=1)
+        oracles.append((in_K, np.concatenate([in_weight, rest[M:]])))
     for grad, bound in results:
         looseness = []
         for i, (in_K, rest) in enumerate(oracles):
@@ -329,6 +339,8 @@ FUNCTIONS = [
     hg.L1(0.7),
     hg.Huber(0.7, 0.4),
     hg.ElasticNet(0.7, 0.5),
+    hg.ConvexPotential([[0.7, 1.5]], (0.4, 1.0)),
+    hg.ConvexPotential([[0.7, 1.5], [0.3, 0.1]], (0.4, 1.0), [0.2, 0.6]),
     hg.Quadratic(0.7, 0.2),
     hg.Zero(),
     hg.Box(0.7),

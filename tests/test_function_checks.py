@@ -126,7 +126,7 @@ def test_what_cannot_be_checked_is_refused():
     with pytest.raises(ValueError, match="size must be a whole number"):
         hg.check_function(hg.L1(0.5), 0)
     with pytest.raises(ValueError, match=r"L1.weight must be a number or have shape \(6,\)"):
-        hg.check_function(hg.L1([0.5, 1.0]), 6)
+        hg.check_function(hg.L1([0.5, 1.0, 1.0, 0.5]), 6)
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -21,6 +21,7 @@ POINTS, STEP = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4))), jn
 
 # Numbers that floating point holds exactly, so that z is on the kink and not beside it.
 BALL = np.diag([1.0, 1, 1, 1]) - np.outer([3.0, 0, 4, 0], [3.0, 0, 4, 0]) / 25  # outside, at (3,4)
+POTENTIAL = hg.ConvexPotential([[1.0, 2.0]], (0.5, 1.0), jump=0.5)
 KINKS = {
     # name: (function, method, z, step, the prox Jacobian there; a vector is its diagonal)
     "Box": (hg.Box(0.5), "prox", [0.5, -0.5, 0.25, 0.75], 3.0, [0, 0, 1, 0]),
@@ -48,6 +49,21 @@ KINKS = {
         [0.5, -0.5, 0.25, 1],
         1.0,
         [3 / 4, 3 / 4, 1, 3 / 4],
+    ),
+    # The images of the knots 0, 0.5 and 1 are 0.5, 1.5 and 3.
+    "ConvexPotential": (
+        POTENTIAL,
+        "prox",
+        [0.5, -1.5, 3.0, 0.25],
+        1.0,
+        [1 / 2, 1 / 3, 1, 0],
+    ),
+    "ConvexPotential dual": (
+        POTENTIAL,
+        "prox_conjugate",
+        [0.5, -1.5, 3.0, 0.25],
+        1.0,
+        [1 / 2, 2 / 3, 0, 1],
     ),
     "BoxQuadratic": (
         hg.BoxQuadratic(0.5, 1.0),
@@ -159,6 +175,8 @@ EPS = np.finfo(float).eps
         (hg.GroupL1(5.0, shape=(2, 1)).conjugate, [3.0, 4.0 + 1e-9], INF),
         (hg.Huber(0.5, 2.0).conjugate, [0.5, 0.0], 0.5),
         (hg.Huber(0.5, 2.0).conjugate, [0.5 + 1e-9, 0.0], INF),
+        (POTENTIAL.conjugate, [2.0, 0.5], 0.875),  # 2 * 1 - phi(1)
+        (POTENTIAL.conjugate, [2.0 + 1e-9, 0.0], INF),
         (hg.NonNegative().conjugate, [0.0, -2.0], 0.0),
         (hg.NonNegative().conjugate, [1e-9, -2.0], INF),
         (hg.NonNegative().conjugate, [1e-12, -1e4], 0.0),
@@ -181,6 +199,13 @@ MARGINS = {
     "GroupL1 longer step": (hg.GroupL1(5.0, shape=(2, 2)), [3.0, 6, 4, 8], 2.0, [0.5, 0]),
     "Huber": (hg.Huber(0.5, 0.25), [0.75, -1.25, 0.0], 1.0, [0, 1, 1.5]),
     "ElasticNet": (hg.ElasticNet(0.5, 3.0), [0.5, -0.25, 1.0, 0.0], 1.0, [0, 0.5, 1, 1]),
+    "ConvexPotential": (POTENTIAL, [0.5, -1.5, 2.0, 4.5, 0.25], 1.0, [0, 0, 1 / 3, 0.5, 0.5]),
+    "ConvexPotential without kinks": (
+        hg.ConvexPotential([[0.0, 0.0], [1.0, 1.0]], (0.5, 1.0), [0.0, 0.0]),
+        [0.5, 3.0],
+        1.0,
+        [INF, 0.5],  # equal slopes are no kink, and neither is a jump of 0
+    ),
     "Quadratic": (hg.Quadratic(0.5), [0.5, -0.25], 1.0, [INF]),
     "Zero": (hg.Zero(), [0.5, -0.25], 1.0, [INF]),
     "Box": (hg.Box(0.5), [0.5, -0.25, 1.0, 0.0], 7.0, [0, 0.5, 1, 1]),
@@ -231,6 +256,7 @@ def test_margin_of_the_conjugate(f, z, expected):
         lambda c: hg.GroupL1(0.7 * c, shape=(2, 2)),
         lambda c: hg.Huber(0.7 * c, 0.4 * c),
         lambda c: hg.ElasticNet(0.7 * c, 0.4),
+        lambda c: hg.ConvexPotential([[0.7, 0.2]], (0.4 * c, 0.9 * c), 0.3 * c),
         lambda c: hg.Box(0.6 * c),
         lambda c: hg.BoxQuadratic(0.6 * c, 0.7),
         lambda c: hg.L2Ball(0.9 * c),

@@ -49,9 +49,29 @@ def numpy_huber(v: np.ndarray, weight: Any, smoothing: Any) -> np.ndarray:
     )
 
 
+KNOTS, JUMPS = (0.2, 0.7, 1.5), np.array([0.3, 0.1])
+SLOPES = np.array([[0.8, 2.0, 0.5], [0.1, 0.0, 1.2]])
+
+
+def numpy_potential(v: np.ndarray, slopes: np.ndarray, jumps: np.ndarray) -> np.ndarray:
+    """`int_0^|v| phi'`: the jump, and each slope on its interval and after it."""
+    slopes, jumps = (np.repeat(p, 4 // len(slopes), axis=0) for p in (slopes, jumps))
+    size, total, start = np.abs(v), jumps * np.abs(v), 0.0
+    for slope, knot in zip(slopes.T, KNOTS, strict=True):
+        inside = np.clip(size - start, 0, knot - start)
+        total = total + slope * (inside**2 / 2 + (knot - start) * np.maximum(size - knot, 0))
+        start = knot
+    return np.sum(total, -1)
+
+
+# One weight per row and, for filter banks, one per block of rows.
+PER_BLOCK = np.array([0.3, 0.9])
+BLOCKS = np.repeat(PER_BLOCK, 2)
+
 CASES = {
     "L1": Case(hg.L1(0.7), lambda v: 0.7 * np.sum(np.abs(v), -1)),
     "L1 rows": Case(hg.L1(WEIGHTS), lambda v: np.sum(WEIGHTS * np.abs(v), -1)),
+    "L1 blocks": Case(hg.L1(PER_BLOCK), lambda v: np.sum(BLOCKS * np.abs(v), -1)),
     # With axis 0 the groups of shape (2, 2) are (v0, v2) and (v1, v3), with axis -1 neighbours.
     "GroupL1": Case(
         hg.GroupL1(0.7, shape=(2, 2)),
@@ -67,7 +87,18 @@ CASES = {
     "Huber rows": Case(
         hg.Huber(WEIGHTS, SMOOTHINGS), lambda v: numpy_huber(v, WEIGHTS, SMOOTHINGS)
     ),
+    "Huber blocks": Case(hg.Huber(WEIGHTS, PER_BLOCK), lambda v: numpy_huber(v, WEIGHTS, BLOCKS)),
+    "ElasticNet blocks": Case(
+        hg.ElasticNet(PER_BLOCK, WEIGHTS),
+        lambda v: np.sum(BLOCKS * np.abs(v) + WEIGHTS / 2 * v**2, -1),
+    ),
     "ElasticNet": Case(hg.ElasticNet(0.7, 0.4), lambda v: np.sum(0.7 * np.abs(v) + 0.2 * v**2, -1)),
+    "ConvexPotential": Case(
+        hg.ConvexPotential(SLOPES, KNOTS, JUMPS), lambda v: numpy_potential(v, SLOPES, JUMPS)
+    ),
+    "ConvexPotential smooth": Case(
+        hg.ConvexPotential(SLOPES[:1], KNOTS), lambda v: numpy_potential(v, SLOPES[:1], np.zeros(1))
+    ),
     "Quadratic": Case(hg.Quadratic(0.7), lambda v: 0.35 * np.sum(v**2, -1)),
     "Quadratic rows": Case(
         hg.Quadratic(WEIGHTS, CENTER), lambda v: np.sum(WEIGHTS / 2 * (v - CENTER) ** 2, -1)
@@ -340,6 +371,7 @@ def test_derivatives_at_zero_are_finite(case):
         (hg.GroupL1(0.7, shape=(2, 2)), 0.7, None),
         (hg.Huber([1.0, 2.0, 9.0], 0.4), 2.0, None),
         (hg.ElasticNet(0.7, 0.4), 0.7, None),
+        (hg.ConvexPotential([[1.0, 2.0], [3.0, 0.0], [0.0, 0.0]], (1.0, 1.5), 0.5), 2.5, None),
         (hg.Quadratic(0.7), None, None),
         (hg.Zero(), None, None),
         (hg.NonNegative(), None, None),
@@ -411,6 +443,54 @@ def test_separable_sum_is_its_parts(key):
     np.testing.assert_allclose(whole.conjugate, sum(conjugate), rtol=1e-15)
     for got, expected in zip(whole[2:], vectors, strict=True):
         np.testing.assert_allclose(got, np.concatenate(expected, axis=-1), rtol=1e-15, atol=1e-15)
+
+
+KNOTS_OF_HUBER = (0.1, 0.4, 3.0)  # with its smoothing
+
+
+@pytest.mark.parametrize(
+    ("potential", "expected"),
+    [
+        (hg.ConvexPotential.from_l1(0.7, KNOTS), hg.L1(0.7)),
+        (hg.ConvexPotential.from_l1(PER_BLOCK, KNOTS), hg.L1(PER_BLOCK)),
+        (hg.ConvexPotential.from_huber(0.7, 0.4, KNOTS), hg.Huber(0.7, 0.4)),
+        (hg.ConvexPotential.from_huber(PER_BLOCK, 2.0, KNOTS), hg.Huber(PER_BLOCK, 2.0)),
+        (hg.ConvexPotential.from_huber(0.7, 0.4, KNOTS_OF_HUBER), hg.Huber(0.7, 0.4)),
+    ],
+    ids=["L1", "L1 blocks", "Huber", "Huber beyond the last knot", "Huber at a knot"],
+)
+def test_potentials_of_l1_and_huber(potential, expected):
+    potential, expected = cast_floats((potential, expected), float)
+    for z in (POINTS, 0 * POINTS):
+        computed = evaluate(potential, z, STEP), evaluate(expected, z, STEP)
+        # All but the margins: they are relative to the kink, and Huber's to its weight.
+        for a, b in list(zip(*computed, strict=True))[:-1]:
+            np.testing.assert_allclose(a, b, rtol=1e-14, atol=1e-14)
+        for a, b in zip(
+            derivatives(potential, z, STEP), derivatives(expected, z, STEP), strict=True
+        ):
+            np.testing.assert_allclose(a.z, b.z, rtol=1e-14, atol=1e-14)
+    for name in ("dual_scale", "smoothness"):
+        got, wanted = getattr(potential, name), getattr(expected, name)
+        assert got == (None if wanted is None else pytest.approx(float(wanted), rel=1e-15))
+    assert potential.smooth == expected.smooth
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda least: hg.ConvexPotential.from_l1(PER_BLOCK, KNOTS, least_slope=least),
+        lambda least: hg.ConvexPotential.from_huber(PER_BLOCK, 0.4, KNOTS, least_slope=least),
+    ],
+    ids=["L1", "Huber"],
+)
+def test_least_slope_makes_every_slope_positive_and_adds_little(start):
+    lifted, exact = start(0.01), start(0.0)
+    assert np.min(lifted.slopes) == 0.01
+    added = np.asarray(lifted(POINTS) - exact(POINTS))
+    assert np.all(added >= 0)
+    assert np.max(added) > 0
+    assert np.all(added <= 0.005 * np.sum(np.asarray(POINTS) ** 2, -1) + 1e-15)
 
 
 # ------------------------------------------------------------------------- a function of one's own

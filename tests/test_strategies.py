@@ -124,11 +124,23 @@ def test_ranks_are_not_promoted(case):
             assert gradient.F.weight.shape == (M,)
 
 
-@pytest.mark.parametrize("f", ["L1", "Huber", "ElasticNet", "Quadratic", "Box", "BoxQuadratic"])
+# One parameter a row, or one for all rows as a block.
+OF_VECTORS = {
+    "L1": hg.L1,
+    "L1 block": lambda w: hg.L1(w[:1]),
+    "Huber": lambda w: hg.Huber(w, w[:1]),
+    "ElasticNet": lambda w: hg.ElasticNet(w[:1], w),
+    "ConvexPotential": lambda w: hg.ConvexPotential(jnp.stack([w, 2 * w], 1), (0.1, 0.2), w),
+    "Quadratic": lambda w: hg.Quadratic(w, w),
+    "Box": hg.Box,
+    "BoxQuadratic": lambda w: hg.BoxQuadratic(w, w),
+}
+
+
+@pytest.mark.parametrize("f", OF_VECTORS.values(), ids=OF_VECTORS)
 def test_functions_and_diagnostics_promote_no_ranks(f):
-    class_, x = getattr(hg, f), jnp.ones((2, 3, 4))
-    fields = 1 if f in ("L1", "Box") else 2
-    F, G = (class_(*[jnp.linspace(0.1, 0.2, size)] * fields) for size in (3, 4))
+    x = jnp.ones((2, 3, 4))
+    F, G = (f(jnp.linspace(0.1, 0.2, size)) for size in (3, 4))
     problem, solver = hg.LowerLevel(K=hg.operators.differences(4), F=F, G=G), hg.ChambollePock(3)
 
     def everything():

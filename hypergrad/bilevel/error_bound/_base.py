@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -135,15 +136,25 @@ def parameter_errors(
 
     `value` acts on coordinates, `z` may move by `spread` and `u` by `error_u`. Between kinks the
     slope in p is affine in z; an uncertain coordinate has one kink in its reach, and the slope
-    there is bounded by what the pieces on both sides can make of it. (None: all are certain.)
+    there is bounded by what the pieces on both sides can make of it. (None: all are certain.) Along
+    the first axis of a leaf a coordinate depends on one entry (`AbstractFunction.piece`), so that
+    the slopes in all of them are found together, for one index of the other axes at a time.
     """
     leaves, structure = jax.tree.flatten(eqx.filter(f, eqx.is_inexact_array))
     rest = eqx.filter(f, eqx.is_inexact_array, inverse=True)
 
     def error(i: int) -> Array:
-        if leaves[i].ndim > 1:  # not one entry a coordinate: nothing is known of it
-            return jnp.full(u.shape[:1], jnp.inf, u.dtype)
-        along = [jnp.full_like(leaf, j == i) for j, leaf in enumerate(leaves)]
+        leaf = leaves[i]
+        others = leaf.shape[1:]
+        if not others:
+            return error_along(i, jnp.ones_like(leaf))
+        units = jnp.eye(math.prod(others), dtype=leaf.dtype).reshape(-1, 1, *others)
+        columns = jax.lax.map(lambda unit: error_along(i, unit + jnp.zeros_like(leaf)), units)
+        return row_norm(columns.T)
+
+    def error_along(i: int, direction: Array) -> Array:
+        along = [jnp.zeros_like(leaf) for leaf in leaves]
+        along[i] = direction
 
         def slope(z: Array) -> Array:
             def of_leaves(leaves: Any):

@@ -22,6 +22,7 @@ from hypergrad.problem.functions.norms import L1 as L1
 from hypergrad.problem.functions.norms import ElasticNet as ElasticNet
 from hypergrad.problem.functions.norms import GroupL1 as GroupL1
 from hypergrad.problem.functions.norms import Huber as Huber
+from hypergrad.problem.functions.potentials import ConvexPotential as ConvexPotential
 from hypergrad.problem.functions.smooth import Quadratic as Quadratic
 from hypergrad.problem.functions.smooth import Zero as Zero
 from hypergrad.problem.functions.sums import SeparableSum as SeparableSum

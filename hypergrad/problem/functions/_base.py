@@ -99,7 +99,8 @@ class AbstractFunction(eqx.Module):
         The pieces are intervals, counted upwards: no kink lies between two points of one piece, and
         one kink between points of neighbouring pieces. None (the default) where `f` is not
         separable or its prox not piecewise affine. `piece(z/s, 1/s)` is that of `prox_{s f*}` at
-        `z`. A parameter that is a vector has one entry per coordinate.
+        `z`. A parameter that is an array has along its first axis one entry per coordinate or per
+        block of coordinates, on which no other coordinate depends.
         """
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,27 +97,45 @@ def indicator_of(violation: Array, size: Array) -> Values:
 
 
 def spread(parameter: Array, v: Vector) -> Array:
-    """Return a parameter with the leading axes of v; a number stays a number.
+    """Return a parameter with the axes of v, or a number as it is.
 
-    JAX would broadcast by itself, but not under `jax.numpy_rank_promotion("raise")`.
+    An entry of a shorter vector holds for a block of coordinates. (JAX would add the leading axes
+    by itself, but not under `jax.numpy_rank_promotion("raise")`.)
     """
     shape = jnp.shape(parameter)
-    return jnp.reshape(parameter, (1,) * (v.ndim - 1) + shape) if shape else parameter
+    if not shape:
+        return parameter
+    if is_in_blocks(shape, v.shape[-1]):
+        parameter = jnp.repeat(parameter, v.shape[-1] // shape[0])
+    return jnp.reshape(parameter, (1,) * (v.ndim - 1) + parameter.shape)
+
+
+def is_in_blocks(shape: tuple[int, ...], size: int) -> bool:
+    """Return whether a parameter has one entry per block of several coordinates."""
+    return len(shape) == 1 and 0 < shape[0] < size and size % shape[0] == 0
 
 
 def median(value: Array) -> Array:
-    """Return one number for a parameter with one entry per coordinate."""
+    """Return one number for a parameter with one entry per coordinate or block."""
     return value if value.ndim == 0 else jnp.median(value)
 
 
-def check_length(owner: object, name: str, size: int) -> None:
-    """Check that a parameter is a number or has one entry per coordinate."""
+def ratio(a: Array, b: Array) -> Array:
+    """Return `a / b`, each a number or with one entry per coordinate or block."""
+    coordinates = jnp.zeros(math.lcm(a.size, b.size), a.dtype)
+    return spread(a, coordinates) / spread(b, coordinates)
+
+
+def check_length(owner: object, name: str, size: int, *, in_blocks: bool = False) -> None:
+    """Check that a parameter is a number or has one entry per coordinate (or per block)."""
     shape = np.shape(getattr(owner, name))
-    if shape not in ((), (size,)):
-        raise HypergradError(
-            f"{type(owner).__name__}.{name} must be a number or have shape ({size},); got shape "
-            f"{shape}: give one entry for each of the {size} coordinates"
-        )
+    if shape in ((), (size,)) or (in_blocks and is_in_blocks(shape, size)):
+        return
+    blocks = f", or one for each of several blocks of equal size that make up {size}"
+    raise HypergradError(
+        f"{type(owner).__name__}.{name} must be a number or have shape ({size},); got shape "
+        f"{shape}: give one entry for each of the {size} coordinates{blocks if in_blocks else ''}"
+    )
 
 
 def check_one_number(owner: object, name: str) -> None:

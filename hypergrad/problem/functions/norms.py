@@ -19,6 +19,7 @@ from hypergrad.problem.functions._projections import (
     indicator_of,
     median,
     norm,
+    ratio,
     relative_distance,
     shrink_groups_to_ball,
     side,
@@ -31,7 +32,9 @@ __all__ = ["L1", "ElasticNet", "GroupL1", "Huber"]
 class L1(AbstractFunction):
     """`f(v) = sum_i weight_i |v_i|`; its prox is soft thresholding, that of `f*` a clip.
 
-    `weight` is a number or has one entry per row of K (`(m,)`).
+    `weight` is a number, or has one entry per row of K (`(m,)`), or one per block of rows
+    (`(groups,)`): m is cut into `groups` blocks of equal size, as the rows of a filter bank are,
+    filter after filter. `Huber` and `ElasticNet` take their parameters in these shapes, too.
 
     >>> print(L1(0.5)(jnp.array([1.0, -3.0])), L1(0.5).prox(jnp.array([1.0, 0.25]), 1.0))
     2.0 [0.5 0. ]
@@ -63,7 +66,7 @@ class L1(AbstractFunction):
         return side(z, step * spread(self.weight, z))
 
     def check_size(self, size: int) -> None:
-        check_length(self, "weight", size)
+        check_length(self, "weight", size, in_blocks=True)
 
     @property
     def dual_scale(self) -> Array | None:
@@ -189,8 +192,8 @@ class Huber(AbstractFunction):
         return side(z, step * weight + smoothing)
 
     def check_size(self, size: int) -> None:
-        check_length(self, "weight", size)
-        check_length(self, "smoothing", size)
+        check_length(self, "weight", size, in_blocks=True)
+        check_length(self, "smoothing", size, in_blocks=True)
 
     @property
     def dual_scale(self) -> Array | None:
@@ -198,7 +201,7 @@ class Huber(AbstractFunction):
 
     @property
     def smoothness(self) -> Array | None:
-        return jnp.max(self.weight / self.smoothing)
+        return jnp.max(ratio(self.weight, self.smoothing))
 
 
 class ElasticNet(AbstractFunction):
@@ -237,8 +240,8 @@ class ElasticNet(AbstractFunction):
         return side(z, step * spread(self.weight, z))
 
     def check_size(self, size: int) -> None:
-        check_length(self, "weight", size)
-        check_length(self, "ridge", size)
+        check_length(self, "weight", size, in_blocks=True)
+        check_length(self, "ridge", size, in_blocks=True)
 
     @property
     def dual_scale(self) -> Array | None:
