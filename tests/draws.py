@@ -99,6 +99,16 @@ FUNCTIONS = {
     "L2Ball": lambda draw: hg.L2Ball(draw.magnitudes()),
     "NonNegative": lambda draw: hg.NonNegative(),
     "SeparableSum": _sum,
+    "DataFidelity mask": lambda draw: hg.DataFidelity(
+        hg.operators.Mask(draw.rng.integers(0, 2, SIZE)), draw.magnitudes()
+    ),
+    "DataFidelity blur": lambda draw: hg.DataFidelity(
+        hg.operators.Blur(draw.entries(3, 2), (4, 3)), draw.magnitudes()
+    ),
+    "DataFidelity Fourier": lambda draw: hg.DataFidelity(
+        hg.operators.FourierSampling(draw.rng.integers(0, 2, (4, 3)), (4, 3)), draw.magnitudes()
+    ),
+    "DataFidelity matrix": lambda draw: hg.DataFidelity(draw.entries(5, SIZE), draw.magnitudes()),
 }
 
 # ------------------------------------------------------------- problems whose solution is known

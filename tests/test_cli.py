@@ -100,7 +100,7 @@ def test_help(command: tuple[str, ...]) -> None:
         assert word in ran.out
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "restore"])
+@pytest.mark.parametrize("command", ["compare", "train", "restore", "report"])
 def test_help_fits_a_terminal_and_says_each_default_once(command: str, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = _run(command, "--help").out
@@ -108,7 +108,7 @@ def test_help_fits_a_terminal_and_says_each_default_once(command: str, monkeypat
     words = " ".join(re.sub("[│|]", " ", text).split())  # without UTF-8 the frame is of ASCII
     assert "None" not in words
     assert not re.search(r"\(default: [^)]*\) \(default", words)
-    if command != "restore":
+    if command in ("compare", "train"):
         assert "(default: 8, quick: 2)" in words
         for box in ("data and learning", "problem", "device"):
             assert f" {box} options " in text
@@ -117,7 +117,7 @@ def test_help_fits_a_terminal_and_says_each_default_once(command: str, monkeypat
 def test_a_command_that_is_misspelt() -> None:
     for words in (["comparee"], ["comparee", "--quick"]):
         _assert_one_line(
-            _run(*words), 2, "compare, train, restore, bench, strategies; got 'comparee'",
+            _run(*words), 2, "compare, train, restore, report, bench, strategies; got 'comparee'",
             "perhaps you meant compare;",
         )  # fmt: skip
     assert "perhaps" not in _run("frobnicate").err
@@ -250,8 +250,8 @@ def whole(tiny, tmp_path_factory) -> Path:
         "--strategies", "truncation:k=1", "ergodic",
     )  # fmt: skip
     assert ran.status == 0, ran.err
-    assert f"  {out / 'README.md'}  what each file is\n" in ran.out
-    assert f" s; {out / 'README.md'} says what each file is\n" in ran.out
+    assert f" s; open\n  {out / 'report.html'}  " in ran.out
+    assert f"\n  {out / 'README.md'}  what each file is\n" in ran.out
     assert ran.out.rstrip().endswith("samples, not a result")
     return out
 
@@ -267,7 +267,7 @@ def test_everything_that_was_promised_is_written(whole) -> None:
         "operator_untrained", "operator_truncation_k-1", "operator_ergodic_uniform",
     }  # fmt: skip
     others = {
-        "README.md",
+        "README.md", "report.html", "photograph_camera.npz",
         "records.jsonl", "config.json", "environment.json", "table.md", "photograph.json",
         "comparison.jsonl", "comparison.md", "reference.json",
         "operator_truncation_k-1.npz", "operator_ergodic_uniform.npz",

@@ -121,7 +121,7 @@ def to_json(value: Any, **layout: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: NumPy numbers, arrays, paths."""
+    """Return a plain value for what JSON does not know: NumPy numbers, arrays, paths."""
     if isinstance(value, np.generic) or hasattr(value, "tolist"):
         return _without_nan(value.tolist())
     return str(value)

@@ -85,7 +85,7 @@ def paired_interval(values: ArrayLike, others: ArrayLike, level: float = 0.95) -
 
 
 def recovered_share(start: ArrayLike, loss: ArrayLike, full: ArrayLike) -> Float[np.ndarray, " *n"]:
-    """What part of a gain another one is, seed by seed.
+    """Return the share of a gain that another one recovers, seed by seed.
 
         (start - loss) / (start - full)
 

@@ -13,6 +13,7 @@ Conventions, for every function `f` here and every function that a user adds:
 from hypergrad.problem.functions._base import AbstractFunction as AbstractFunction
 from hypergrad.problem.functions._base import prox as prox
 from hypergrad.problem.functions._base import prox_conjugate as prox_conjugate
+from hypergrad.problem.functions.fidelity import DataFidelity as DataFidelity
 from hypergrad.problem.functions.indicators import Box as Box
 from hypergrad.problem.functions.indicators import BoxQuadratic as BoxQuadratic
 from hypergrad.problem.functions.indicators import L2Ball as L2Ball

@@ -10,6 +10,12 @@ from hypergrad.problem.operators.convolutions import FFT as FFT
 from hypergrad.problem.operators.convolutions import AbstractConvolution as AbstractConvolution
 from hypergrad.problem.operators.convolutions import Direct as Direct
 from hypergrad.problem.operators.filter_bank import FilterBank as FilterBank
+from hypergrad.problem.operators.forward import AbstractForward as AbstractForward
+from hypergrad.problem.operators.forward import Blur as Blur
+from hypergrad.problem.operators.forward import DenseForward as DenseForward
+from hypergrad.problem.operators.forward import FourierSampling as FourierSampling
+from hypergrad.problem.operators.forward import Mask as Mask
+from hypergrad.problem.operators.forward import pseudo_inverse as pseudo_inverse
 from hypergrad.problem.operators.image_differences import ImageDifferences as ImageDifferences
 from hypergrad.problem.operators.image_differences import difference_operator as difference_operator
 from hypergrad.problem.operators.matrices import dct as dct

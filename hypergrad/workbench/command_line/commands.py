@@ -15,6 +15,7 @@ __all__ = [
     "Compare",
     "DeviceOptions",
     "PartOptions",
+    "Report",
     "Restore",
     "RunOptions",
     "Strategies",
@@ -193,6 +194,20 @@ class Restore:
 
 
 @dataclasses.dataclass(frozen=True)
+class Report:
+    """Put runs on one page, side by side: tables, curves and pictures."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint=""),
+    ] = ()
+    """Folders of runs of `compare` or `train`."""
+    out: Annotated[Path | None, _default("report.html in the first folder")] = None
+    """The page to write, a .html; one that exists is replaced."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Bench:
     """Measure time and memory as ratios within one run: the benchmark."""
 
@@ -213,8 +228,9 @@ Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Restore, tyro.conf.subcommand("restore")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Strategies, tyro.conf.subcommand("strategies")]
 )
 
-COMMANDS = ("compare", "train", "restore", "bench", "strategies")
+COMMANDS = ("compare", "train", "restore", "report", "bench", "strategies")

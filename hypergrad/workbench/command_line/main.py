@@ -1,4 +1,4 @@
-"""The command line: `hypergrad compare | train | restore | bench | strategies`.
+"""The command line: `hypergrad compare | train | restore | report | bench | strategies`.
 
 Usage errors end with status 2, unusable data or settings with 1, an interruption with 130; in each
 case with one line and without a traceback.
@@ -31,6 +31,7 @@ from hypergrad.workbench.command_line.commands import (
     Compare,
     DeviceOptions,
     PartOptions,
+    Report,
     Restore,
     RunOptions,
     Strategies,
@@ -73,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
             _study("compare", command.run, command.parts, command.on, command.strategies)
         elif isinstance(command, Restore):
             _restore(command)
+        elif isinstance(command, Report):
+            _report(command)
         elif isinstance(command, Bench):
             return _bench(command)
         else:
@@ -329,6 +332,19 @@ def _cache_folder() -> Path | None:
         return platformdirs.user_cache_path("hypergrad", appauthor=False) / "programs"
     except RuntimeError:
         return None
+
+
+def _report(options: Report) -> None:
+    from hypergrad._foundation.records import write_text
+    from hypergrad.workbench.studies.report_page import PAGE, report_page
+
+    if not options.runs:
+        raise _UsageError("report needs at least one folder of a run; got none: name one")
+    out = options.out or options.runs[0] / PAGE
+    if out.suffix != ".html":
+        raise _UsageError(f"out must be a file that ends in .html; got {out}: name one")
+    write_text(out, report_page(options.runs))
+    print(f"written to {out}")
 
 
 def _bench(options: Bench) -> int:

@@ -13,6 +13,10 @@ _README = "README.md"
 
 # Every file of a run: the pattern of its name, what it holds, how it is read.
 CONTENTS = {
+    "report.html": (
+        "all of this on one page: tables, interactive curves, the photograph with a slider",
+        "any browser, without a network; `hypergrad report RUN RUN` puts runs side by side",
+    ),
     "table.md": (
         "the result: the comparison on one batch, then every operator on training and held-out "
         "data",
@@ -56,6 +60,10 @@ CONTENTS = {
         "a photograph restored by each operator, where no data were given",
         "PSNR and SSIM above each",
     ),
+    "photograph_<name>.npz": (
+        "the same pictures as grey levels: observed, restored by each operator, truth",
+        "`numpy.load(path)`",
+    ),
     "photograph.json": ("those numbers", "JSON"),
     "config.json": (
         "the settings: the same ones go on in this folder, others are refused",
@@ -72,6 +80,7 @@ CONTENTS = {
 def worth_opening(config: ImageStudy, out: Path) -> list[tuple[Path, str]]:
     """Return the paths to open first, each with what it shows; pictures only where there are."""
     found = [
+        (out / "report.html", "tables, curves and pictures on one page"),
         (out / f"photograph_{config.photograph}.png", "a photograph restored by each operator"),
         (out / "loss_over_epochs.png", "the loss of each strategy as it learns"),
         (out / _README, "what each file is"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypergrad import plotting
-from hypergrad._foundation.records import write_json
+from hypergrad._foundation.records import write_json, write_npz
 from hypergrad.problem import operators
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.workbench import data
@@ -85,6 +85,11 @@ def _draw_photograph(config: ImageStudy, restorers: Mapping[str, Restorer], out:
     figure = plotting.plot_photograph(pictures, truth=truth, metrics=metrics)
     plotting.save_figure(figure, out / f"photograph_{config.photograph}")
     write_json(out / "photograph.json", metrics)
+    levels = {
+        name: np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+        for name, picture in pictures.items()
+    }
+    write_npz(out / f"photograph_{config.photograph}.npz", levels, compress=True)
 
 
 def _restore_photograph(config: ImageStudy, observed: np.ndarray, restore: Restorer) -> np.ndarray:

@@ -36,6 +36,7 @@ from hypergrad.workbench.studies.learning import (
     with_row_weights,
 )
 from hypergrad.workbench.studies.pictures import draw
+from hypergrad.workbench.studies.report_page import PAGE, report_page
 from hypergrad.workbench.studies.samples import StudyData, contents_of, load, piece_size
 from hypergrad.workbench.studies.settings import ImageStudy
 from hypergrad.workbench.studies.tables import (
@@ -114,6 +115,7 @@ def _run_stages(
     draw(config, samples, drawn, restorers, training, rows, out)
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
+    write_text(out / PAGE, report_page([out]))
     _print(console, learning_table(rows, console.width))
     _print(console, note(about_the_table(config), width=console.width))
     if gained := nothing_gained(config, samples, rows, training):

@@ -14,6 +14,7 @@ from hypergrad.workbench.studies.samples import StudyData
 from hypergrad.workbench.studies.settings import ImageStudy
 
 __all__ = [
+    "GAIN",
     "TABLE",
     "about_the_table",
     "gains",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 # The gain over the untrained operator (dB, held out) below which a hint is printed.
-_GAIN = 0.1
+GAIN = 0.1
 
 # By how much the training loss has to rise, relative to its start, for the learning rate to be
 # blamed: an epoch leaves out what does not fill a batch, so that it never stays quite the same.
@@ -111,7 +112,7 @@ def nothing_gained(
     `training`, the records of all epochs: whether the loss rose decides what to change.
     """
     found = {label: -math.inf if math.isnan(gain) else gain for label, gain in gains(rows).items()}
-    if not found or max(found.values()) > _GAIN:
+    if not found or max(found.values()) > GAIN:
         return ""
     best = max(found, key=found.__getitem__)
     start, end = _pairs(rows)[best]
@@ -119,7 +120,7 @@ def nothing_gained(
     # A loss that is not a number has not stayed below, either.
     rose = losses and not losses[-1] <= (1 + _RISE) * losses[0]
     return (
-        f"No strategy gained more than {_GAIN} dB on held-out data over the untrained operator: "
+        f"No strategy gained more than {GAIN} dB on held-out data over the untrained operator: "
         f"{best} came from {start['psnr_at_L']:.2f} to {end['psnr_at_L']:.2f} dB (its training "
         f"loss from {start['train_at_L']:.4g} to {end['train_at_L']:.4g}). "
         + (_smaller_rate(config, losses) if rose else _another_start(config, len(samples.train)))

@@ -1,0 +1,189 @@
+"""Linear inverse problems: data terms in closed form, against dense linear algebra."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hypergrad as hg
+from hypergrad import operators
+
+SHAPE, N = (4, 5), 20
+WEIGHT, LAM = 3.0, 0.7
+
+MASK = np.random.default_rng(0).integers(0, 2, SHAPE)
+FORWARD = {
+    "mask": lambda: operators.Mask(MASK),
+    "blur": lambda: operators.Blur(
+        jnp.asarray(np.random.default_rng(1).standard_normal((3, 2))), SHAPE
+    ),
+    "Fourier": lambda: operators.FourierSampling(
+        np.random.default_rng(2).integers(0, 2, SHAPE), SHAPE
+    ),
+    "wide": lambda: operators.DenseForward(np.random.default_rng(3).standard_normal((7, N))),
+    "tall": lambda: operators.DenseForward(np.random.default_rng(4).standard_normal((25, N))),
+}
+
+
+def dense(name: str) -> np.ndarray:
+    """Return A by its definition, entry by entry; complex rows for Fourier sampling."""
+    A = FORWARD[name]()
+    if name == "mask":
+        return np.diag(MASK.ravel().astype(float))
+    if name == "blur":
+        kernel, matrix = np.asarray(A.kernel), np.zeros((*SHAPE, *SHAPE))
+        centre = np.array(kernel.shape) // 2
+        for out in np.ndindex(*SHAPE):
+            for tap in np.ndindex(*kernel.shape):
+                at = tuple((np.array(out) - np.array(tap) + centre) % SHAPE)
+                matrix[out + at] += kernel[tap]
+        return matrix.reshape(N, N)
+    if name == "Fourier":
+        waves = [np.fft.fft(np.eye(size), norm="ortho") for size in SHAPE]
+        return np.asarray(A.mask).reshape(-1, 1) * np.kron(*waves)
+    return np.random.default_rng(3 if name == "wide" else 4).standard_normal(
+        (7 if name == "wide" else 25, N)
+    )
+
+
+def K_and_truth() -> tuple[jax.Array, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return jnp.asarray(rng.standard_normal((30, N))), rng.standard_normal((2, N))
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_products_and_pseudo_inverse_are_those_of_the_matrix(name: str) -> None:
+    A, matrix, (_, x) = FORWARD[name](), dense(name), K_and_truth()
+    b = x @ matrix.T
+    np.testing.assert_allclose(A(jnp.asarray(x)), b, atol=1e-12)
+    np.testing.assert_allclose(A.transpose(jnp.asarray(b)), (b @ matrix.conj()).real, atol=1e-12)
+    # Over real vectors: real and imaginary parts of the measurements are rows of their own.
+    real = np.concatenate([matrix.real, matrix.imag])
+    both = np.concatenate([b.real, b.imag], axis=-1)
+    expected = both @ np.linalg.pinv(real).T
+    np.testing.assert_allclose(operators.pseudo_inverse(A, b), expected, atol=1e-11)
+
+
+def test_small_singular_values_can_be_left_out() -> None:
+    matrix = np.diag([1.0, 0.1, 1e-3])
+    found = operators.pseudo_inverse(matrix, np.ones(3), cutoff=0.01)
+    np.testing.assert_allclose(found, [1.0, 10.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(operators.pseudo_inverse(matrix, np.ones(3))[2], 1e3, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_value_and_conjugate_are_those_of_the_matrix(name: str) -> None:
+    G, matrix, (_, r) = hg.DataFidelity(FORWARD[name](), WEIGHT), dense(name), K_and_truth()
+    value = WEIGHT / 2 * np.sum(np.abs(r @ matrix.T) ** 2, axis=-1)
+    np.testing.assert_allclose(G(jnp.asarray(r)), value, rtol=1e-12)
+    normal = (matrix.conj().T @ matrix).real
+    y = r @ normal  # in the range of A^T
+    expected = np.sum(y * (y @ np.linalg.pinv(normal, rcond=1e-10)), axis=-1) / (2 * WEIGHT)
+    np.testing.assert_allclose(G.conjugate(jnp.asarray(y)), expected, rtol=1e-9)
+    if np.linalg.matrix_rank(normal) < N:
+        assert np.all(np.isinf(G.conjugate(jnp.asarray(r))))
+
+
+def closed_form(K, weight, lam, matrix, b):
+    """Return the minimiser of `lam/2 ||K x||^2 + weight/2 ||A x - b||^2`."""
+    normal = weight * (matrix.conj().T @ matrix).real + lam * K.T @ K
+    return jnp.linalg.solve(normal, weight * (b @ matrix.conj()).real.T).T
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        *((name, strategy) for name in FORWARD for strategy in ("exact", "limit:cgls")),
+        ("blur", "full"),
+        ("mask", "piggyback"),
+    ],
+)
+def test_quadratic_problems_have_the_closed_solution_and_derivatives(name, strategy) -> None:
+    matrix, (K, x_true) = dense(name), K_and_truth()
+    b = x_true @ matrix.T
+    x_tilde = operators.pseudo_inverse(FORWARD[name](), b)
+    problem = hg.LowerLevel(K, hg.Quadratic(LAM), hg.DataFidelity(FORWARD[name](), WEIGHT))
+    solver = hg.ChambollePock(4000, step_ratio=0.3)
+
+    def expected_loss(K, weight, lam):
+        x = closed_form(K, weight, lam, matrix, b)
+        return jnp.mean(jnp.sum((x - x_true) ** 2, axis=-1)) / 2
+
+    strategy = hg.parse_strategy(strategy)
+    h = hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy)
+    expected = jax.value_and_grad(expected_loss, (0, 1, 2))(K, WEIGHT, LAM)
+    np.testing.assert_allclose(h.value, expected[0], rtol=1e-8)
+    found = h.grad.K, h.grad.G.weight, h.grad.F.weight
+    for got, right in zip(found, expected[1], strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-8, atol=1e-8 * np.max(np.abs(right)))
+
+
+def test_the_l1_problem_with_a_mask_is_the_plain_iteration() -> None:
+    K, x_true = K_and_truth()
+    K, mask = np.asarray(K), MASK.ravel()
+    x_tilde, L, tau = mask * x_true, 50, 0.9 / np.linalg.norm(K, 2)
+    r = r_bar = np.zeros_like(x_tilde)
+    y = np.zeros((2, 30))
+    for _ in range(L):
+        y = np.clip(y + tau * (x_tilde + r_bar) @ K.T, -0.4, 0.4)
+        new = (r - tau * y @ K) / (1 + tau * WEIGHT * mask)
+        r, r_bar = new, 2 * new - r
+    problem = hg.LowerLevel(
+        jnp.asarray(K), hg.L1(0.4), hg.DataFidelity(operators.Mask(MASK), WEIGHT)
+    )
+    solver = hg.ChambollePock(L, tau=tau, sigma=tau)
+    found = hg.solve(problem, x_tilde, solver=solver, strategy=hg.Truncation(1)).x
+    np.testing.assert_allclose(found, x_tilde + r, atol=1e-12)
+
+
+@pytest.mark.parametrize("label", ["full", "limit:cgls", "exact", "truncation:k=300"])
+def test_central_differences_in_a_blur_kernel(label: str) -> None:
+    K, x_true = K_and_truth()
+    A = FORWARD["blur"]()
+    b, solver = A(jnp.asarray(x_true)), hg.ChambollePock(3000)
+    start = operators.pseudo_inverse(A, b)  # fixed: what is measured does not move with the kernel
+
+    def value_and_grad(kernel):
+        G = hg.DataFidelity(operators.Blur(kernel, SHAPE), WEIGHT)
+        problem = hg.LowerLevel(K, hg.L1(0.3), G)
+        h = hg.hypergradient(
+            problem, start, x_true, solver=solver, strategy=hg.parse_strategy(label)
+        )
+        return float(h.value), np.asarray(h.grad.G.A.kernel)
+
+    direction, step = np.random.default_rng(6).standard_normal((3, 2)), 1e-5
+    _, grad = value_and_grad(A.kernel)
+    up, down = (value_and_grad(A.kernel + s * step * direction)[0] for s in (1, -1))
+    assert np.sum(grad * direction) == pytest.approx((up - down) / (2 * step), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: operators.Blur(jnp.ones((5, 2)), (4, 5)), "no larger than the image"),
+        (lambda: operators.Blur(jnp.ones(3), (4, 5)), "must be a matrix"),
+        (lambda: operators.Blur(jnp.full((2, 2), jnp.nan), (4, 5)), "must be finite"),
+        (lambda: operators.FourierSampling(jnp.ones((4, 4)), (4, 5)), "the shape of the image"),
+        (lambda: operators.Mask(np.array([0.5, 1.0])), "must hold 0 and 1"),
+        (lambda: operators.Mask(np.array([np.nan, 1.0])), "must hold 0 and 1"),
+        (lambda: operators.Mask(np.zeros(0)), "must hold 0 and 1"),
+        (lambda: hg.DataFidelity(np.ones(3)), r"must be a matrix \(p, n\)"),
+        (lambda: hg.DataFidelity(np.full((2, 2), np.inf)), "must be finite"),
+        (lambda: hg.DataFidelity(operators.Mask([1, 0]), -1.0), "must be non-negative"),
+        (lambda: hg.DataFidelity(operators.Mask([1, 0]), jnp.ones(2)), "must be one number"),
+        (
+            lambda: hg.LowerLevel(jnp.ones((2, 3)), hg.L1(1.0), hg.DataFidelity([[1.0, 2.0]])),
+            "must act on vectors of length 3",
+        ),
+        (lambda: operators.pseudo_inverse(operators.Mask([1, 0]), jnp.ones(3)), "2 entries each"),
+        (
+            lambda: operators.pseudo_inverse(np.eye(2), jnp.ones(2), cutoff=1.5),
+            "cutoff must lie in",
+        ),
+    ],
+)
+def test_bad_input_is_refused(make, words: str) -> None:
+    with pytest.raises(hg.HypergradError, match=words):
+        make()
