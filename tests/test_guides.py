@@ -96,7 +96,7 @@ def small(folder, monkeypatch) -> Path:
     monkeypatch.setattr(learning, "compare", lambda *given, **settings: compared)
     monkeypatch.setattr(hg.Comparison, "save", lambda comparison, out: None)
     left_out = {"evaluate_all": [], "draw": None} | dict.fromkeys(
-        ("report", "learning_table", "about_the_table", "nothing_gained"), ""
+        ("report", "learning_table", "about_the_table", "nothing_gained", "report_page"), ""
     )
     for name, nothing in left_out.items():
         monkeypatch.setattr(stages, name, lambda *given, nothing=nothing: nothing)
@@ -238,7 +238,7 @@ def test_the_prox_of_the_guide_is_one(folder) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("Frobnicate", "a function must be one of Box, "),
+        ("Frobnicate", "a function must be one of DataFidelity, Box, "),
         ("AbstractFunction", "a function must be one of"),
         ("L1:0.1", "Unknown option '0.1' for 'L1'; choose weight"),
         ("L1:weight=", "must be name=value with a Python literal"),
@@ -465,7 +465,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_pages_with_output_are_found() -> None:
     with_output = [page for page, (_, output) in SHOWN.items() if output]
-    assert with_output == ["README", "comparing", "concepts", "index", "learning"]
+    assert with_output == ["README", "comparing", "concepts", "index", "inverse", "learning"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
