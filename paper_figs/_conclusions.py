@@ -1,13 +1,13 @@
 """What each figure shows, in a sentence: its title, and its heading in the gallery of the site."""
 
 CONCLUSIONS = {
-    "fig00_main": "On the DCT limit:cgls has the error of full in the time of truncation:k=1; "
-    "to learn from a random K one step is enough",
+    "fig00_main": "On the DCT limit:cgls has the error of full in about the time of "
+    "truncation:k=1; one step is enough to learn",
     "fig01_solver_depth": "A random K needs hundreds of iterations, the DCT about 50; "
     "time and memory of full unrolling grow with them",
     "fig02a_vanishing": "As L grows the layers go to the kernels of K, except for a linear "
     "programme; the gradient in K does not vanish",
-    "fig02b_layers": "Early layers add nothing to the gradient of the last iterate (a linear "
+    "fig02b_layers": "Early layers add little to the gradient of the last iterate (a linear "
     "programme apart); averages keep them",
     "fig03c_over_the_last_iterate": "By plain descent averages learn up to 1.2 dB better than the "
     "last iterate; by Adam 0.1 dB or less",

@@ -252,6 +252,27 @@ def test_comparison_of_many_long_labels_is_legible() -> None:
     figure: Any = plotting.plot_comparison([*records, *failed])
     shown = [text.get_text() for text in figure.axes[0].texts]
     assert list(drawn_points(figure)) == shown == labels
+    axes = figure.axes[0]
+    for line, text in itertools.product(drawn_points(figure).values(), axes.texts):
+        marker = axes.transData.transform(line.get_xydata()[0])
+        assert not Text.get_window_extent(text).contains(*marker), text.get_text()
+    assert_legible(figure)
+
+
+def test_curves_are_named_where_they_end() -> None:
+    """Two that end at one point, one far below, and one that leaves the axes before its end."""
+    figure: Any = plotting.new_figure(5.0, 3.0)
+    axes = figure.add_subplot()
+    ends = {"full": 1.0, "limit": 1.0, "exact": 0.1}
+    for name, end in ends.items():
+        axes.plot([0, 1], [0.5, end], label=name)
+    axes.plot([0, 1, 2], [0.5, 0.6, 9.0], label="leaves")
+    axes.plot([0, 1], [0.2, 0.2])  # has no name
+    axes.set_ylim(0, 1.1)
+    plotting.label_curves(axes)
+    assert {text.get_text(): text.xy[1] for text in axes.texts} == ends | {"leaves": 0.6}
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert heights["exact"] < heights["leaves"] < min(heights["full"], heights["limit"])
     assert_legible(figure)
 
 
