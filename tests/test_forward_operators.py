@@ -22,8 +22,8 @@ FORWARD = {
     "Fourier": lambda: operators.FourierSampling(
         np.random.default_rng(2).integers(0, 2, SHAPE), SHAPE
     ),
-    "wide": lambda: operators.DenseForward(np.random.default_rng(3).standard_normal((7, N))),
-    "tall": lambda: operators.DenseForward(np.random.default_rng(4).standard_normal((25, N))),
+    "wide": lambda: operators.DenseForward.of(np.random.default_rng(3).standard_normal((7, N))),
+    "tall": lambda: operators.DenseForward.of(np.random.default_rng(4).standard_normal((25, N))),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 from restoring import ROWS, learned
 
 import hypergrad as hg
+from hypergrad import operators
 from hypergrad._foundation.records import write_npz
 
 
@@ -121,7 +122,7 @@ UNSAVABLE = {
                 K=lx.DiagonalLinearOperator(jnp.ones(6)), F=hg.L1(0.1), G=hg.Zero()
             )
         },
-        "K must be a matrix to be saved",
+        "K must be a matrix or a FilterBank to be saved",
     ),
     "weights that no word makes": (
         {"strategy": hg.ErgodicUnrolling(jnp.array([0.0, 0.5, 0.5]))},
@@ -174,3 +175,36 @@ WRONG = {
 def test_settings_that_do_not_fit(changed) -> None:
     with pytest.raises(ValueError, match="; got "):
         dataclasses.replace(ROWS, **changed)
+
+
+@pytest.mark.parametrize("boundary", [operators.Symmetric(), operators.Periodic()], ids=repr)
+def test_a_filter_bank_is_saved_and_restores_images_of_any_shape(boundary, tmp_path) -> None:
+    filters = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 2)))
+    K = operators.FilterBank(filters, (8, 8), boundary, operators.FFT())
+    problem = hg.LowerLevel(K, hg.L1(jnp.array([0.1, 0.2, 0.3])), hg.Quadratic(1.0))
+    solver, strategy = hg.ChambollePock(30), hg.ErgodicUnrolling()
+    hg.SavedOperator(problem, solver, strategy, (8, 8), stride=4).save(tmp_path / "bank.npz")
+    model = hg.load_operator(tmp_path / "bank.npz")
+    assert eqx.tree_equal(model.problem, problem)
+    image = np.random.default_rng(1).random((13, 17, 2))
+    restored = hg.restore(model, image)
+    larger = hg.LowerLevel(K.with_image_shape((13, 17)), problem.F, problem.G)
+    for channel in range(2):
+        x_tilde = image[..., channel].reshape(1, -1)
+        x = hg.solve(larger, x_tilde, solver=solver, strategy=strategy).x
+        np.testing.assert_allclose(restored[..., channel], x.reshape(13, 17), rtol=1e-12)
+    with pytest.raises(hg.HypergradError, match="not be larger than the image"):
+        hg.restore(model, image[:2, :, 0])
+
+
+def test_a_data_term_is_saved_with_its_forward_operator(tmp_path) -> None:
+    for A in (
+        operators.Mask(np.arange(6) % 2),
+        operators.Blur(jnp.ones((2, 2)), (2, 3)),
+        operators.FourierSampling(np.eye(2, 3), (2, 3)),
+        operators.DenseForward.of(np.arange(12.0).reshape(2, 6)),
+    ):
+        problem = hg.LowerLevel(operators.differences(6), hg.L1(0.1), hg.DataFidelity(A, 2.0))
+        saved = hg.SavedOperator(problem, hg.ChambollePock(5), hg.Truncation(1), (2, 3), stride=1)
+        saved.save(tmp_path / "A.npz")
+        assert eqx.tree_equal(hg.load_operator(tmp_path / "A.npz").problem, problem)

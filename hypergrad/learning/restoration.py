@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypergrad._foundation.checks import check_count, check_finite
 from hypergrad._foundation.errors import HypergradError
 from hypergrad.learning import solve_in_pieces
 from hypergrad.learning.saved_operator import SavedOperator
+from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import FilterBank
 
 __all__ = ["check_observed", "restore"]
 
@@ -29,9 +32,10 @@ _CHUNK = 1024
 def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None) -> Floats:
     """Restore an image, a sound or rows with a learned operator.
 
-    The observation is cut into overlapping samples of the shape used in training, every `stride`
-    entries (and once more at the end, if `stride` does not divide the size); each is solved as in
-    training, and overlaps are averaged.
+    With a matrix K the observation is cut into overlapping samples of the shape used in training,
+    every `stride` entries (and once more at the end, if `stride` does not divide the size); each is
+    solved as in training, and overlaps are averaged. With a `FilterBank` an image is solved as a
+    whole, whatever its shape.
 
     **Arguments**: `x_tilde`, in the units of the training data (grey values in [0, 1]): `(h, w)` or
     `(h, w, channels)` of any size for an operator learned on patches; `(t,)` or `(t, channels)` for
@@ -42,7 +46,8 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
 
     **Errors**: a `HypergradError` if the shape does not fit, or an entry is masked or not finite.
 
-    **Cost**: `h w / stride^2` forward solves per channel; memory for 16384 samples and the image.
+    **Cost**: `h w / stride^2` forward solves per channel, memory for 16384 samples and the image; a
+    single forward solve with a `FilterBank`, compiled for each new shape.
 
     **Caveat**: it is trained for one kind of noise (or quantiser). Observations smaller than one
     sample are extended by reflection.
@@ -57,7 +62,9 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
     x_tilde = unmasked(x_tilde, "x_tilde")
     check_observed(operator, x_tilde)
     if _is_of_rows(operator):
-        return _solved(operator, x_tilde)
+        return _solved(operator.problem, operator, x_tilde)
+    if isinstance(operator.problem.K, FilterBank):
+        return _per_channel(operator, x_tilde, lambda channel: _whole(operator, channel))
     stride = operator.stride if stride is None else stride
     check_count("stride", stride)
     if stride > min(operator.shape):
@@ -65,10 +72,16 @@ def restore(operator: SavedOperator, x_tilde: Any, *, stride: int | None = None)
             f"stride must be at most the sides of a sample, {operator.shape}; got {stride}: larger "
             "ones leave gaps"
         )
+    return _per_channel(operator, x_tilde, lambda channel: _channel(operator, channel, stride))
+
+
+def _per_channel(
+    operator: SavedOperator, x_tilde: Floats, restore_one: Callable[[Floats], Floats]
+) -> Floats:
     if x_tilde.ndim == len(operator.shape):
-        return _channel(operator, x_tilde, stride)
+        return restore_one(x_tilde)
     channels = np.moveaxis(x_tilde, -1, 0)
-    return np.stack([_channel(operator, channel, stride) for channel in channels], axis=-1)
+    return np.stack([restore_one(channel) for channel in channels], axis=-1)
 
 
 def _is_of_rows(operator: SavedOperator) -> bool:
@@ -93,15 +106,24 @@ def check_observed(operator: SavedOperator, x_tilde: Any) -> None:
     check_finite("x_tilde", x_tilde)
 
 
-def _solved(operator: SavedOperator, samples: Floats) -> Floats:
+def _solved(
+    problem: LowerLevel, operator: SavedOperator, samples: Floats, chunk: int = _CHUNK
+) -> Floats:
     """Solve samples, one per row, as in training."""
     return solve_in_pieces(
-        operator.problem,
-        samples.astype(operator.problem.dtype),
+        problem,
+        samples.astype(problem.dtype),
         solver=operator.solver,
         strategy=operator.strategy,
-        piece=_CHUNK,
+        piece=chunk,
     )[0]
+
+
+def _whole(operator: SavedOperator, observed: Floats) -> Floats:
+    """Restore an image as one sample, by the same filters at its shape."""
+    K: Any = operator.problem.K
+    problem = dataclasses.replace(operator.problem, K=K.with_image_shape(observed.shape))
+    return _solved(problem, operator, observed.reshape(1, -1), chunk=1).reshape(observed.shape)
 
 
 def _channel(operator: SavedOperator, observed: Floats, stride: int) -> Floats:
@@ -109,7 +131,7 @@ def _channel(operator: SavedOperator, observed: Floats, stride: int) -> Floats:
     missing = [(0, max(0, k - s)) for s, k in zip(observed.shape, operator.shape, strict=True)]
     padded = np.pad(observed, missing, mode="symmetric")
     whole = _overlaps_averaged(
-        padded, operator.shape, stride, lambda samples: _solved(operator, samples)
+        padded, operator.shape, stride, lambda samples: _solved(operator.problem, operator, samples)
     )
     return whole[tuple(map(slice, observed.shape))]
 

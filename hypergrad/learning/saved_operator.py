@@ -24,7 +24,7 @@ from hypergrad._foundation.checks import check_count, describe
 from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad._foundation.records import to_json, write_npz
 from hypergrad.chambolle_pock import ChambollePock, RestartedHalpern
-from hypergrad.problem import functions
+from hypergrad.problem import functions, operators
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import matrix_of
 from hypergrad.strategies import STRATEGIES, AbstractStrategy, parse_strategy
@@ -37,7 +37,21 @@ _FUNCTIONS = {
     for name, f in vars(functions).items()
     if isinstance(f, type) and issubclass(f, functions.AbstractFunction)
 }
-_CLASSES = {**_FUNCTIONS, "ChambollePock": ChambollePock, "RestartedHalpern": RestartedHalpern}
+_OTHERS = (
+    ChambollePock,
+    RestartedHalpern,
+    operators.FilterBank,
+    operators.Symmetric,
+    operators.ZeroOutside,
+    operators.Periodic,
+    operators.Direct,
+    operators.FFT,
+    operators.Mask,
+    operators.Blur,
+    operators.FourierSampling,
+    operators.DenseForward,
+)
+_CLASSES = {**_FUNCTIONS, **{cls.__name__: cls for cls in _OTHERS}}
 _NAMES = {cls: name for name, cls in _CLASSES.items()}
 
 
@@ -45,11 +59,16 @@ _NAMES = {cls: name for name, cls in _CLASSES.items()}
 class SavedOperator:
     """A learned lower level, and how to apply it.
 
-    **Arguments**: `problem`, with a matrix `K`; `solver` and `strategy`, those of the training (the
-    strategy matters if it changes the solution, as averages do); `shape` of one sample before it
-    was flattened, `(8, 8)` or `(160,)`; `stride`, the offset in entries between overlapping samples
-    of an image or a sound; `rate`, in Hz for sound, None otherwise; `settings`, anything else to
-    keep, as JSON values.
+    **Arguments**:
+
+    - `problem`: with a matrix or a `FilterBank` as `K`.
+    - `solver`, `strategy`: those of the training (the strategy matters if it changes the solution,
+      as averages do).
+    - `shape`: that of one sample before it was flattened, `(8, 8)` or `(160,)`.
+    - `stride`: the offset in entries between overlapping samples of an image or a sound; unused
+      with a `FilterBank`, which restores whole images.
+    - `rate`: in Hz for sound. Defaults to None.
+    - `settings`: anything else to keep, as JSON values.
 
     **Errors**: a `HypergradError` if `shape` does not fit K, or a setting is out of range.
 
@@ -88,18 +107,21 @@ class SavedOperator:
     def save(self, path: str | Path) -> None:
         """Write the file atomically.
 
-        **Errors**: a `HypergradError` for an operator without a matrix, and for a strategy that has
-        no command-line form.
+        **Errors**: a `HypergradError` for another operator than a matrix or a `FilterBank`, and for
+        a strategy that has no command-line form.
         """
-        K = matrix_of(self.problem.K)
+        arrays: dict[str, np.ndarray] = {}
+        K = self.problem.K
+        if not isinstance(K, operators.FilterBank):
+            K = matrix_of(K)
         if K is None:
             raise HypergradError(
-                f"K must be a matrix to be saved; got {describe(self.problem.K)}: keep its arrays "
-                "with numpy.savez, and rebuild it from them"
+                f"K must be a matrix or a FilterBank to be saved; got {describe(self.problem.K)}: "
+                "keep its arrays with numpy.savez, and rebuild it from them"
             )
-        arrays: dict[str, np.ndarray] = {"K": np.asarray(K)}
         about = {
             "format": _FORMAT,
+            "K": _describe(K, "K", arrays),
             "F": _describe(self.problem.F, "F", arrays),
             "G": _describe(self.problem.G, "G", arrays),
             "solver": _describe(self.solver, "solver", arrays),
@@ -125,10 +147,13 @@ def load_operator(path: str | Path, *, own: Iterable[type] = ()) -> SavedOperato
     try:
         about, arrays = _read(path)
         classes = {**_CLASSES, **{_full_name(cls): cls for cls in own}}
-        parts = {name: _rebuild(about[name], arrays, classes) for name in ("F", "G", "solver")}
+        about.setdefault("K", {"array": "K"})  # files of matrices did not say so
+        K, F, G, solver = (
+            _rebuild(about[name], arrays, classes) for name in ("K", "F", "G", "solver")
+        )
         return SavedOperator(
-            LowerLevel(K=jnp.asarray(arrays["K"]), F=parts["F"], G=parts["G"]),
-            parts["solver"],
+            LowerLevel(K=K, F=F, G=G),
+            solver,
             _strategy(about["strategy"], classes),
             tuple(about["shape"]),
             about["stride"],

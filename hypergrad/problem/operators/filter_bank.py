@@ -78,6 +78,15 @@ class FilterBank(AbstractOperator):
         self.boundary = boundary
         self.convolution = convolution
 
+    def with_image_shape(self, image_shape: tuple[int, int]) -> FilterBank:
+        """Return the same filters for images `(height, width)` of another shape.
+
+        >>> bank = FilterBank(jnp.ones((1, 2, 2)), (8, 8))
+        >>> bank.with_image_shape((481, 321)).image_shape
+        (481, 321)
+        """
+        return FilterBank(self.filters, image_shape, self.boundary, self.convolution)
+
     @property
     def margins(self) -> Margins:
         """The number of pixels that a filter reaches over each border."""

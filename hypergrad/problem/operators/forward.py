@@ -226,13 +226,14 @@ class FourierSampling(AbstractForward):
 
 
 class DenseForward(AbstractForward):
-    """A matrix `A (p, n)` by its singular value decomposition, taken once.
+    """A matrix `A = left diag(singular) right`, by its singular value decomposition.
 
-    Its leaves are the factors, `A = left diag(singular) right`; they are what can be learned.
+    The factors are `left (p, rank)`, `singular (rank,)` and `right (rank, n)`; they are what can be
+    learned.
 
-    **Cost**: the decomposition, `O(p n min(p, n))`; two products with its factors per prox.
+    **Cost**: two products with the factors per prox.
 
-    >>> print(DenseForward(jnp.array([[3.0, 4.0]])).gains(jnp.float32))
+    >>> print(DenseForward.of(jnp.array([[3.0, 4.0]])).gains(jnp.float32))
     [25.]
     """
 
@@ -240,14 +241,16 @@ class DenseForward(AbstractForward):
     singular: Float[Array, " rank"]
     right: Float[Array, "rank n"]
 
-    def __init__(self, matrix: Any):
+    @classmethod
+    def of(cls, matrix: Any) -> DenseForward:
+        """Decompose a matrix `(p, n)`, once; `O(p n min(p, n))` operations."""
         matrix = as_inexact(matrix, "A", rule="a matrix (p, n)", advice="pass an array")
         if matrix.ndim != 2 or 0 in matrix.shape:
             raise HypergradError(
                 f"A must be a matrix (p, n); got shape {matrix.shape}: one row per measurement"
             )
         check_finite("A", matrix)
-        self.left, self.singular, self.right = jnp.linalg.svd(matrix, full_matrices=False)
+        return cls(*jnp.linalg.svd(matrix, full_matrices=False))
 
     @property
     def size(self) -> int:
@@ -313,7 +316,7 @@ def pseudo_inverse(A: AbstractForward | Any, b: Any, *, cutoff: float = 0.0) -> 
 
 def as_forward(A: Any) -> AbstractForward:
     """Return a forward operator as it is, and the `DenseForward` of a matrix."""
-    return A if isinstance(A, AbstractForward) else DenseForward(A)
+    return A if isinstance(A, AbstractForward) else DenseForward.of(A)
 
 
 def _as_mask(name: str, mask: Any) -> Bool[Array, "..."]:
