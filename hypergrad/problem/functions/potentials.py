@@ -34,7 +34,7 @@ def _as_knots(values: Any) -> tuple[float, ...]:
         raise HypergradError(f"{rule}; got shape {knots.shape}: pass for example (0.1, 0.2, 0.4)")
     knots = tuple(map(float, knots))
     if not (knots[0] > 0 and np.all(np.diff(knots) > 0) and np.isfinite(knots[-1])):
-        raise HypergradError(f"{rule}; got {knots}: sort them, without 0 (which is one anyway)")
+        raise HypergradError(f"{rule}; got {knots}: sort them and leave out 0, always one")
     return knots
 
 
@@ -43,7 +43,7 @@ def _as_jump(value: Any) -> Any:
 
 
 class _Knot(NamedTuple):
-    """A knot with what it needs to continue from there, each a number or one entry per group."""
+    """A knot and `phi` there, one entry per group."""
 
     t: Array
     value: Array  # phi(t)
