@@ -144,6 +144,39 @@ def test_no_violation_in_hundreds_of_draws(smoothing, blocks):
         assert np.median(looseness) < 1.1
 
 
+def draws_of_potentials(jump: bool):
+    """Problems with two potentials of two slopes, with a jump at 0 and without."""
+    rng = np.random.default_rng(4)
+    slopes, jumps = rng.uniform(0.1, 2, (COUNT, 2, 2)), rng.uniform(0.05, 0.3, (COUNT, 2))
+    K, _, _, x_tilde, x_true = random_draws(5)
+    return K, slopes, jumps if jump else None, x_tilde, x_true
+
+
+@pytest.mark.parametrize("jump", [True, False])
+def test_no_violation_for_potentials(jump):
+    """Against `Exact`, which test_limits.py compares with central differences."""
+    tight = hg.ChambollePock(4000, tolerance=1e-13)
+
+    def run(K, slopes, jump, x_tilde, x_true):
+        problem = hg.LowerLevel(K, hg.ConvexPotential(slopes, (0.1, 0.4), jump), hg.Quadratic(1.0))
+        h = bounded(problem, x_tilde, x_true, hg.Truncation(5))
+        exact = hg.hypergradient(problem, x_tilde, x_true, solver=tight, strategy=hg.Exact())
+        results = [h.error_bound, alone(problem, x_tilde, x_true, h)]
+        return h.grad, exact.grad, results if jump is None else results[:1]
+
+    grad, true, bounds = jax.jit(jax.vmap(run))(*draws_of_potentials(jump))
+    difference = jax.tree.map(lambda a, b: np.asarray(a - b), grad, true)
+    for bound in bounds:
+        known = np.isfinite(bound.total)
+        assert np.mean(known) > 0.8
+        pairs = zip(jax.tree.leaves(difference), jax.tree.leaves(bound.grad), strict=True)
+        for leaf, at_most in pairs:
+            error = np.linalg.norm(leaf.reshape(COUNT, -1), axis=1)
+            assert np.all((error <= at_most + 1e-11)[known])
+        error = np.linalg.norm(difference.F.slopes.reshape(COUNT, -1), axis=1)
+        assert np.median((bound.grad.F.slopes / error)[known]) < 1.1
+
+
 def test_the_bound_of_every_leaf(key):
     problem, x_tilde, x_true = an_example(key)
     h = bounded(problem, x_tilde, x_true, hg.Truncation(1))

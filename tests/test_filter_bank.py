@@ -261,6 +261,23 @@ def test_hypergradients_are_central_differences(label, rtol, scene, central_diff
     assert relative_error(h.grad.K.filters, central_differences) < rtol
 
 
+def test_a_weight_per_filter_holds_at_every_pixel_of_its_output(scene):
+    problem, x_tilde, x_true, solver = scene
+    per_filter = jnp.array([0.05, 0.2])
+    strategy, found = hg.Truncation(20), []
+    for weight in (per_filter, jnp.repeat(per_filter, 30)):
+        problem = eqx.tree_at(lambda p: p.F.weight, problem, weight)
+        h = hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy)
+        found.append(h)
+    blocks, rows = found
+    np.testing.assert_allclose(blocks.solution.x, rows.solution.x, rtol=1e-12)
+    np.testing.assert_allclose(blocks.grad.K.filters, rows.grad.K.filters, rtol=1e-9, atol=1e-12)
+    expected = np.asarray(rows.grad.F.weight).reshape(2, 30).sum(1)
+    np.testing.assert_allclose(blocks.grad.F.weight, expected, rtol=1e-9)
+    other = hg.LowerLevel(K=FilterBank(problem.K.filters, (7, 4)), F=hg.L1(per_filter), G=problem.G)
+    assert other.m == 2 * 28
+
+
 def test_a_bank_of_differences():
     """Mirrored, the border is repeated: no difference crosses it."""
     taps = np.zeros((2, 2, 2))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -416,6 +417,8 @@ def test_a_function_of_ones_own_is_checked(folder) -> None:
 def test_an_option_may_be_a_tuple() -> None:
     f = parse_function("GroupL1:weight=0.5,shape=(2, 3),axis=0").built()
     assert f == hg.GroupL1(0.5, shape=(2, 3), axis=0) or f.shape == (2, 3)  # pyright: ignore
+    f = parse_function("ConvexPotential:slopes=[[1.0, 2.0]],knots=(0.1, 0.2),jump=0.5").built()
+    assert eqx.tree_equal(f, hg.ConvexPotential([[1.0, 2.0]], (0.1, 0.2), jump=0.5))
 
 
 def test_a_loss_and_an_operator_take_options(folder) -> None:

@@ -59,6 +59,17 @@ def test_central_differences_of_the_solved_problem(name, strategy):
     assert_is_gradient(h, expected)
 
 
+@pytest.mark.parametrize("name", ["L1 blocks+Quadratic", "ConvexPotential+Quadratic"])
+@pytest.mark.parametrize(
+    "strategy", [hg.Truncation(1000), hg.LimitFormula(CGLS())], ids=lambda s: s.label
+)
+def test_parameters_of_blocks_of_rows(name, strategy):
+    limit = LIMITS[name]
+    _, expected = solved_and_differentiated(name)
+    h = hg.hypergradient(limit.problem(), *limit.data(), solver=limit.solver(), strategy=strategy)
+    assert_is_gradient(h, expected)
+
+
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_problems_have_coordinates_on_both_sides_of_a_kink(name):
     """Else half of the formula would not be seen. By the gradients in the parameters of F and G:

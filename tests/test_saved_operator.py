@@ -47,6 +47,14 @@ SAVED = {
     "a weight for each row": dataclasses.replace(
         ROWS, problem=hg.LowerLevel(K=K, F=hg.L1(jnp.arange(1.0, 6.0)), G=hg.BoxQuadratic(0.1, 2.0))
     ),
+    "potentials, with a jump and without": dataclasses.replace(
+        ROWS,
+        problem=hg.LowerLevel(
+            K=K,
+            F=hg.ConvexPotential.from_l1(0.1, (0.1, 1.0), least_slope=0.01),
+            G=hg.ConvexPotential([[1.0, 2.0], [0.5, 0.0]], (0.3, 0.4)),
+        ),
+    ),
     "parts in parts": dataclasses.replace(
         ROWS,
         problem=hg.LowerLevel(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Int
@@ -18,7 +21,6 @@ from hypergrad.problem.functions._projections import (
     median,
     relative_distance,
     side,
-    spread,
 )
 
 __all__ = ["ConvexPotential"]
@@ -32,7 +34,7 @@ def _as_knots(values: Any) -> tuple[float, ...]:
         raise HypergradError(f"{rule}; got shape {knots.shape}: pass for example (0.1, 0.2, 0.4)")
     knots = tuple(map(float, knots))
     if not (knots[0] > 0 and np.all(np.diff(knots) > 0) and np.isfinite(knots[-1])):
-        raise HypergradError(f"{rule}; got {knots}: sort them, without 0 (which is one anyway)")
+        raise HypergradError(f"{rule}; got {knots}: sort them and leave out 0, always one")
     return knots
 
 
@@ -41,7 +43,7 @@ def _as_jump(value: Any) -> Any:
 
 
 class _Knot(NamedTuple):
-    """A knot with what it needs to continue from there, each a number or one entry per group."""
+    """A knot and `phi` there, one entry per group."""
 
     t: Array
     value: Array  # phi(t)
@@ -138,78 +140,75 @@ class ConvexPotential(AbstractFunction):
         inside = np.array([knots]) <= float(smoothing)
         return cls(jnp.maximum(jnp.where(inside, weight / smoothing, 0.0), least_slope), knots)
 
-    def _at_knots(self, v: Vector) -> list[_Knot]:
-        """Return 0 and the knots, each number of them spread over the coordinates of v."""
+    def _in_blocks(self, v: Vector) -> tuple[Array, list[_Knot]]:
+        """Return v as `(..., groups, size)`, and 0 and the knots in shapes that broadcast to it."""
         slopes = self.slopes
-        zero = jnp.zeros(slopes.shape[:1], slopes.dtype)
-        t, value = 0.0, zero
+        t, value, zero = 0.0, jnp.zeros_like(slopes[:, 0]), jnp.zeros_like(slopes[:, 0])
         force = zero if self.jump is None else zero + self.jump
-        before = jnp.where(force > 0, -1.0, slopes[:, 0])  # differs from every slope at a jump
-        knots = []
-        for j, end in enumerate([*self.knots, None]):
-            slope = zero if end is None else slopes[:, j]
-            rows = [zero + t, value, force, slope, slope != before]
-            knots.append(_Knot(*(spread(row, v) for row in rows)))
-            if end is not None:
-                value = value + (end - t) * (force + slope * (end - t) / 2)
-                force, before, t = force + slope * (end - t), slope, end
-        return knots
+        before = jnp.where(force > 0, -1.0, slopes[:, 0])  # at a jump, unlike every slope
+        groups = slopes.shape[0]
+        knots, shape = [], (*(1,) * (v.ndim - 1), groups, 1)
+        for j, end in enumerate([*self.knots, math.inf]):
+            slope = slopes[:, j] if end < math.inf else zero
+            rows = zero + t, value, force, slope, slope != before
+            knots.append(_Knot(*(jnp.reshape(row, shape) for row in rows)))
+            if end < math.inf:
+                width = end - t
+                value = value + width * (force + slope * width / 2)
+                force, before, t = force + slope * width, slope, end
+        return jnp.reshape(v, (*v.shape[:-1], groups, v.shape[-1] // groups)), knots
 
     def __call__(self, v: Vector) -> Values:
+        v, knots = self._in_blocks(v)
         phi = jnp.zeros_like(v)
-        for knot in self._at_knots(v):
+        for knot in knots:
             # The square of v and not of its size, which has no second derivative at 0.
             beyond = v - jnp.sign(v) * knot.t
             here = knot.value + knot.force * jnp.abs(beyond) + knot.slope / 2 * beyond**2
             phi = jnp.where(jnp.abs(v) >= knot.t, here, phi)
-        return jnp.sum(phi, axis=-1)
+        return jnp.sum(phi, axis=(-2, -1))
 
     def prox(self, z: Vector, step: Scalar) -> Vector:
-        return _continued(
-            jnp.zeros_like(z),
-            z,
-            [
-                (knot.t + step * knot.force, knot.t, 1 / (1 + step * knot.slope))
-                for knot in self._at_knots(z)
-            ],
-        )
+        blocks, knots = self._in_blocks(z)
+        kinks = [knot.t + step * knot.force for knot in knots]
+        slopes = [1 / (1 + step * knot.slope) for knot in knots]
+        return _affine(0.0, blocks, kinks, [knot.t for knot in knots], slopes).reshape(z.shape)
 
     def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
-        return _continued(
-            z,
-            z,
-            [
-                (knot.force + step * knot.t, knot.force, knot.slope / (step + knot.slope))
-                for knot in self._at_knots(z)
-            ],
-        )
+        blocks, knots = self._in_blocks(z)
+        kinks = [knot.force + step * knot.t for knot in knots]
+        slopes = [knot.slope / (step + knot.slope) for knot in knots]
+        return _affine(1.0, blocks, kinks, [knot.force for knot in knots], slopes).reshape(z.shape)
 
     def conjugate(self, y: Vector) -> Values:
-        size, result = jnp.abs(y), jnp.zeros_like(y)
-        knots = self._at_knots(y)
+        blocks, knots = self._in_blocks(y)
+        size, total = jnp.abs(blocks), jnp.zeros_like(blocks)
         for knot in knots:
             curved = knot.slope > 0
             excess = jnp.where(curved, size - knot.force, 0.0)
             curvature = jnp.where(curved, knot.slope, 1.0)
             here = knot.t * size - knot.value + excess**2 / (2 * curvature)
-            result = jnp.where(size >= knot.force, here, result)
-        greatest = knots[-1].force
-        return jnp.sum(result, axis=-1) + indicator_of(size - greatest, greatest)
+            total = jnp.where(size >= knot.force, here, total)
+        greatest = knots[-1].force + jnp.zeros_like(size)
+        inside = indicator_of((size - greatest).reshape(y.shape), greatest.reshape(y.shape))
+        return jnp.sum(total, axis=(-2, -1)) + inside
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
-        margin = jnp.full_like(z, jnp.inf)
-        for knot in self._at_knots(z):
+        blocks, knots = self._in_blocks(z)
+        margin = jnp.full_like(blocks, jnp.inf)
+        for knot in knots:
             kink = knot.t + step * knot.force
-            distance = relative_distance(jnp.abs(z) - kink, jnp.where(knot.bends, kink, 0.0))
-            margin = jnp.minimum(margin, distance)
-        return margin
+            distance = jnp.abs(blocks) - kink
+            nearest = relative_distance(distance, jnp.where(knot.bends, kink, 0.0))
+            margin = jnp.minimum(margin, nearest)
+        return margin.reshape(z.shape)
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
-        # Equal slopes are two pieces, too: they are two parameters.
-        first, *others = self._at_knots(z)
-        known = others if self.jump is None else [first, *others]
-        sides = [side(z, knot.t + step * knot.force) for knot in known]
-        return sum(sides[1:], sides[0])
+        blocks, knots = self._in_blocks(z)
+        # Between equal slopes, too, there is a kink: in the derivative in either slope.
+        kinks = [knot.t + step * knot.force for knot in knots][self.jump is None :]
+        pieces = sum((side(blocks, kink) for kink in kinks), jnp.zeros(blocks.shape, jnp.int32))
+        return pieces.reshape(z.shape)
 
     def check_size(self, size: int) -> None:
         groups = self.slopes.shape[0]
@@ -231,12 +230,42 @@ class ConvexPotential(AbstractFunction):
         return jnp.max(self.slopes) if self.jump is None else None
 
 
-def _continued(y: Vector, z: Vector, pieces: list[tuple[Array, Array, Array]]) -> Vector:
-    """Return the odd function of z that is y up to the first kink, with its slope beyond at a kink.
+def _affine(
+    below: float, z: Array, kinks: list[Array], values: list[Array], slopes: list[Array]
+) -> Array:
+    """Return the odd function of z that is `below * z`, and from each kink on a value and a slope.
 
-    A piece is its kink, and from there on the value and the slope.
+    At a kink it has the slope beyond.
     """
-    for kink, value, slope in pieces:
-        sign = jnp.sign(z)
-        y = jnp.where(jnp.abs(z) >= kink, sign * value + (z - sign * kink) * slope, y)
+    offsets = [v - kink * slope for kink, v, slope in zip(kinks, values, slopes, strict=True)]
+    return _pieces(below, z, jnp.stack(kinks), jnp.stack(offsets), jnp.stack(slopes))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _pieces(below: float, z: Array, kinks: Array, offsets: Array, slopes: Array) -> Array:
+    """Return `below * z`, and from each kink on `offset * sign(z) + slope * z`."""
+    y = below * z
+    for kink, offset, slope in zip(kinks, offsets, slopes, strict=True):
+        y = jnp.where(jnp.abs(z) >= kink, offset * jnp.sign(z) + slope * z, y)
     return y
+
+
+@_pieces.defjvp
+def _pieces_derivative(
+    below: float, at: tuple[Array, ...], along: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    # By itself, JAX would hold every piece of every coordinate at once to sum over the groups.
+    (z, kinks, offsets, slopes), (dz, _, doffsets, dslopes) = at, along
+    slope_at_z = jnp.full_like(z, below)
+    for kink, slope in zip(kinks, slopes, strict=True):
+        slope_at_z = jnp.where(jnp.abs(z) >= kink, slope, slope_at_z)
+    ends = jnp.concatenate([kinks[1:], jnp.full_like(kinks[:1], jnp.inf)])
+
+    @jax.checkpoint
+    def add(dy: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
+        kink, end, doffset, dslope = piece
+        here = (jnp.abs(z) >= kink) & (jnp.abs(z) < end)
+        return dy + jnp.where(here, doffset * jnp.sign(z) + dslope * z, 0.0), None
+
+    dy, _ = jax.lax.scan(add, slope_at_z * dz, (kinks, ends, doffsets, dslopes))
+    return _pieces(below, z, kinks, offsets, slopes), dy
