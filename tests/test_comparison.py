@@ -578,7 +578,7 @@ def test_it_is_printed_on_80_columns(comparison) -> None:
         strategy.label for strategy in STRATEGIES
     ]
     said = " ".join(str(comparison).split())
-    assert "on the 100 % of the samples" in said
+    assert "certified on 100 % of the samples" in said
     assert "truncated" in said
     assert "RuntimeError: no luck today" in said
 

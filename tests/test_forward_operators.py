@@ -9,6 +9,7 @@ import pytest
 
 import hypergrad as hg
 from hypergrad import operators
+from hypergrad.problem.lower_level import cast_floats
 
 SHAPE, N = (4, 5), 20
 WEIGHT, LAM = 3.0, 0.7
@@ -64,6 +65,72 @@ def test_products_and_pseudo_inverse_are_those_of_the_matrix(name: str) -> None:
     both = np.concatenate([b.real, b.imag], axis=-1)
     expected = both @ np.linalg.pinv(real).T
     np.testing.assert_allclose(operators.pseudo_inverse(A, b), expected, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 5), (8, 5)])
+def test_the_checker_accepts_data_terms_of_every_shape(shape) -> None:
+    matrix = np.random.default_rng(7).standard_normal(shape)
+    hg.check_function(hg.DataFidelity(matrix, 2.0), shape[1])
+
+
+def test_singular_values_above_rounding_are_inverted_in_single_precision() -> None:
+    matrix = np.diag(np.r_[np.ones(63), 2e-3]).astype(np.float32)
+    A = cast_floats(operators.DenseForward.of(matrix), jnp.float32)
+    found = operators.pseudo_inverse(A, matrix @ np.ones(64, np.float32))
+    np.testing.assert_allclose(found, np.ones(64), rtol=1e-3)
+
+
+def test_a_single_precision_matrix_is_as_orthogonal_as_the_problem_needs() -> None:
+    matrix = np.random.default_rng(8).standard_normal((6, 10)).astype(np.float32)
+    problem = hg.LowerLevel(operators.differences(10), hg.L1(0.1), hg.DataFidelity(matrix))
+    x_tilde = operators.pseudo_inverse(matrix, np.ones((1, 6)))
+    solver = hg.ChambollePock(50_000, tolerance=1e-13)
+    stats = hg.solve(problem, x_tilde, solver=solver, strategy=hg.Truncation(1)).stats
+    assert stats.status.tolist() == [hg.Status.CONVERGED]
+
+
+def test_only_singular_values_of_a_matrix_have_a_derivative() -> None:
+    A, x = FORWARD["wide"](), K_and_truth()[1]
+    grad = jax.grad(lambda A: jnp.sum(hg.DataFidelity(A).prox(jnp.asarray(x), 1.0)))(A)
+    assert np.any(grad.singular)
+    assert not np.any(grad.left)
+    assert not np.any(grad.right)
+
+
+def test_a_weight_of_zero_is_the_zero_function() -> None:
+    G, r = hg.DataFidelity(operators.Mask([1, 0]), 0.0), jnp.array([1.0, 2.0])
+    assert G(r) == 0.0
+    assert G.conjugate(r) == np.inf
+    assert G.conjugate(0 * r) == 0.0
+    np.testing.assert_array_equal(G.prox(r, 3.0), r)
+
+
+class Decimation(operators.AbstractForward):
+    """Every other entry: measurements are shorter than x."""
+
+    @property
+    def size(self) -> int:
+        return 6
+
+    def __call__(self, x):
+        return jnp.asarray(x)[..., ::2]
+
+    def transpose(self, b):
+        return jnp.zeros((*b.shape[:-1], 6), b.dtype).at[..., ::2].set(b)
+
+    def analyse(self, v):
+        return v
+
+    def synthesise(self, c):
+        return c
+
+    def gains(self, dtype):
+        return jnp.tile(jnp.array([1.0, 0.0], dtype), 3)
+
+
+def test_a_custom_forward_operator_may_have_fewer_measurements() -> None:
+    found = operators.pseudo_inverse(Decimation(), np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(found, [1.0, 0.0, 2.0, 0.0, 3.0, 0.0])
 
 
 def test_small_singular_values_can_be_left_out() -> None:

@@ -127,7 +127,7 @@ def test_the_table_of_gradients_fits_and_truncation_is_no_failure() -> None:
         "mine - - - - failed",
     ]
     assert max(map(len, hg.Comparison(records[:2], compared.reference, {}).brief(80).split())) < 80
-    assert "it is the only one on 50 %" in " ".join(compared.notes().split())
+    assert "unique on 50 %" in " ".join(compared.notes().split())
     assert "mine: TypeError: no" in compared.notes()
 
 

@@ -116,8 +116,8 @@ class Comparison:
                 "differently. The records have the errors on both kinds."
             )
         return (
-            f"Error against the exact gradient, on the {certified} of the samples where it is "
-            f"certified; it is the only one on {only}."
+            f"Error against the exact gradient, which is certified on {certified} of the samples "
+            f"and unique on {only}."
         )
 
     def markdown(self) -> str:

@@ -175,18 +175,25 @@ def _gains(
 def _fenchel_young(
     f: AbstractFunction, draws: Draws, v: Array, y: Array, value: Array, rounding: Array
 ) -> tuple[Array, Array]:
-    """`f(v) + f*(y) - <v, y>`, and what may be rounding in it.
+    """Return `f(v) + f*(y) - <v, y>`, and how much of it may be rounding.
 
-    `y` is taken nearer to 0 by its rounding: it may lie beyond a bound, where f* is infinite.
+    `y` may lie beyond a bound by its rounding, where f* is infinite: a point nearer to 0 is taken
+    first. Where f* is finite on a subspace only, that point leaves it, and y itself is taken.
     """
     slack = ROUNDINGS * rounding
-    y = jnp.sign(y) * jnp.maximum(jnp.abs(y) - slack[:, None], 0.0)
-    conjugates = f.conjugate(jnp.concatenate([_rounded(y, rounding, draws), y[None]]))
-    near, conjugate = conjugates[:-1], conjugates[-1]
-    added = jnp.abs(value) + jnp.abs(conjugate) + jnp.sum(jnp.abs(v * y), axis=-1)
-    allowed = ROUNDINGS * jnp.finfo(v.dtype).eps * jnp.where(jnp.isfinite(added), added, 0.0)
-    allowed += slack * jnp.sum(jnp.abs(v), axis=-1) + TRUSTED * _largest_change(near, conjugate)
-    return value + conjugate - jnp.sum(v * y, axis=-1), allowed
+    nearer = jnp.sign(y) * jnp.maximum(jnp.abs(y) - slack[:, None], 0.0)
+
+    def at(y: Array) -> tuple[Array, Array]:
+        conjugates = f.conjugate(jnp.concatenate([_rounded(y, rounding, draws), y[None]]))
+        near, conjugate = conjugates[:-1], conjugates[-1]
+        added = jnp.abs(value) + jnp.abs(conjugate) + jnp.sum(jnp.abs(v * y), axis=-1)
+        allowed = ROUNDINGS * jnp.finfo(v.dtype).eps * jnp.where(jnp.isfinite(added), added, 0.0)
+        allowed += slack * jnp.sum(jnp.abs(v), axis=-1) + TRUSTED * _largest_change(near, conjugate)
+        return value + conjugate - jnp.sum(v * y, axis=-1), allowed
+
+    (gap, allowed), (gap_itself, allowed_itself) = at(nearer), at(y)
+    leaves = jnp.isinf(gap)
+    return jnp.where(leaves, gap_itself, gap), jnp.where(leaves, allowed_itself, allowed)
 
 
 def _with_derivatives(

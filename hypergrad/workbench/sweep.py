@@ -26,6 +26,7 @@ import math
 import re
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
@@ -224,7 +225,7 @@ def run_sweep(
         found = {cell.name: finished.read(cell) for cell in cells}
         missing = [cell for cell in cells if found[cell.name] is None]
         with progress_bar(disable=not progress) as bar:
-            if scheduler is not None or workers > 1:
+            if missing and (scheduler is not None or workers > 1):
                 results = _compute_on_workers(missing, out, workers, scheduler)
             else:
                 results = _compute_here(missing, out, bar)
@@ -290,7 +291,10 @@ def _compute_on_workers(
     with client:
         x64 = _has_x64()
         tasks = {
-            client.submit(_compute_on_worker, cell, out.resolve(), x64, key=cell.name): cell
+            # Dask takes equal keys for one task, and other sweeps may use the same scheduler.
+            client.submit(
+                _compute_on_worker, cell, out.resolve(), x64, key=f"{cell.name}-{uuid.uuid4().hex}"
+            ): cell
             for cell in cells
         }
         for task in distributed.as_completed(tasks):

@@ -71,16 +71,18 @@ class DataFidelity(AbstractFunction):
         return self.A.filter(z, lambda gains: gains * self.weight / (step + gains * self.weight))
 
     def conjugate(self, y: Vector) -> Values:
-        measured = self.A.filter(y, lambda gains: self.A.is_measured(gains).astype(y.dtype))
+        measured = self.A.filter(y, lambda gains: self._has_curvature(gains).astype(y.dtype))
         inverse = self.A.filter(y, self._inverse)
         size = jnp.max(jnp.abs(y), axis=-1, keepdims=True)
         outside = indicator_of(jnp.abs(y - measured), self.A.size * size)
         return jnp.sum(y * inverse, axis=-1) / 2 + outside
 
+    def _has_curvature(self, gains: Array) -> Array:
+        return self.A.is_measured(gains) & (self.weight * gains > 0)
+
     def _inverse(self, gains: Array) -> Array:
-        curvature = self.weight * gains
-        positive = self.A.is_measured(gains) & (curvature > 0)
-        return jnp.where(positive, 1 / jnp.where(positive, curvature, 1), 0)
+        curved = self._has_curvature(gains)
+        return jnp.where(curved, 1 / jnp.where(curved, self.weight * gains, 1), 0)
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)

@@ -206,7 +206,9 @@ class ConvexPotential(AbstractFunction):
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
         blocks, knots = self._in_blocks(z)
         # Between equal slopes, too, there is a kink: in the derivative in either slope.
-        kinks = [knot.t + step * knot.force for knot in knots][self.jump is None :]
+        kinks = [knot.t + step * knot.force for knot in knots]
+        if self.jump is None:  # smooth at 0
+            kinks = kinks[1:]
         pieces = sum((side(blocks, kink) for kink in kinks), jnp.zeros(blocks.shape, jnp.int32))
         return pieces.reshape(z.shape)
 

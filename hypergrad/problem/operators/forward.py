@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -26,14 +27,22 @@ __all__ = ["AbstractForward", "Blur", "DenseForward", "FourierSampling", "Mask",
 Vector = Float[Array, "*batch n"]
 
 
+def _as_shape(shape: Any) -> tuple[int, int]:
+    shape = tuple(shape)
+    check_image_shape(shape)
+    return shape
+
+
 class AbstractForward(eqx.Module):
     """A forward operator `A` that acts on the last axis, with a basis that diagonalises `A^T A`.
 
-    A subclass defines the two products and the basis: `size`, `__call__` (`A x`), `transpose`
-    (`A^T b`), `analyse` (`V^T v`), `synthesise` (`V c`) and `gains`, the eigenvalues of `A^T A` in
-    the layout of one `V^T v`. `V` may leave out the kernel of `A`.
+    A subclass defines the two products, `__call__` (`A x`) and `transpose` (`A^T b`), `size`, and
+    the basis by `analyse`, `synthesise` and `gains` (in the layout of the coefficients), with
 
-    `separable` says that V is the identity.
+        synthesise(gains * analyse(v)) = A^T A v,    synthesise(analyse(v)) = v,
+
+    the latter up to the kernel of `A`, which the basis may leave out. `separable` says that the
+    coefficients are the entries of v.
     """
 
     separable: ClassVar[bool] = False
@@ -53,11 +62,11 @@ class AbstractForward(eqx.Module):
 
     @abc.abstractmethod
     def analyse(self, v: Vector) -> Array:
-        """Return the coefficients `V^T v`."""
+        """Return the coefficients of v in the basis."""
 
     @abc.abstractmethod
     def synthesise(self, c: Array) -> Vector:
-        """Return `V c`."""
+        """Return the vector with these coefficients."""
 
     @abc.abstractmethod
     def gains(self, dtype: Any) -> Float[Array, "..."]:
@@ -71,9 +80,9 @@ class AbstractForward(eqx.Module):
         return self.synthesise(coefficients * factors.reshape(leading + factors.shape))
 
     def is_measured(self, gains: Array, cutoff: float = 0.0) -> Bool[Array, "..."]:
-        """Return which singular values exceed rounding, and `cutoff` times the largest one."""
-        rounding = self.size * jnp.finfo(gains.dtype).eps
-        return gains > max(rounding, cutoff**2) * jnp.max(gains)
+        """Return which singular values exceed rounding and `cutoff` times the largest one."""
+        rounding = self.size * float(jnp.finfo(gains.dtype).eps)
+        return gains > max(rounding, cutoff) ** 2 * jnp.max(gains)
 
 
 class Mask(AbstractForward):
@@ -127,10 +136,9 @@ class Blur(AbstractForward):
     """
 
     kernel: Float[Array, "a b"] = eqx.field(converter=inexact("Blur.kernel"))
-    shape: tuple[int, int] = eqx.field(static=True)
+    shape: tuple[int, int] = eqx.field(static=True, converter=_as_shape)
 
     def __check_init__(self) -> None:
-        check_image_shape(self.shape)
         got = jnp.shape(self.kernel)
         if len(got) != 2 or got[0] > self.shape[0] or got[1] > self.shape[1]:
             raise HypergradError(
@@ -188,9 +196,8 @@ class FourierSampling(AbstractForward):
     shape: tuple[int, int] = eqx.field(static=True)
 
     def __init__(self, mask: Any, shape: tuple[int, int]):
-        self.mask, self.shape = _as_mask("FourierSampling.mask", mask), shape
-        check_image_shape(shape)
-        if self.mask.shape != tuple(shape):
+        self.mask, self.shape = _as_mask("FourierSampling.mask", mask), _as_shape(shape)
+        if self.mask.shape != self.shape:
             raise HypergradError(
                 f"FourierSampling.mask must have the shape of the image, {shape}; got "
                 f"{self.mask.shape}: one entry for each coefficient of numpy.fft.fft2"
@@ -228,8 +235,9 @@ class FourierSampling(AbstractForward):
 class DenseForward(AbstractForward):
     """A matrix `A = left diag(singular) right`, by its singular value decomposition.
 
-    The factors are `left (p, rank)`, `singular (rank,)` and `right (rank, n)`; they are what can be
-    learned.
+    The factors are `left (p, rank)`, `singular (rank,)` and `right (rank, n)`. Only the singular
+    values have a derivative: the other two must keep orthonormal columns and rows. To learn the
+    matrix itself, call `DenseForward.of(matrix)` inside your loss.
 
     **Cost**: two products with the factors per prox.
 
@@ -250,6 +258,8 @@ class DenseForward(AbstractForward):
                 f"A must be a matrix (p, n); got shape {matrix.shape}: one row per measurement"
             )
         check_finite("A", matrix)
+        # Factors of single precision would not be orthogonal to double precision.
+        matrix = matrix.astype(jnp.result_type(float))
         return cls(*jnp.linalg.svd(matrix, full_matrices=False))
 
     @property
@@ -258,16 +268,18 @@ class DenseForward(AbstractForward):
 
     def __call__(self, x: ArrayLike) -> Array:
         x = jnp.asarray(x)
-        return (self.analyse(x) * _row(self.singular, x)) @ self.left.T
+        left = jax.lax.stop_gradient(self.left)
+        return (self.analyse(x) * _row(self.singular, x)) @ left.T
 
     def transpose(self, b: Array) -> Vector:
-        return self.synthesise((b @ self.left) * _row(self.singular, b))
+        left = jax.lax.stop_gradient(self.left)
+        return self.synthesise((b @ left) * _row(self.singular, b))
 
     def analyse(self, v: Vector) -> Array:
-        return v @ self.right.T
+        return v @ jax.lax.stop_gradient(self.right).T
 
     def synthesise(self, c: Array) -> Vector:
-        return c @ self.right
+        return c @ jax.lax.stop_gradient(self.right)
 
     def gains(self, dtype: Any) -> Float[Array, " rank"]:
         return self.singular.astype(dtype) ** 2
@@ -300,7 +312,8 @@ def pseudo_inverse(A: AbstractForward | Any, b: Any, *, cutoff: float = 0.0) -> 
     A = as_forward(A)
     check_fraction("cutoff", cutoff, "try 0.01", zero_allowed=True)
     b = jnp.asarray(b)
-    expected = A.left.shape[0] if isinstance(A, DenseForward) else A.size
+    b = b if jnp.issubdtype(b.dtype, jnp.inexact) else b.astype(jnp.result_type(float))
+    expected = jax.eval_shape(A, jax.ShapeDtypeStruct((A.size,), b.real.dtype)).shape[-1]
     if b.ndim == 0 or b.shape[-1] != expected:
         raise HypergradError(
             f"measurements must have {expected} entries each; got shape {b.shape}: flatten images, "

@@ -121,9 +121,9 @@ def _run_stages(
     if gained := nothing_gained(config, samples, rows, training):
         _print(console, "\n" + note(gained, width=console.width))
     seconds = time.perf_counter() - started
-    console.print(f"\n{seconds:.0f} s; open")
+    console.print(f"\n{seconds:.0f} s; in {out} open", markup=False)
     for path, what in worth_opening(config, out):
-        console.print(f"  {path}  {what}", markup=False)
+        console.print(f"  {path.name}: {what}", markup=False)
 
 
 def _print(console: Console, text: str) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "learning_table",
     "nothing_gained",
     "report",
+    "shown_gains",
 ]
 
 # The gain over the untrained operator (dB, held out) below which a hint is printed.
@@ -91,6 +92,22 @@ def gains(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def shown_gains(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return `gains`, and of what is not learned the gain at a converged lower level, in order.
+
+    Learned operators come first, each kind by its gain.
+    """
+    learned = gains(rows)
+    untrained = next(row for row in rows if row["operator"] == "untrained")["psnr_converged"]
+    others = {
+        row["operator"]: row["psnr_converged"] - untrained
+        for row in rows
+        if row["operator"] not in learned
+    }
+    parts = (sorted(part.items(), key=lambda item: -item[1]) for part in (learned, others))
+    return {label: gain for part in parts for label, gain in part}
+
+
 def _pairs(rows: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Return of each learned operator its row and that of its start, which comes first."""
     by_name = {row["operator"]: row for row in rows}
@@ -154,29 +171,20 @@ def _another_start(config: ImageStudy, samples: int) -> str:
 
 def learning_table(rows: list[dict[str, Any]], width: int = WIDTH) -> str:
     """Lay out the learned operators by their gain, and below a rule what is not learned."""
-    gained = gains(rows)
-    learned = sorted(
-        (row for row in rows if row["operator"] in gained), key=lambda row: -gained[row["operator"]]
-    )
-    others = sorted(
-        (row for row in rows if row["operator"] not in gained),
-        key=lambda row: -row["psnr_converged"],
-    )
-    untrained = {row["operator"]: row for row in rows}["untrained"]["psnr_converged"]
+    gained, by_name = shown_gains(rows), {row["operator"]: row for row in rows}
 
     def shown(row: dict[str, Any]) -> dict[str, Any]:
-        gain = gained.get(row["operator"], row["psnr_converged"] - untrained)
         texts = {name: row.get(name) for name in ("psnr_at_L", "psnr_converged")}
         return {
             "operator": row["operator"],
-            "gain": f"{gain:+.2f}",
+            "gain": f"{gained[row['operator']]:+.2f}",
             **{name: None if value is None else f"{value:.2f}" for name, value in texts.items()},
             "best_epoch": row.get("best_epoch"),
             "seconds": None if "seconds" not in row else f"{row['seconds']:.2g}",
         }
 
     return terminal_table(
-        [shown(row) for row in [*learned, *others]],
+        [shown(by_name[label]) for label in gained],
         {
             "operator": "operator",
             "gain": "gain\n(dB)",
@@ -186,7 +194,7 @@ def learning_table(rows: list[dict[str, Any]], width: int = WIDTH) -> str:
             "seconds": "time\n(s)",
         },
         width,
-        rule_after=len(learned),
+        rule_after=len(gains(rows)),
     )
 
 

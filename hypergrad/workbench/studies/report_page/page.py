@@ -110,10 +110,11 @@ def _rows(runs: Iterable[Run], what: str) -> list[Record]:
 
 
 def _evaluation_rows(runs: Sequence[Run]) -> list[Record]:
-    gained = {run.name: run.gains() for run in runs}
+    gained = {run.name: run.shown_gains() for run in runs}
     rows = _rows(runs, "evaluation")
     rows = [{**row, "gain": gained[row["run"]].get(row.get("operator", ""))} for row in rows]
-    return sorted(rows, key=lambda row: -(row["gain"] or 0.0))  # stable: the others keep order
+    # As the table of the terminal: what is learned first, each kind by its gain.
+    return sorted(rows, key=lambda row: ("seconds" not in row, -(row["gain"] or 0.0)))
 
 
 def _photograph_rows(runs: Iterable[Run]) -> list[Record]:
@@ -196,7 +197,7 @@ def _gain(runs: Sequence[Run]) -> str:
     for run in runs:
         if gained := run.gains():
             largest = max(gained.values())
-            best = [label for label, gain in gained.items() if gain > largest - 0.005]  # as printed
+            best = [label for label, gain in gained.items() if f"{gain:.2f}" == f"{largest:.2f}"]
             text = f"{', '.join(best)}: the largest gain, {largest:+.2f} dB PSNR on held-out data"
             if largest < GAIN:
                 text = (

@@ -12,7 +12,7 @@ from typing import Any
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import read_json, read_jsonl
 from hypergrad.workbench.studies.settings import ImageStudy
-from hypergrad.workbench.studies.tables import gains
+from hypergrad.workbench.studies.tables import gains, shown_gains
 
 __all__ = ["PAGE", "Run", "command_again", "read_run", "read_runs"]
 
@@ -42,13 +42,20 @@ class Run:
 
     def gains(self) -> dict[str, float]:
         """Return the gain of each learned operator in dB, where it is known."""
+        return self._finite(gains)
+
+    def shown_gains(self) -> dict[str, float]:
+        """Return the gain of every operator as the terminal shows it, where it is known."""
+        return self._finite(shown_gains)
+
+    def _finite(self, of_rows: Callable[[list[Record]], dict[str, float]]) -> dict[str, float]:
         rows = [
             {key: math.nan if value is None else value for key, value in row.items()}
             for row in self.evaluation
         ]
         try:
-            return {label: gain for label, gain in gains(rows).items() if math.isfinite(gain)}
-        except KeyError:  # rows are incomplete
+            return {label: gain for label, gain in of_rows(rows).items() if math.isfinite(gain)}
+        except (KeyError, StopIteration):  # rows are incomplete
             return {}
 
 
