@@ -67,6 +67,13 @@ def test_products_and_pseudo_inverse_are_those_of_the_matrix(name: str) -> None:
     np.testing.assert_allclose(operators.pseudo_inverse(A, b), expected, atol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("mask", jnp.float64), ("blur", jnp.float64), ("Fourier", jnp.float32)]
+)
+def test_every_kind_passes_the_check_of_functions(name: str, dtype) -> None:
+    hg.check_function(cast_floats(hg.DataFidelity(FORWARD[name](), WEIGHT), dtype), N)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (5, 5), (8, 5)])
 def test_the_checker_accepts_data_terms_of_every_shape(shape) -> None:
     matrix = np.random.default_rng(7).standard_normal(shape)

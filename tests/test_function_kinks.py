@@ -219,7 +219,6 @@ MARGINS = {
         1.0,
         [0, 1, 1],
     ),
-    "DataFidelity": (hg.DataFidelity([[1.0, 2.0]], 0.5), [0.5, -0.25], 1.0, [INF]),
 }
 
 

@@ -32,12 +32,20 @@ class Case(NamedTuple):
     separable: bool = True
 
 
+def numpy_blur(v):
+    """Convolve 2×2 images with the kernel, whose centre is its last entry."""
+    images = v.reshape(*v.shape[:-1], 2, 2)
+    moved = (np.roll(images, (a - 1, b - 1), (-2, -1)) for a, b in np.ndindex(2, 2))
+    return sum(k * image for k, image in zip(KERNEL.ravel(), moved, strict=True)).reshape(v.shape)
+
+
 def inside(v_is_inside: np.ndarray) -> np.ndarray:
     """An indicator. The sets in the list have some slack: a prox may sit on a bound by rounding."""
     return np.where(v_is_inside, 0.0, INF)
 
 
 SLACK = 1e-14
+KERNEL = np.array([[0.1, 0.1], [-0.1, 1.0]])
 WEIGHTS, RADII = np.array([0.3, 0.7, 0.5, 1.2]), np.array([0.4, 0.6, 1.0, 0.2])
 SMOOTHINGS, CENTER = np.array([0.2, 0.4, 0.6, 0.1]), np.array([0.5, -1.0, 0.0, 2.0])
 
@@ -114,6 +122,11 @@ CASES = {
         hg.L2Ball(0.9), lambda v: inside(np.linalg.norm(v, axis=-1) <= 0.9 + SLACK), separable=False
     ),
     "NonNegative": Case(hg.NonNegative(), lambda v: inside(np.all(v >= -SLACK, -1))),
+    "DataFidelity": Case(
+        hg.DataFidelity(hg.operators.Blur(KERNEL, (2, 2)), 1.4),
+        lambda v: 0.7 * np.sum(numpy_blur(v) ** 2, -1),
+        separable=False,
+    ),
     "SeparableSum": Case(
         hg.SeparableSum((hg.L1(0.7), hg.L2Ball(0.9)), (1, 3)),
         lambda v: (
