@@ -229,8 +229,6 @@ def restore_photograph(
 
     Every patch is restored by itself, to convergence; overlaps are averaged.
     """
-    from skimage.metrics import structural_similarity
-
     truth = data.photograph(config.photograph)
     noise = np.random.default_rng([0, 1]).standard_normal(truth.shape)
     picture = truth + images.noise * noise
@@ -241,7 +239,7 @@ def restore_photograph(
     record = {
         "kind": "photograph",
         "psnr": data.psnr(picture, truth),
-        "ssim": float(structural_similarity(truth, picture, data_range=1.0)),  # pyright: ignore[reportArgumentType]
+        "ssim": hg.ssim(picture, truth),
     }
     return record, _crop(config, picture)
 

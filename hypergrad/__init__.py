@@ -37,6 +37,8 @@ from hypergrad.diagnostics import (
     adjoint_trajectory,
     contraction_factor,
     per_sample_errors,
+    psnr,
+    ssim,
     steps_needed,
 )
 from hypergrad.learning import History, WarmStart, devices, evaluate, train
@@ -175,10 +177,12 @@ __all__ = [
     "operators",
     "parse_strategy",
     "per_sample_errors",
+    "psnr",
     "record",
     "reference_hypergradient",
     "restore",
     "solve",
+    "ssim",
     "steps_needed",
     "stop_gradient",
     "train",

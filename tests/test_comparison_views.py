@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import equinox as eqx
+import numpy as np
 import pytest
 
 import hypergrad as hg
@@ -47,7 +49,7 @@ def test_the_data_frame_has_a_row_per_strategy(comparison) -> None:
 
 def test_latex_and_html_and_markdown_escape_labels(comparison) -> None:
     assert comparison.to_latex().splitlines() == [
-        r"\begin{tabular}{lrrrrl}",
+        r"\begin{tabular}{lrrrrr}",
         r"\toprule",
         r"strategy & relative error & cosine & time (forward solves) & memory (MB) & status \\",
         r"\midrule",
@@ -72,3 +74,37 @@ def test_a_history_is_a_data_frame_a_page_and_a_figure() -> None:
     (line, *_) = history.plot().axes[0].lines
     assert line.get_xydata().tolist() == [[0.0, 2.0], [1.0, 1.0]]
     assert "<th>train_loss</th>" in history._repr_html_()
+    assert r"1 & 0.5 & 1 & - \\" in history.to_latex().splitlines()
+
+
+def test_a_saved_history_is_loaded_equal(tmp_path) -> None:
+    def problem(weight: float) -> hg.LowerLevel:
+        return hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(weight), G=hg.Quadratic(1.0))
+
+    losses = {"train_loss": 1.0, "seconds": 0.5, "residual": None}
+    records = [{"epoch": e, **losses, "validation_loss": 1.0 + e} for e in range(3)]
+    history = hg.History(problem(0.1), records, Best(problem(0.2), 0))
+    history.save(tmp_path / "kept")
+    found = hg.History.load(tmp_path / "kept", problem(1.0))
+    assert found.records == records
+    assert eqx.tree_equal(found.problem, history.problem)
+    assert eqx.tree_equal(found.best, history.best)
+    with pytest.raises(hg.HypergradError, match="must be a folder of History"):
+        hg.History.load(tmp_path / "nothing", problem(1.0))
+
+
+def test_ssim_is_that_of_each_image() -> None:
+    rng = np.random.default_rng(0)
+    x, x_true = rng.random((2, 3, 9, 8))
+    # By its definition at the one place where the window fits across: means over 7 x 7 pixels.
+    a, b = x[:, :7, :7].reshape(3, -1), x_true[:, :7, :7].reshape(3, -1)
+    assert hg.ssim(x_true, x_true) == 1.0
+    one = hg.ssim(a.reshape(3, 7, 7), b.reshape(3, 7, 7), peak=2.0)
+    mean_a, mean_b = a.mean(1), b.mean(1)
+    covariance = np.sum((a - mean_a[:, None]) * (b - mean_b[:, None]), 1) / 48
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    expected = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    expected /= (mean_a**2 + mean_b**2 + c1) * (a.var(1, ddof=1) + b.var(1, ddof=1) + c2)
+    assert one == pytest.approx(np.mean(expected), rel=1e-12)
+    with pytest.raises(hg.HypergradError, match="at least 7 x 7"):
+        hg.ssim(x[..., :6], x_true[..., :6])

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "claim_folder",
     "environment",
     "in_use",
+    "latex_table",
     "markdown_table",
     "read_json",
     "read_jsonl",
@@ -272,6 +274,34 @@ def markdown_table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, s
         [format_cell(record.get(key)).replace("|", "\\|") for key in columns] for record in records
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def latex_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return cells as a LaTeX `tabular` with rules of booktabs; the first column is on the left.
+
+    >>> print(latex_table(["a_1", "b"], [["x", "2.5e-3"]]))
+    \\begin{tabular}{lr}
+    \\toprule
+    a\\_1 & b \\\\
+    \\midrule
+    x & $2.5 \\cdot 10^{-3}$ \\\\
+    \\bottomrule
+    \\end{tabular}
+    """
+    head, *body = (" & ".join(map(_latex, row)) + r" \\" for row in [headings, *rows])
+    columns = "l" + "r" * (len(headings) - 1)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex(text: str) -> str:
+    """Escape the characters that LaTeX interprets; numbers get their power of ten."""
+    if (number := re.fullmatch(r"(\d\.\d)e([+-]?)(\d+)", text)) is not None:
+        sign = number[2].replace("+", "")
+        return rf"${number[1]} \cdot 10^{{{sign}{number[3]}}}$"
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"|": r"\textbar{}"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    return text.translate(str.maketrans(special))
 
 
 def format_cell(value: Any) -> str:

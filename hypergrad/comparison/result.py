@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypergrad._foundation.records import (
+    latex_table,
     markdown_table,
     read_json,
     read_jsonl,
@@ -161,11 +162,8 @@ class Comparison:
 
     def to_latex(self) -> str:
         """Return the main columns as a LaTeX `tabular`, with rules of the package booktabs."""
-        rows = [self._headings().values(), *(row.values() for row in self._rows())]
-        head, *body = (" & ".join(_latex(cell or "-") for cell in row) + r" \\" for row in rows)
-        columns = "l" + "r" * (len(self._headings()) - 2) + "l"
-        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+        rows = [[cell or "-" for cell in row.values()] for row in self._rows()]
+        return latex_table(list(self._headings().values()), rows)
 
     def _repr_html_(self) -> str:
         import pandas as pd
@@ -190,16 +188,6 @@ class Comparison:
         from hypergrad.plotting import plot_comparison
 
         return plot_comparison(self.records)
-
-
-def _latex(text: str) -> str:
-    """Escape the characters that LaTeX interprets; numbers get their power of ten."""
-    if (number := re.fullmatch(r"(\d\.\d)e([+-]?)(\d+)", text)) is not None:
-        sign = number[2].replace("+", "")
-        return rf"${number[1]} \cdot 10^{{{sign}{number[3]}}}$"
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {"|": r"\textbar{}"} | {letter: f"\\{letter}" for letter in "&%$#_{}"}
-    return text.translate(str.maketrans(special))
 
 
 def _brief_row(record: dict[str, Any]) -> dict[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from hypergrad._foundation.checks import describe
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.printing import worst
+from hypergrad._foundation.records import format_cell, latex_table
+from hypergrad.learning.checkpoints import Checkpoints
 from hypergrad.problem.lower_level import LowerLevel
 
 if TYPE_CHECKING:
@@ -92,6 +95,40 @@ class History:
         import pandas as pd
 
         return pd.DataFrame(self.records)
+
+    def to_latex(self) -> str:
+        """Return a row per epoch as a LaTeX `tabular`, with rules of the package booktabs."""
+        headings = {
+            "epoch": "epoch",
+            "seconds": "time (s)",
+            "train_loss": "training loss",
+            "validation_loss": "held-out loss",
+        }
+        rows = [[format_cell(record[key]) for key in headings] for record in self.records]
+        return latex_table(list(headings.values()), rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the records, the last and the best problem to a folder, atomically."""
+        state = (self.problem, self.best.problem)
+        Checkpoints(folder, {}).save(self.records[-1]["epoch"], state, self.records)
+
+    @classmethod
+    def load(cls, folder: str | Path, problem: LowerLevel) -> History:
+        """Read what `save` wrote.
+
+        **Arguments**: `folder`; `problem`, any of the same structure, such as the initial one (a
+        file holds arrays only).
+
+        **Raises**: `HypergradError` if the folder holds no history, or one of another structure.
+        """
+        found = Checkpoints(folder, {}).load((problem, problem))
+        if found is None:
+            raise HypergradError(
+                f"{folder} must be a folder of History.save; got one without a history: name "
+                "another folder"
+            )
+        (last, best), records = found
+        return cls(last, records, Best(best, best_epoch(records)))
 
     def plot(self) -> Any:
         """Return a matplotlib figure of the losses over the epochs."""

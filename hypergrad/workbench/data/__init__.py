@@ -4,14 +4,14 @@ Training and held-out samples never share a photograph, a band of rows, a clip o
 is downloaded, and every draw comes from the seed given.
 """
 
+from hypergrad.diagnostics.quality import psnr as psnr
+from hypergrad.diagnostics.quality import snr as snr
 from hypergrad.workbench.data._files import AUDIO as AUDIO
 from hypergrad.workbench.data._files import IMAGES as IMAGES
 from hypergrad.workbench.data.disparity import DISPARITY_PEAK as DISPARITY_PEAK
 from hypergrad.workbench.data.disparity import DISPARITY_ROWS as DISPARITY_ROWS
 from hypergrad.workbench.data.disparity import MEASURED as MEASURED
 from hypergrad.workbench.data.disparity import disparity_rows as disparity_rows
-from hypergrad.workbench.data.measures import psnr as psnr
-from hypergrad.workbench.data.measures import snr as snr
 from hypergrad.workbench.data.own import load_own as load_own
 from hypergrad.workbench.data.photographs import PHOTOGRAPHS_CHOOSE as PHOTOGRAPHS_CHOOSE
 from hypergrad.workbench.data.photographs import PHOTOGRAPHS_HELD_OUT as PHOTOGRAPHS_HELD_OUT

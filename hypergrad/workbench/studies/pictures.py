@@ -11,6 +11,7 @@ import numpy as np
 
 from hypergrad import plotting
 from hypergrad._foundation.records import write_json, write_npz
+from hypergrad.diagnostics import ssim
 from hypergrad.problem import operators
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.workbench import data
@@ -66,8 +67,6 @@ def _some_patches(samples: StudyData, restorers: Mapping[str, Restorer]) -> dict
 
 
 def _draw_photograph(config: ImageStudy, restorers: Mapping[str, Restorer], out: Path) -> None:
-    from skimage.metrics import structural_similarity
-
     truth = data.photograph(config.photograph)
     rng = np.random.default_rng([config.seed, 1])
     observed = truth + config.noise * rng.standard_normal(truth.shape)
@@ -77,7 +76,7 @@ def _draw_photograph(config: ImageStudy, restorers: Mapping[str, Restorer], out:
     metrics = {
         name: {
             "psnr": data.psnr(picture, truth),
-            "ssim": float(structural_similarity(truth, picture, data_range=1.0)),  # pyright: ignore[reportArgumentType]
+            "ssim": ssim(picture, truth),
         }
         for name, picture in pictures.items()
     }
