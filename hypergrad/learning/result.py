@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Best", "History", "best_epoch"]
 
 
+_SAVED = {"kind of file": "a history"}  # a checkpoint of a run names its settings here
+
+
 class Best(NamedTuple):
     """The problem of the epoch with the smallest loss on validation data, and that epoch."""
 
@@ -110,7 +113,7 @@ class History:
     def save(self, folder: str | Path) -> None:
         """Write the records, the last and the best problem to a folder, atomically."""
         state = (self.problem, self.best.problem)
-        Checkpoints(folder, {}).save(self.records[-1]["epoch"], state, self.records)
+        Checkpoints(folder, _SAVED).save(self.records[-1]["epoch"], state, self.records)
 
     @classmethod
     def load(cls, folder: str | Path, problem: LowerLevel) -> History:
@@ -121,7 +124,7 @@ class History:
 
         **Raises**: `HypergradError` if the folder holds no history, or one of another structure.
         """
-        found = Checkpoints(folder, {}).load((problem, problem))
+        found = Checkpoints(folder, _SAVED).load((problem, problem))
         if found is None:
             raise HypergradError(
                 f"{folder} must be a folder of History.save; got one without a history: name "
