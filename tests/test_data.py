@@ -28,7 +28,9 @@ def test_imports_no_jax_and_no_matplotlib() -> None:
         walked = list(ast.walk(tree))
         names = [alias.name for n in walked if isinstance(n, ast.Import) for alias in n.names]
         names += [n.module or "" for n in walked if isinstance(n, ast.ImportFrom)]
-        foundation = ("hypergrad._foundation.arrays", "hypergrad._foundation.errors")
+        foundation = tuple(
+            f"hypergrad._foundation.{name}" for name in ("arrays", "errors", "quality")
+        )
         names = [n for n in names if not n.startswith(("hypergrad.workbench.data", *foundation))]
         assert not {name.split(".")[0] for name in names} & {"jax", "matplotlib", "hypergrad"}
         at_the_top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]

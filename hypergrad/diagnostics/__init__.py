@@ -6,11 +6,11 @@ recursion that means, `per_sample_errors` how the error of a strategy spreads ov
 (The iterates themselves: `solve(..., trace=True)`.)
 """
 
+from hypergrad._foundation.quality import psnr as psnr
+from hypergrad._foundation.quality import snr as snr
+from hypergrad._foundation.quality import ssim as ssim
 from hypergrad.diagnostics.contraction import Contraction as Contraction
 from hypergrad.diagnostics.contraction import contraction_factor as contraction_factor
-from hypergrad.diagnostics.quality import psnr as psnr
-from hypergrad.diagnostics.quality import snr as snr
-from hypergrad.diagnostics.quality import ssim as ssim
 from hypergrad.diagnostics.samples import SampleErrors as SampleErrors
 from hypergrad.diagnostics.samples import are_certified as are_certified
 from hypergrad.diagnostics.samples import per_sample_errors as per_sample_errors

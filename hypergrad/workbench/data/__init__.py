@@ -4,8 +4,8 @@ Training and held-out samples never share a photograph, a band of rows, a clip o
 is downloaded, and every draw comes from the seed given.
 """
 
-from hypergrad.diagnostics.quality import psnr as psnr
-from hypergrad.diagnostics.quality import snr as snr
+from hypergrad._foundation.quality import psnr as psnr
+from hypergrad._foundation.quality import snr as snr
 from hypergrad.workbench.data._files import AUDIO as AUDIO
 from hypergrad.workbench.data._files import IMAGES as IMAGES
 from hypergrad.workbench.data.disparity import DISPARITY_PEAK as DISPARITY_PEAK

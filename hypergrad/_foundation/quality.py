@@ -41,9 +41,12 @@ def snr(x: ArrayLike, x_true: ArrayLike) -> float:
 
 
 def ssim(x: ArrayLike, x_true: ArrayLike, peak: float = 1.0) -> float:
-    """Return the structural similarity of images `(..., h, w)`, at most 1, averaged over them.
+    """Return the structural similarity of images, at most 1, averaged over them.
 
-    By scikit-image, with its uniform 7×7 window; `peak` is the largest possible value.
+    By scikit-image, with its uniform 7×7 window.
+
+    **Arguments**: `x`, `x_true`: images `(..., h, w)` of one shape. `peak`: the largest possible
+    value. Defaults to 1.
 
     **Raises**: `HypergradError` if the shapes differ, an entry is masked, or an image is smaller
     than the window.
