@@ -19,7 +19,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +39,12 @@ from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.statistics import group, mean_interval, paired_interval
 from hypergrad.problem import operators
 from hypergrad.workbench import baselines, data
+from hypergrad.workbench.studies.learning import (
+    K_alone,
+    K_and_row_weights,
+    scale_weight_updates,
+    with_row_weights,
+)
 from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
 
 # Tried for what is not learned and for what learning starts from.
@@ -154,8 +159,8 @@ def learn(config: Config, recipe: Recipe, seed: int, workspace: Workspace) -> Re
     rows, steps = start.m, config.epochs * (config.samples // config.batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(recipe.rate, steps))
     if recipe.row_weights:
-        start = dataclasses.replace(start, F=hg.L1(jnp.full(rows, weight)))
-        optimizer = optax.chain(optimizer, _times_for_weights(config.weights_rate))
+        start = with_row_weights(start)
+        optimizer = scale_weight_updates(optimizer, config.weights_rate)
     history = hg.train(
         start,
         images.training_pair,
@@ -166,7 +171,7 @@ def learn(config: Config, recipe: Recipe, seed: int, workspace: Workspace) -> Re
         batch_size=config.batch_size,
         seed=seed,
         checkpoint_dir=workspace.checkpoints,
-        trainable=_K_and_weights if recipe.row_weights else _K,
+        trainable=K_and_row_weights if recipe.row_weights else K_alone,
         progress=workspace.bar,
     )
     problem, last = history.problem, history.records[-1]
@@ -193,25 +198,6 @@ def learn(config: Config, recipe: Recipe, seed: int, workspace: Workspace) -> Re
     K = np.asarray(problem.K).astype(np.float16)
     arrays = {"K": K, "use": (weights * use).astype(np.float32), "picture": crop}
     return Result([learned, record], arrays)
-
-
-def _K(problem: hg.LowerLevel) -> Any:
-    return problem.K
-
-
-def _K_and_weights(problem: hg.LowerLevel) -> Any:
-    F: Any = problem.F
-    return problem.K, F.weight
-
-
-def _times_for_weights(factor: float) -> optax.GradientTransformation:
-    """Larger steps for the logarithms of weights, which are of another size than entries of K."""
-
-    def scale(updates: Any, params: Any = None) -> Any:
-        del params
-        return eqx.tree_at(lambda p: p.F.weight, updates, replace_fn=lambda u: factor * u)
-
-    return optax.stateless(scale)
 
 
 def _converged_loss(problem: hg.LowerLevel, images: Images) -> float:

@@ -15,6 +15,7 @@ if version("jax").startswith("0.10."):
     )
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
@@ -79,6 +80,14 @@ def optimised() -> Iterator[None]:
     yield
     jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+@pytest.fixture
+def no_type_checker() -> Iterator[None]:
+    """What users see: the runtime type checker of the other tests would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

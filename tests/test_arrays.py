@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -15,13 +14,7 @@ from hypergrad._foundation.rows import rows_of
 from hypergrad.learning import solve_in_pieces
 from hypergrad.workbench import baselines, data
 
-
-@pytest.fixture(autouse=True)
-def no_type_checker():
-    """What users see: the runtime type checker of the other tests would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("no_type_checker")
 
 
 PROBLEM = hg.LowerLevel(K=hg.operators.differences(4), F=hg.L1(0.1), G=hg.Quadratic(1.0))

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import lineax as lx
 import numpy as np
 import pytest
@@ -17,13 +16,7 @@ import scipy.sparse.linalg
 import hypergrad as hg
 from hypergrad.chambolle_pock import State
 
-
-@pytest.fixture(autouse=True)
-def no_type_checker():
-    """What users see: the runtime type checker of the other tests would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("no_type_checker")
 
 
 M, N = 3, 4

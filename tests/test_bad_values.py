@@ -9,19 +9,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
 import hypergrad as hg
 
-
-@pytest.fixture(autouse=True)
-def no_type_checker():
-    """What users see: the runtime type checker of the other tests would speak first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("no_type_checker")
 
 
 M, N = 3, 4

@@ -76,8 +76,7 @@ class AbstractForward(eqx.Module):
         """Return `V diag(f(gains)) V^T v` for a function with `f(0) = 0`."""
         coefficients = self.analyse(v)
         factors = of_gains(self.gains(v.dtype)).astype(coefficients.dtype)
-        leading = (1,) * (coefficients.ndim - factors.ndim)
-        return self.synthesise(coefficients * factors.reshape(leading + factors.shape))
+        return self.synthesise(coefficients * _lifted(factors, coefficients))
 
     def is_measured(self, gains: Array, cutoff: float = 0.0) -> Bool[Array, "..."]:
         """Return which singular values exceed rounding and `cutoff` times the largest one."""
@@ -165,7 +164,7 @@ class Blur(AbstractForward):
 
     def _times(self, transfer: Array, v: Vector) -> Array:
         coefficients = self.analyse(v)
-        return coefficients * transfer.reshape((1,) * (coefficients.ndim - 2) + transfer.shape)
+        return coefficients * _lifted(transfer, coefficients)
 
     def analyse(self, v: Vector) -> Array:
         return _rfft2(v, self.shape)
@@ -217,8 +216,7 @@ class FourierSampling(AbstractForward):
         return jnp.fft.ifft2(coefficients, norm="ortho").real.reshape(b.shape)
 
     def _masked(self, coefficients: Array) -> Array:
-        mask = self.mask.reshape((1,) * (coefficients.ndim - 2) + self.shape)
-        return jnp.where(mask, coefficients, 0)
+        return jnp.where(_lifted(self.mask, coefficients), coefficients, 0)
 
     def analyse(self, v: Vector) -> Array:
         return _rfft2(v, self.shape)
@@ -269,11 +267,11 @@ class DenseForward(AbstractForward):
     def __call__(self, x: ArrayLike) -> Array:
         x = jnp.asarray(x)
         left = jax.lax.stop_gradient(self.left)
-        return (self.analyse(x) * _row(self.singular, x)) @ left.T
+        return (self.analyse(x) * _lifted(self.singular, x)) @ left.T
 
     def transpose(self, b: Array) -> Vector:
         left = jax.lax.stop_gradient(self.left)
-        return self.synthesise((b @ left) * _row(self.singular, b))
+        return self.synthesise((b @ left) * _lifted(self.singular, b))
 
     def analyse(self, v: Vector) -> Array:
         return v @ jax.lax.stop_gradient(self.right).T
@@ -342,8 +340,9 @@ def _as_mask(name: str, mask: Any) -> Bool[Array, "..."]:
     return jnp.asarray(values == 1)
 
 
-def _row(parameter: Array, v: Array) -> Array:
-    return parameter.reshape((1,) * (v.ndim - 1) + parameter.shape)
+def _lifted(parameter: Array, v: Array) -> Array:
+    """Return a parameter with leading axes for the batch of v, as rank promotion would."""
+    return parameter.reshape((1,) * (v.ndim - parameter.ndim) + parameter.shape)
 
 
 def _rfft2(v: Vector, shape: tuple[int, int]) -> Array:

@@ -336,7 +336,8 @@ def _cache_folder() -> Path | None:
 
 def _report(options: Report) -> None:
     from hypergrad._foundation.records import write_text
-    from hypergrad.workbench.studies.report_page import PAGE, report_page
+    from hypergrad.workbench.studies.contents import PAGE
+    from hypergrad.workbench.studies.report_page import report_page
 
     if not options.runs:
         raise _UsageError("report needs at least one folder of a run; got none: name one")

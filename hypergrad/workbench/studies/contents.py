@@ -7,13 +7,14 @@ from pathlib import Path
 from hypergrad._foundation.records import markdown_table, write_text
 from hypergrad.workbench.studies.settings import ImageStudy
 
-__all__ = ["CONTENTS", "worth_opening", "write_contents"]
+__all__ = ["CONTENTS", "PAGE", "worth_opening", "write_contents"]
 
+PAGE = "report.html"
 _README = "README.md"
 
 # Every file of a run: the pattern of its name, what it holds, how it is read.
 CONTENTS = {
-    "report.html": (
+    PAGE: (
         "all of this on one page: tables, interactive curves, the photograph with a slider",
         "any browser, without a network; `hypergrad report RUN RUN` puts runs side by side",
     ),
@@ -80,7 +81,7 @@ CONTENTS = {
 def worth_opening(config: ImageStudy, out: Path) -> list[tuple[Path, str]]:
     """Return the paths to open first, each with what it shows; pictures only where there are."""
     found = [
-        (out / "report.html", "tables, curves and pictures on one page"),
+        (out / PAGE, "tables, curves and pictures on one page"),
         (out / f"photograph_{config.photograph}.png", "a photograph restored by each operator"),
         (out / "loss_over_epochs.png", "the loss of each strategy as it learns"),
         (out / _README, "what each file is"),

@@ -32,6 +32,7 @@ __all__ = [
     "compare_on_a_batch",
     "file_name",
     "make_adam",
+    "scale_weight_updates",
     "train_all",
     "training_records",
     "with_row_weights",
@@ -76,14 +77,23 @@ def make_adam(
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, rate, warmup_steps=math.ceil(_WARM_UP * steps), decay_steps=max(steps, 2)
     )
-    if weights_rate is None:
-        return optax.adam(schedule)
+    adam = optax.adam(schedule)
+    return adam if weights_rate is None else scale_weight_updates(adam, weights_rate)
+
+
+def scale_weight_updates(
+    optimizer: optax.GradientTransformation, factor: float
+) -> optax.GradientTransformation:
+    """Return an optimiser whose updates of the logarithms of F's weights are multiplied.
+
+    >>> optimizer = scale_weight_updates(optax.adam(1e-3), 10.0)
+    """
 
     def scale(updates: Any, params: Any = None) -> Any:
         del params
-        return eqx.tree_at(lambda p: p.F.weight, updates, replace_fn=lambda u: weights_rate * u)
+        return eqx.tree_at(lambda p: p.F.weight, updates, replace_fn=lambda u: factor * u)
 
-    return optax.chain(optax.adam(schedule), optax.stateless(scale))
+    return optax.chain(optimizer, optax.stateless(scale))
 
 
 def compare_on_a_batch(

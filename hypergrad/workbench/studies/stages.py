@@ -27,7 +27,7 @@ from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import distinct_labels
 from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
 from hypergrad.workbench.studies.baselines import NAMES, checked_operators, in_words, tuned_problems
-from hypergrad.workbench.studies.contents import worth_opening, write_contents
+from hypergrad.workbench.studies.contents import PAGE, worth_opening, write_contents
 from hypergrad.workbench.studies.evaluation import evaluate_all, make_restorer
 from hypergrad.workbench.studies.learning import (
     compare_on_a_batch,
@@ -36,7 +36,7 @@ from hypergrad.workbench.studies.learning import (
     with_row_weights,
 )
 from hypergrad.workbench.studies.pictures import draw
-from hypergrad.workbench.studies.report_page import PAGE, report_page
+from hypergrad.workbench.studies.report_page import report_page
 from hypergrad.workbench.studies.samples import StudyData, contents_of, load, piece_size
 from hypergrad.workbench.studies.settings import ImageStudy
 from hypergrad.workbench.studies.tables import (

@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from hypergrad.workbench.studies.report_page.page import report_page
-from hypergrad.workbench.studies.report_page.runs import PAGE
 
-__all__ = ["PAGE", "report_page"]
+__all__ = ["report_page"]

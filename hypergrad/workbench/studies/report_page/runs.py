@@ -14,9 +14,7 @@ from hypergrad._foundation.records import read_json, read_jsonl
 from hypergrad.workbench.studies.settings import ImageStudy
 from hypergrad.workbench.studies.tables import gains, shown_gains
 
-__all__ = ["PAGE", "Run", "command_again", "read_run", "read_runs"]
-
-PAGE = "report.html"
+__all__ = ["Run", "command_again", "read_run", "read_runs"]
 
 Record = dict[str, Any]
 
