@@ -20,6 +20,7 @@ from hypergrad.problem.operators.convolutions import (
     correlate_adjoint,
     fastest_convolution,
 )
+from hypergrad.problem.operators.norm import LANCZOS_MARGIN, operator_norm
 
 __all__ = ["FilterBank"]
 
@@ -116,11 +117,22 @@ class FilterBank(AbstractOperator):
 
             ||K||^2 <= max_omega sum_f |F filters_f|^2 = max_omega F(sum_f autocorrelation of f)
 
-        With equality for `Periodic()`. One transform of the size of the image.
+        With equality for `Periodic()`. One transform of the size of the image. A mirrored image
+        lies on no such torus: away from the border its norm is that on a torus of its size, and
+        what a border adds falls off within a few margins, so that it shows on a small image; the
+        larger of the two, with a margin of 1 %.
         """
         torus = self.boundary.torus(self.image_shape, self.margins)
-        if torus is None:
+        if torus is not None:
+            return self._norm_on(torus)
+        around = [max(8, 4 * sum(margins)) for margins in self.margins]
+        small = min(self.image_shape[0], around[0]), min(self.image_shape[1], around[1])
+        if small == self.image_shape:
             return None
+        inside = self._norm_on(self.image_shape) * (1 + LANCZOS_MARGIN)
+        return jnp.maximum(inside, operator_norm(self.with_image_shape(small)))
+
+    def _norm_on(self, torus: tuple[int, int]) -> Float[Array, ""]:
         _, h, w = self.filters.shape
         largest = jnp.max(jnp.abs(self.filters))
         unit = jnp.where(largest > 0, largest, 1.0)  # squares must neither overflow nor vanish

@@ -31,8 +31,8 @@ def operator_norm(K: Operator) -> Float[Array, ""]:
 
     A matrix: the square root of the largest eigenvalue of the smaller of `K K^T` and `K^T K`, plus
     a margin for the rounding of forming it. An `AbstractOperator` that knows a `norm_bound`: that
-    (a filter bank does, by its spectrum, with a `Periodic()` boundary, or with `ZeroOutside()` on
-    an image of at least 20 margins each way). Any other operator: 32 steps of the Lanczos method on
+    (a filter bank does, by its spectrum, but for images hardly larger than its filters). Any other
+    operator: 32 steps of the Lanczos method on
     `K^T K` from a fixed random start, plus its residual, plus a margin of 1 %.
 
     **Cost**: `O(min(m, n)^2 max(m, n))` for a matrix, a transform for a `norm_bound` by the
