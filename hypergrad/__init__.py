@@ -41,7 +41,7 @@ from hypergrad.diagnostics import (
     ssim,
     steps_needed,
 )
-from hypergrad.learning import History, WarmStart, devices, evaluate, train
+from hypergrad.learning import History, RandomCrops, WarmStart, devices, evaluate, train
 from hypergrad.learning.restoration import restore
 from hypergrad.learning.saved_operator import SavedOperator, load_operator
 from hypergrad.problem import functions, lower_level, operators
@@ -143,6 +143,7 @@ __all__ = [
     "OptimistixImplicit",
     "Piggyback",
     "Quadratic",
+    "RandomCrops",
     "Regime",
     "RestartedHalpern",
     "SampleErrors",

@@ -2,6 +2,7 @@
 
 from hypergrad.learning.chunks import evaluate as evaluate
 from hypergrad.learning.chunks import solve_in_pieces as solve_in_pieces
+from hypergrad.learning.crops import RandomCrops as RandomCrops
 from hypergrad.learning.loop import train as train
 from hypergrad.learning.result import History as History
 from hypergrad.learning.updates import make_update as make_update

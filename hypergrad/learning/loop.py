@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hypergrad._foundation.checks import check_count, describe
+from hypergrad._foundation.checks import check_count, check_number, describe
 from hypergrad._foundation.contents import contents_on_disk
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.progress import progress_bar
@@ -26,11 +26,11 @@ from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning.checkpoints import Checkpoints
 from hypergrad.learning.chunks import evaluate
 from hypergrad.learning.devices import Placement
-from hypergrad.learning.pairs import Pair, batches, of_one_dtype
+from hypergrad.learning.pairs import Draw, Pair, TrainingPairs, batches, check_pair
 from hypergrad.learning.result import Best, History, best_epoch
 from hypergrad.learning.updates import Learner, RunState
 from hypergrad.learning.variables import Variables, rescale_K, scale_is_free
-from hypergrad.learning.warm_start import WarmStart, empty_memory, make_batch_gradient
+from hypergrad.learning.warm_start import WarmStart, empty_memory, forget, make_batch_gradient
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import of_a_function
 from hypergrad.strategies._base import AbstractStrategy
@@ -42,17 +42,19 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 Projection = Callable[[LowerLevel], LowerLevel]
+HeldOut = tuple[Rows, Rows] | Callable[[LowerLevel], float] | None
 
 
 def train(
     problem: LowerLevel,
-    data: Pair,
+    data: Pair | Draw,
     *,
-    validation: Pair | None = None,
+    validation: Pair | Callable[[LowerLevel], float] | None = None,
     solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     optimizer: optax.GradientTransformation | None = None,
     epochs: int = 50,
+    seconds: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
@@ -70,14 +72,19 @@ def train(
 
     **Arguments**:
 
-    - `data`, `validation`: pairs `(x_tilde, x_true)`, each `(samples, n)`: arrays, or objects that
-      are indexed by rows (`np.load(..., mmap_mode="r")`, a data set of HDF5), which are read batch
-      by batch and never loaded as a whole.
+    - `data`: a pair `(x_tilde, x_true)`, each `(samples, n)`: arrays, or objects that are indexed
+      by rows (`np.load(..., mmap_mode="r")`, a data set of HDF5), which are read batch by batch and
+      never loaded as a whole. Or a function of the epoch (1, 2, …) that returns its pair, always of
+      the same size, such as `RandomCrops`.
+    - `validation`: such a pair, or a function of the problem that returns its loss (with another
+      solver, or on images of another shape).
+    - `seconds`: no epoch begins after so many seconds of updates. Defaults to no limit.
     - `optimizer`: from optax; by default Adam with rate 2e-3.
     - `checkpoint_dir`: a folder, written after every epoch. A call with the same arguments resumes
       the run; with other arguments it raises an error that names them.
     - `warm_start`: True or a `WarmStart` starts the solves of each training sample from its last
-      state. (Epoch 0 and the validation losses use cold solves.)
+      state. (Epoch 0 and the validation losses use cold solves.) Where a function draws a new pair,
+      its samples start cold.
     - `trainable`: selects the learned leaves (or nodes) of the problem; leaves that their function
       declares positive are learned in the log.
     - `project`: applied to the problem after each update. By default, a matrix or filter bank K is
@@ -121,7 +128,11 @@ def train(
     solver = default_solver(solver)
     check_compatible(strategy, solver)
     updates = _default_optimizer(optimizer)
-    problem, pair, held_out = of_one_dtype(problem, data, validation)
+    if seconds is not None:
+        check_number("seconds", seconds)
+    pairs = TrainingPairs(data, problem)
+    problem, pair = problem.astype(pairs.dtype), pairs.of(1)
+    held_out = _held_out(validation, problem)
     x_tilde, x_true = pair
     batch_size = min(batch_size, len(x_tilde))
     first = slice(batch_size)
@@ -129,8 +140,6 @@ def train(
     place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
     learner = Learner(
-        x_tilde,
-        x_true,
         variables,
         make_batch_gradient(solver, strategy, loss, safeguard, trainable),
         updates,
@@ -144,12 +153,12 @@ def train(
         memory = empty_memory(len(x_tilde), problem, *example, **settings)
     with jax.numpy_dtype_promotion("standard"):  # see make_update
         start = RunState(problem, updates.init(variables.free(problem)), memory)
-    lowered = learner.lower(start, first)
+    lowered = learner.lower(start, pair, first)
 
     @functools.cache
     def run() -> dict[str, str]:
         return {
-            **_data_digests(pair, held_out),
+            **_data_digests(pairs, held_out),
             **_setting_digests(learner, start, solver, strategy, loss, safeguard),
             "number of epochs": str(epochs),
             "batch size": str(batch_size),
@@ -162,16 +171,22 @@ def train(
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, run())
     state, best, records = _resumed(checkpoints, place, start, records)
     state, done = learner.replicate(state), records[-1]["epoch"]
+    pair = pairs.of(max(done, 1))  # whose states a resumed run remembers
     with _bar(progress if place.writes else False) as bar:
         show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
         compiled = lowered.compile() if done < epochs else None
         for epoch in range(done + 1, epochs + 1):
+            if seconds is not None and records[-1]["seconds"] >= seconds:
+                break
             started = time.perf_counter()
+            if pairs.of(epoch) is not pair:
+                pair = pairs.of(epoch)
+                forget(state.memory)
             rows = batches(len(x_tilde), batch_size, seed, epoch)
-            state, measured = _one_epoch(learner, compiled, state, rows, show)
-            seconds = records[-1]["seconds"] + time.perf_counter() - started
+            state, measured = _one_epoch(learner, compiled, state, pair, rows, show)
+            elapsed = records[-1]["seconds"] + time.perf_counter() - started
             current = place.to_host(state.problem)
-            records.append(recorder.record(current, epoch, seconds, measured))
+            records.append(recorder.record(current, epoch, elapsed, measured))
             best = current if best_epoch(records) == epoch else best
             if checkpoints is not None and place.writes:
                 checkpoints.save(epoch, (state, best), records)
@@ -187,6 +202,16 @@ def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
             f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
         )
     return WarmStart() if warm_start is True else warm_start or None
+
+
+def _held_out(
+    validation: Pair | Callable[[LowerLevel], float] | None, problem: LowerLevel
+) -> HeldOut:
+    """Return the held-out pair in the dtype of the problem, the function that judges, or None."""
+    if validation is None or callable(validation):
+        return validation
+    x_tilde, x_true = check_pair("validation", validation, problem.n)
+    return x_tilde.astype(problem.dtype), x_true.astype(problem.dtype)
 
 
 def _default_optimizer(optimizer: optax.GradientTransformation | None) -> Any:
@@ -245,11 +270,12 @@ def _checked_place(
 # and user functions are refused after a change of Python's version, which changes their bytecode.
 
 
-def _data_digests(pair: tuple[Rows, Rows], held_out: tuple[Rows, Rows] | None) -> dict[str, str]:
-    def digest(pair: tuple[Rows, Rows] | None) -> str:
-        return "none" if pair is None else contents_on_disk([rows.digest() for rows in pair])
-
-    return {"set of training data": digest(pair), "set of validation data": digest(held_out)}
+def _data_digests(pairs: TrainingPairs, held_out: HeldOut) -> dict[str, str]:
+    if isinstance(held_out, tuple):
+        validation = contents_on_disk([rows.digest() for rows in held_out])
+    else:
+        validation = "none" if held_out is None else contents_on_disk(held_out)
+    return {"set of training data": pairs.digest(), "set of validation data": validation}
 
 
 def _setting_digests(
@@ -296,13 +322,14 @@ def _one_epoch(
     learner: Learner,
     compiled: Any,
     state: RunState,
+    pair: tuple[Rows, Rows],
     rows: Iterable[np.ndarray],
     show: Callable[[float], None],
 ) -> tuple[RunState, list[dict[str, float]]]:
     """Make one update per batch of rows; return the measurements before each."""
     measured = []
     for batch in rows:
-        state, measurement = learner.step(compiled, state, batch)
+        state, measurement = learner.step(compiled, state, pair, batch)
         measured.append(measurement)
         show(measurement["train_loss"])
     return state, measured
@@ -350,16 +377,18 @@ class _Recorder:
     """Record the losses and measurements of a problem before the first epoch and after each."""
 
     data: tuple[Rows, Rows]
-    validation: tuple[Rows, Rows] | None
+    validation: HeldOut
     solver: ChambollePock
     strategy: AbstractStrategy
     loss: Loss
     piece: int
     measure: Callable[[LowerLevel], Mapping[str, float]]
 
-    def _loss_on(self, pair: tuple[Rows, Rows] | None, problem: LowerLevel) -> float | None:
+    def _loss_on(self, pair: HeldOut, problem: LowerLevel) -> float | None:
         if pair is None:
             return None
+        if not isinstance(pair, tuple):
+            return _plain_number("validation", pair(problem))
         return evaluate(
             problem,
             *pair,

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypergrad._foundation.contents import contents_on_disk
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.rows import Rows, rows_of
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["Pair", "batches", "of_one_dtype"]
+__all__ = ["Draw", "Pair", "TrainingPairs", "batches", "check_pair"]
 
 Pair = tuple[Any, Any]
 
+# The pair of an epoch; the same epoch gives the same pair.
+Draw = Callable[[int], Pair]
 
-def of_one_dtype(
-    problem: LowerLevel, data: Pair, validation: Pair | None
-) -> tuple[LowerLevel, tuple[Rows, Rows], tuple[Rows, Rows] | None]:
-    """Return the problem and the checked data in one dtype."""
-    pair, held_out = check_pair("data", data, problem.n), None
-    if validation is not None:
-        held_out = check_pair("validation", validation, problem.n)
-    dtype = jnp.result_type(problem.dtype, pair[0].dtype)
-    pair, held_out = jax.tree.map(lambda rows: rows.astype(dtype), (pair, held_out))
-    return problem.astype(dtype), pair, held_out
+
+class TrainingPairs:
+    """The training pair of each epoch, checked and in one dtype: one pair, or drawn by a function.
+
+    Rows that are drawn again are the rows of before, the same objects.
+    """
+
+    def __init__(self, data: Pair | Draw, problem: LowerLevel):
+        self.data, self.n = data, problem.n
+        self._drawn = data(1) if callable(data) else data
+        pair = check_pair("data", self._drawn, self.n)
+        self.dtype = jnp.result_type(problem.dtype, pair[0].dtype)
+        self._rows = self._cast(pair)
+
+    def of(self, epoch: int) -> tuple[Rows, Rows]:
+        """Return the rows of `(x_tilde, x_true)` in an epoch, counted from 1."""
+        drawn = self.data(epoch) if callable(self.data) else self.data
+        if not _equal(drawn, self._drawn):
+            self._drawn, self._rows = drawn, self._cast(check_pair("data", drawn, self.n))
+        return self._rows
+
+    def _cast(self, pair: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
+        return pair[0].astype(self.dtype), pair[1].astype(self.dtype)
+
+    def digest(self) -> str:
+        if callable(self.data):
+            return contents_on_disk(self.data)
+        return contents_on_disk([rows.digest() for rows in self.of(1)])
+
+
+def _equal(pair: Pair, other: Pair) -> bool:
+    """Return whether two pairs are the same objects, or equal arrays of NumPy."""
+    return pair is other or all(
+        a is b or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b))
+        for a, b in zip(pair, other, strict=False)
+    )
 
 
 def check_pair(name: str, pair: Pair, n: int) -> tuple[Rows, Rows]:

@@ -80,10 +80,8 @@ def make_update(
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """Take training steps: the training data, the learned variables and the devices."""
+    """Take training steps: the learned variables, the rule of an update and the devices."""
 
-    x_tilde: Rows
-    x_true: Rows
     variables: Variables
     compute_gradient: ComputeGradient
     optimizer: optax.GradientTransformation
@@ -96,20 +94,24 @@ class Learner:
         problem, optimizer_state = self.place.replicate((state.problem, state.optimizer_state))
         return RunState(problem, optimizer_state, state.memory)
 
-    def _arguments(self, state: RunState, rows: Any) -> tuple[Any, ...]:
-        batch = (self.x_tilde[rows], self.x_true[rows], gather(state.memory, rows))
+    def _arguments(self, state: RunState, pair: tuple[Rows, Rows], rows: Any) -> tuple[Any, ...]:
+        x_tilde, x_true = pair
+        batch = (x_tilde[rows], x_true[rows], gather(state.memory, rows))
         return state.problem, state.optimizer_state, *self.place.rows(batch)
 
-    def lower(self, state: RunState, rows: Any) -> Any:
+    def lower(self, state: RunState, pair: tuple[Rows, Rows], rows: Any) -> Any:
         """Return the program of a step, not yet compiled."""
         compute_gradient = self.place.shard(self.compute_gradient)
         update = make_update(
             self.variables, compute_gradient, self.optimizer, self.project, self.share
         )
-        return update.lower(*self._arguments(self.replicate(state), rows))
+        return update.lower(*self._arguments(self.replicate(state), pair, rows))
 
-    def step(self, compiled: Any, state: RunState, rows: Any) -> tuple[RunState, dict[str, float]]:
+    def step(
+        self, compiled: Any, state: RunState, pair: tuple[Rows, Rows], rows: Any
+    ) -> tuple[RunState, dict[str, float]]:
         """Update the problem; return the new state, and the measurements before the update."""
-        problem, optimizer_state, measured, next_state = compiled(*self._arguments(state, rows))
+        arguments = self._arguments(state, pair, rows)
+        problem, optimizer_state, measured, next_state = compiled(*arguments)
         scatter(state.memory, rows, next_state)
         return RunState(problem, optimizer_state, state.memory), jax.tree.map(float, measured)

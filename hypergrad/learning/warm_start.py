@@ -24,6 +24,7 @@ __all__ = [
     "ComputeGradient",
     "WarmStart",
     "empty_memory",
+    "forget",
     "gather",
     "make_batch_gradient",
     "scatter",
@@ -153,6 +154,12 @@ def empty_memory(
 
     shapes = eqx.filter_eval_shape(state, problem, x_tilde, x_true)
     return jax.tree.map(lambda a: np.zeros((samples, *a.shape[1:]), a.dtype), shapes)
+
+
+def forget(memory: State | None) -> None:
+    """Set the stored states to zero, in place: other samples start cold."""
+    for stored in jax.tree.leaves(memory):
+        stored[:] = 0
 
 
 def gather(memory: State | None, rows: Any) -> State | None:

@@ -12,6 +12,7 @@ from hypergrad.workbench.data.disparity import DISPARITY_PEAK as DISPARITY_PEAK
 from hypergrad.workbench.data.disparity import DISPARITY_ROWS as DISPARITY_ROWS
 from hypergrad.workbench.data.disparity import MEASURED as MEASURED
 from hypergrad.workbench.data.disparity import disparity_rows as disparity_rows
+from hypergrad.workbench.data.own import ImageFolder as ImageFolder
 from hypergrad.workbench.data.own import load_own as load_own
 from hypergrad.workbench.data.photographs import PHOTOGRAPHS_CHOOSE as PHOTOGRAPHS_CHOOSE
 from hypergrad.workbench.data.photographs import PHOTOGRAPHS_HELD_OUT as PHOTOGRAPHS_HELD_OUT

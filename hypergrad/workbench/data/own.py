@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypergrad.workbench.data._files import (
     Skip,
     files_below,
     finite,
+    name_in,
     part_of,
     read_each,
     read_picture,
@@ -99,11 +101,59 @@ def _npy_rows(file: Path, split: Split, most: int | None, rng: np.random.Generat
     return finite(np.array(rows, float), file)
 
 
-def _patches_of(file: Path, size: int) -> Floats:
+@dataclasses.dataclass(frozen=True)
+class ImageFolder(Sequence[Floats]):
+    """The images of a folder, grey in [0, 1], each read when it is asked for.
+
+    **Arguments**: `folder`, with PNG, JPEG or TIFF in it or below; `skip`, a function such as
+    `print`: every file is read once, what cannot be used is left out, and `skip` is called with the
+    reason.
+
+    **Errors**: FileNotFoundError where the folder is missing; a `HypergradError`, naming the file,
+    for one that cannot be used.
+
+    >>> import tempfile, PIL.Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     PIL.Image.new("L", (3, 2), 255).save(f"{folder}/white.png")
+    ...     images = ImageFolder(folder)
+    ...     print(len(images), images.names, images[0].shape)
+    1 ['white.png'] (2, 3)
+    """
+
+    folder: str | Path
+    skip: dataclasses.InitVar[Skip | None] = None
+    names: list[str] = dataclasses.field(init=False)
+
+    def __post_init__(self, skip: Skip | None) -> None:
+        folder = Path(self.folder)
+        require(
+            folder.is_dir(), "path must exist", folder, "name a folder of images", FileNotFoundError
+        )
+        files = files_below(folder, IMAGES, skip)
+        require(bool(files), "a folder must hold images", f"none in {folder}", "name another")
+        if skip is not None:
+            usable = read_each(files, folder, lambda file: _grey_image(file).shape, skip)
+            files = [folder / name for name in usable]
+        object.__setattr__(self, "names", [name_in(file, folder) for file in files])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return _grey_image(Path(self.folder) / self.names[index])
+
+
+def _grey_image(file: Path) -> Floats:
     def values_of(picture: Any) -> NDArray[Any]:
         is_grey = picture.mode in ("1", "L", "F") or picture.mode.startswith("I")
         return native(np.asarray(picture if is_grey else picture.convert("RGBA")))
 
     read = functools.partial(read_picture, from_pillow=values_of, from_array=np.asarray)
-    image = grey_of(read_with(file, read), file)
-    return windows_of(image, size, file)[::size, ::size].reshape(-1, size * size)
+    return grey_of(read_with(file, read), file)
+
+
+def _patches_of(file: Path, size: int) -> Floats:
+    windows = windows_of(_grey_image(file), size, file)
+    return windows[::size, ::size].reshape(-1, size * size)
