@@ -22,8 +22,15 @@ from hypergrad.adjoint import (
     start_adjoint,
     zeros_like,
 )
-from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, prepare_truth, restore_batch
-from hypergrad.bilevel.losses import Loss, half_mean_squared_error
+from hypergrad.bilevel.arguments import (
+    Data,
+    Loss,
+    flatten_batch,
+    half_mean_squared_error,
+    prepare,
+    prepare_truth,
+    restore_batch,
+)
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
 from hypergrad.diagnostics._gradients import (
     check_learnable,
