@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad.adjoint.recursion import (
+from hypergrad.adjoint.deltas import (
     AdjointState,
     adjoint_step,
     seed_last_layer,
