@@ -13,8 +13,6 @@ import jax.numpy as jnp
 
 from hypergrad._foundation.contents import PLAIN, contents_in_memory
 
-__all__ = ["Program", "as_arguments", "compiled", "given_back", "shape_of"]
-
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 

@@ -30,8 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["PLAIN", "contents_in_memory", "contents_on_disk"]
-
 # The types of immutable values that compare by their contents.
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _INSTALLED = {Path(sysconfig.get_paths()[kind]) for kind in ("stdlib", "purelib", "platlib")}

@@ -12,8 +12,6 @@ from jaxtyping import Array, Int
 
 from hypergrad._foundation.printing import shares
 
-__all__ = ["Status", "throw_if_bad"]
-
 
 class Status(enum.IntEnum):
     """The way in which a forward or an adjoint solve ended.

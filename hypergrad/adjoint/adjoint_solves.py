@@ -34,18 +34,6 @@ from hypergrad.adjoint.results import AdjointStats, Cotangent
 from hypergrad.chambolle_pock import AdjointPair, ProxArguments, default_tolerance
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = [
-    "CGLS",
-    "AbstractAdjointSolve",
-    "AbstractKrylovSolve",
-    "AbstractLinearSolve",
-    "AdjointProblem",
-    "LastIterates",
-    "LinearSolve",
-    "Steps",
-    "Tolerance",
-]
-
 Product = Callable[[Unknowns], Unknowns]
 
 

@@ -18,8 +18,6 @@ from hypergrad.adjoint.linear_solves import Unknowns, positive
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose
 
-__all__ = ["ConjugateGradients", "ReducedSystem", "check_reducible"]
-
 
 class ConjugateGradients(AbstractKrylovSolve):
     """The limit system by conjugate gradients on its dual half, all samples at once, matrix-free.

@@ -44,22 +44,6 @@ from hypergrad.chambolle_pock import (
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose, bilinear_gradient
 
-__all__ = [
-    "AdjointState",
-    "DeltaSums",
-    "LimitSystem",
-    "PairMetric",
-    "StepTerms",
-    "adjoint_step",
-    "first_layer",
-    "limit_gradients",
-    "limit_pushforward",
-    "seed_last_layer",
-    "start_adjoint",
-    "sum_deltas",
-    "zeros_like",
-]
-
 
 class AdjointState(eqx.Module):
     """`delta_P[l]`, `delta_D[l]`, `K^T delta_D[l]` and `K^T delta_bar_D[l]`."""

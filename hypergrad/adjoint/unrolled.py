@@ -28,14 +28,6 @@ from hypergrad.chambolle_pock import (
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import bilinear_gradient
 
-__all__ = [
-    "Checkpointed",
-    "Tape",
-    "backpropagate",
-    "backpropagate_checkpointed",
-    "run_in_segments",
-]
-
 
 class Tape(NamedTuple):
     """Recorded iterations, which a forward pass saves for `backpropagate`.

@@ -21,25 +21,6 @@ from hypergrad.problem.functions._base import positive_leaves
 from hypergrad.problem.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = [
-    "Data",
-    "Loss",
-    "OnSamples",
-    "check_compatible",
-    "check_is_strategy",
-    "check_loss",
-    "check_problem",
-    "check_samples",
-    "check_truth_shape",
-    "default_solver",
-    "flatten_batch",
-    "half_mean_squared_error",
-    "prepare",
-    "prepare_hypergradient",
-    "prepare_truth",
-    "restore_batch",
-]
-
 Data = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 

@@ -20,8 +20,6 @@ from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["solve"]
-
 
 def solve(
     problem: LowerLevel,

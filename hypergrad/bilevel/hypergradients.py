@@ -29,8 +29,6 @@ from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["compute_hypergradient", "hypergradient", "throw_if_any_is_bad"]
-
 
 def hypergradient(
     problem: LowerLevel,

@@ -26,8 +26,6 @@ from hypergrad.chambolle_pock import AdjointPair, ChambollePock, State
 from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = ["hypergradient_to_target"]
-
 # The factor of both tolerances from one round to the next follows from the bound, with a little to
 # spare, within the range in which a linear extrapolation can be trusted.
 _LEAST_TIGHTENING, _MOST_TIGHTENING, _SPARE = 0.1, 1e-3, 0.3

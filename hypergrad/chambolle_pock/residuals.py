@@ -35,10 +35,11 @@ step sizes are taken, and a half that is 0 has to stay where it is.
 
 means anything. Where F is smooth with an L-Lipschitz gradient, `y = grad F(K x)` is off by `eps L
 ||K|| ||x||`, and that counts as well: it is all of `y` where the solution is 0 (consistent least
-squares). (For `||K||` stands the largest norm that the step sizes allow, `1 / sqrt(tau
-sigma)`, here and for the scale of `r`: with steps far shorter than `1 / ||K||` rounding is
-overestimated.) A solve is CONVERGED if its residual and its resolution are within the tolerance; if
-not, and the residual is down at its rounding, it is ROUNDING that stopped it.
+squares). For `||K||` stands the largest norm that the step sizes allow, `1 / sqrt(tau sigma)`, or
+the Frobenius norm of a matrix where that is smaller, here and for the scale of `r`: where K is no
+matrix, steps far shorter than `1 / ||K||` overestimate rounding. A solve is CONVERGED if its
+residual and its resolution are within the tolerance; if not, and the residual is down at its
+rounding, it is ROUNDING that stopped it.
 """
 
 from __future__ import annotations
@@ -57,23 +58,7 @@ from hypergrad._foundation.samples import safe_norm
 from hypergrad._foundation.status import Status
 from hypergrad.chambolle_pock.iteration import Iteration, ProxArguments, StepSizes
 from hypergrad.problem.lower_level import LowerLevel
-from hypergrad.problem.operators import apply, apply_transpose
-
-__all__ = [
-    "ROUNDINGS",
-    "PairScale",
-    "SolverStats",
-    "attainable_tolerance",
-    "certify",
-    "default_tolerance",
-    "margin_of",
-    "pair_scale",
-    "primal_dual_norm",
-    "relative_to",
-    "residual_of",
-    "rounding_of_pair",
-    "with_steps",
-]
+from hypergrad.problem.operators import apply, apply_transpose, matrix_of
 
 # A residual of so many times its rounding is rounding.
 ROUNDINGS = 8.0
@@ -116,7 +101,7 @@ def pair_scale(
     problem: LowerLevel, sizes: StepSizes, x: Array, r: Array, y: Array, K_x: Array, KT_y: Array
 ) -> PairScale:
     """Return the pair's own step sizes and the sizes of its halves, from its two products."""
-    info, norm_K = jnp.finfo(r.dtype), _largest_norm_of_K(sizes)
+    info, norm_K = jnp.finfo(r.dtype), _largest_norm_of_K(problem, sizes)
     longest = float(info.max) * float(info.eps)  # of what does not overflow in a prox
 
     def ratio(over: Array, under: Array, otherwise: Array) -> Array:
@@ -157,9 +142,11 @@ def _at_least(size: Array, scale: Array | None) -> Array:
     return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** 0.25 * scale.astype(size.dtype))
 
 
-def _largest_norm_of_K(sizes: StepSizes) -> Array:
-    """The largest norm of K that the step sizes allow."""
-    return 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma))
+def _largest_norm_of_K(problem: LowerLevel, sizes: StepSizes) -> Array:
+    """Return the largest norm of K that the step sizes, and the entries of a matrix, allow."""
+    allowed = 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma))
+    matrix = matrix_of(problem.K)
+    return allowed if matrix is None else jnp.minimum(allowed, safe_norm(jnp.ravel(matrix)))
 
 
 def with_steps(prox: Callable[[Array, Array], Array], z: Array, steps: Array) -> Array:
@@ -171,7 +158,7 @@ def rounding_of_pair(
     problem: LowerLevel, x: Array, scale: PairScale, sizes: StepSizes
 ) -> Float[Array, "*batch"]:
     """Return the size of what rounding makes of a residual of 0 (`rounding` above)."""
-    norm_K, size_x = _largest_norm_of_K(sizes), safe_norm(x)
+    norm_K, size_x = _largest_norm_of_K(problem, sizes), safe_norm(x)
     in_dual = relative_to(scale.s * norm_K * size_x, scale.size_y)
     in_primal = relative_to(scale.t * norm_K * scale.size_y, scale.size_r)
     relative = 1 + in_dual + in_primal
@@ -273,7 +260,7 @@ def _resolution(problem: LowerLevel, sizes: StepSizes, x: Array, r: Array) -> Ar
     # Numbers below tiny / eps lose digits to underflow.
     lost = jnp.maximum(float(info.eps) * safe_norm(x), float(info.tiny) / float(info.eps))
     # An r of 0 is a solution, or what rounding has left of one: the problem's own scale tells.
-    scale = _scale_of_r(problem, _largest_norm_of_K(sizes))
+    scale = _scale_of_r(problem, _largest_norm_of_K(problem, sizes))
     unknown = jnp.zeros_like(lost) if scale is None else relative_to(lost, scale)
     return jnp.where(size_r > 0, relative_to(lost, size_r), unknown)
 

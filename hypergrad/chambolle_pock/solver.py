@@ -26,8 +26,6 @@ from hypergrad.chambolle_pock.residuals import SolverStats, certify, residual_of
 from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 from hypergrad.problem.operators import Operator, apply, matrix_of, operator_norm
 
-__all__ = ["ChambollePock", "ForwardSolve", "Run", "Solution", "Trace"]
-
 # How far the squared bound on a matrix-free norm may lie above the squared norm (margin, residual).
 _LANCZOS_SLACK = 0.05
 
@@ -150,17 +148,15 @@ class ChambollePock(eqx.Module):
             return StepSizes(self.tau, 1 / (self.tau * norm) / norm, self.theta)
         if self.sigma is not None:
             return StepSizes(1 / (self.sigma * norm) / norm, self.sigma, self.theta)
-        root = jnp.sqrt(self.step_ratio) * self._scale_ratio(problem).astype(norm.dtype)
-        return StepSizes(1 / (norm * root), root / norm, self.theta)
-
-    def _scale_ratio(self, problem: LowerLevel) -> Array:
-        """Return dual scale over primal scale; an unknown or zero scale counts as 1."""
-        primal = problem.G.primal_scale if self.primal_scale is None else self.primal_scale
+        scale_of_G = problem.G.primal_scale if self.primal_scale is None else self.primal_scale
+        # An unknown or zero scale counts as 1.
         dual, primal = (
             jnp.ones((), problem.dtype) if scale is None else jnp.where(scale > 0, scale, 1.0)
-            for scale in (problem.F.dual_scale, primal)
+            for scale in (problem.F.dual_scale, scale_of_G)
         )
-        return jax.lax.stop_gradient(dual / primal)
+        ratio = jax.lax.stop_gradient(dual / primal).astype(norm.dtype)
+        root = jnp.sqrt(self.step_ratio) * ratio
+        return StepSizes(1 / (norm * root), root / norm, self.theta)
 
     def with_step_sizes(self, problem: LowerLevel) -> ChambollePock:
         """Return the solver with the step sizes of this problem as its fields (one norm)."""

@@ -31,8 +31,6 @@ from hypergrad.problem.operators import (
     operator_shape,
 )
 
-__all__ = ["LowerLevel", "cast_floats", "held", "select_leaves", "stop_gradient"]
-
 
 def _as_operator(K: Any) -> Operator:
     if isinstance(K, lx.AbstractLinearOperator):

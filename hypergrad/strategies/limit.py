@@ -42,8 +42,6 @@ from hypergrad.chambolle_pock import (
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["LimitFormula"]
-
 
 def _as_adjoint_solve(adjoint: Any) -> AbstractAdjointSolve:
     if isinstance(adjoint, AbstractAdjointSolve):

@@ -19,8 +19,6 @@ from hypergrad.chambolle_pock import StepSizes
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["AbstractPoint", "AbstractRegime", "ReturnedPair"]
-
 
 class ReturnedPair(NamedTuple):
     """The result of a solve, one row per sample, with the step sizes of its prox arguments."""

@@ -28,8 +28,6 @@ from hypergrad.exact import ActiveSystem, NormalMap, active_system
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import matrix_of
 
-__all__ = ["ActiveSet"]
-
 # Of the Newton step and of the adjoint solve: cheap beside the factorisation.
 _REFINEMENTS = 6
 

@@ -22,8 +22,6 @@ from hypergrad.bilevel.error_bound.result import ErrorBound, Regime
 from hypergrad.bilevel.error_bound.strong_convexity import StrongConvexity
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["REGIMES", "bound_error"]
-
 REGIMES: tuple[AbstractRegime, ...] = (ActiveSet(), StrongConvexity())
 
 

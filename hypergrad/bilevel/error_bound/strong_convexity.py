@@ -28,8 +28,6 @@ from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose, matrix_of, operator_norm
 
-__all__ = ["StrongConvexity"]
-
 
 class StrongConvexity(AbstractRegime):
     """G is `mu`-strongly convex and F and G are smooth: the primal problem alone tells.
