@@ -31,7 +31,7 @@ from hypergrad._foundation.timing import (
     interleaved_medians,
     matrix_products_alone,
 )
-from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
+from hypergrad.comparison import failure_of, one_hypergradient, solve_without_strategy
 from hypergrad.learning.devices import device_name
 from hypergrad.problem import operators
 from hypergrad.workbench import data
@@ -149,7 +149,7 @@ def measure(config: Config, point: Point, texts: Sequence[str], workspace: Works
         try:
             program = compile_ahead(one_hypergradient, problem, x_tilde, x_true, solver, strategy)
         except Exception as error:  # one that fails is a row with its reason, not the end of all
-            reasons[text] = reason_of(error)
+            reasons[text] = failure_of(error)
             continue
         programs[text] = program
         reason = _too_much(config, strategy, program, solve_seconds * _derivatives(problem))
@@ -161,7 +161,7 @@ def measure(config: Config, point: Point, texts: Sequence[str], workspace: Works
             if (once := _seconds(program)) > config.slow_seconds:
                 slow[text] = once
         except Exception as error:
-            reasons[text] = reason_of(error)
+            reasons[text] = failure_of(error)
     left_out = reasons | slow
     timed = {name: one.call for name, one in programs.items() if name not in left_out}
     seconds = interleaved_medians(timed, repeats=config.repeats) | slow

@@ -37,7 +37,7 @@ from limits import (
 
 import hypergrad as hg
 from hypergrad._foundation.status import Status
-from hypergrad.adjoint import AdjointProblem, Cotangent
+from hypergrad.adjoint import AdjointProblem, Cotangent, LimitSystem
 from hypergrad.chambolle_pock import ProxArguments
 from hypergrad.strategies import CGLS
 
@@ -228,10 +228,10 @@ def test_a_singular_system_is_solved_with_minimum_norm(name):
     z = (np.array([getattr(run, z)[-1] for run in runs])[None] for z in ("z_D", "z_P"))
     history = ProxArguments(*map(jnp.asarray, z))
     cotangent = Cotangent(jnp.asarray(g), jnp.zeros((3, problem.m)))
-    sizes = solver.step_sizes(problem)
+    system = LimitSystem.at_last(problem, solver.step_sizes(problem), history)
     for adjoint in (CGLS(), hg.Tolerance(1e-14)):
         solve = eqx.filter_jit(lambda given, adjoint=adjoint: adjoint(given))
-        sums, stats = solve(AdjointProblem(problem, sizes, history, cotangent))
+        sums, stats = solve(AdjointProblem(system, history, cotangent))
         Delta = np.concatenate([sums.Delta_P, sums.Delta_D], axis=-1)
         assert relative_error(Delta, np.array(expected)) <= 1e-9
         assert all(Status(int(status)).is_good for status in stats.status)

@@ -21,7 +21,13 @@ from helpers import (
 from hypothesis import given
 
 import hypergrad as hg
-from hypergrad.chambolle_pock import Iteration, StepSizes, certify
+from hypergrad.chambolle_pock import (
+    Iteration,
+    PairScale,
+    StepSizes,
+    certify,
+    rounding_of_pair,
+)
 
 N = 7
 DIFFERENCES = np.diff(np.eye(N), axis=0)  # blind to an offset, and exact on a grid of numbers
@@ -99,6 +105,17 @@ def test_residual_is_blind_where_K_is(offset):
 @pytest.mark.parametrize("sigma", [1e-8, 1e8])
 def test_residual_does_not_contain_the_step_sizes(tau, sigma):
     np.testing.assert_array_equal(judged(tau=tau, sigma=sigma).residual, judged().residual)
+
+
+def test_short_steps_do_not_magnify_rounding():
+    """It is that of products with K: of norm 2, and with 6 rows, of Frobenius norm sqrt(12)."""
+    problem, x = problem_in(1.0, "L1 + Quadratic"), BASE + RNG_PAIR[0]
+    scale = PairScale(*jnp.ones((4, 3)))
+    known = 1 + np.sqrt(12) * np.linalg.norm(x, axis=-1) + np.sqrt(12)
+    for tau in (1e-2, 1e-8):
+        sizes = StepSizes(*jnp.array([tau, tau, 1.0]))
+        rounding = rounding_of_pair(problem, jnp.asarray(x), scale, sizes)
+        np.testing.assert_allclose(rounding, np.finfo(float).eps * known, rtol=1e-12)
 
 
 def test_residual_in_single_precision_is_that_in_double():

@@ -8,8 +8,6 @@ import numpy as np
 
 from hypergrad._foundation.errors import HypergradError
 
-__all__ = ["native", "refuse_masked", "unmasked"]
-
 
 def refuse_masked(value: Any, name: str) -> None:
     """Refuse an array, or a list of arrays, that hides entries: what lies below a mask is no data.

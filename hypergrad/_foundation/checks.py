@@ -59,12 +59,14 @@ def as_inexact(
     What is not real numbers is refused, and so are masked entries. (An array of truth values is
     data, a binary picture; True alone is no number.) `rule` and `advice` are those of the error.
     """
-    no_number = value is None or isinstance(value, (str, bytes, bool, np.bool_))
-    refuse_masked(value, name)
-    try:
-        array = None if no_number else jnp.asarray(_plain(value))
-    except (TypeError, ValueError):
-        array = None
+    array = value
+    if not isinstance(value, jax.Array):
+        no_number = value is None or isinstance(value, (str, bytes, bool, np.bool_))
+        refuse_masked(value, name)
+        try:
+            array = None if no_number else jnp.asarray(_plain(value))
+        except (TypeError, ValueError):
+            array = None
     if array is None:
         raise HypergradError(f"{name} must be {rule}; got {_described(value)}: {advice}")
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -92,11 +94,10 @@ def _described(value: Any) -> str:
 def cast_leaves(tree: Any, dtype: Any) -> Any:
     """Every float of a pytree as an array of one dtype (a Python float cannot be learned)."""
 
-    def cast(leaf: Any) -> Any:
-        is_float = isinstance(leaf, float) or eqx.is_inexact_array(leaf)
-        return jnp.asarray(leaf, dtype) if is_float else leaf
-
-    return jax.tree.map(cast, tree)
+    floats, rest = eqx.partition(
+        tree, lambda leaf: isinstance(leaf, float) or eqx.is_inexact_array(leaf)
+    )
+    return eqx.combine(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), floats), rest)
 
 
 def inexact(name: str) -> Callable[[Any], Any]:
@@ -139,11 +140,10 @@ def check_again(name: str, module: eqx.Module) -> None:
 
     Their numbers may have been updated since, and an update of a pytree runs no check.
     """
-
-    def is_inner(node: Any) -> bool:
-        return isinstance(node, eqx.Module) and node is not module
-
-    for path, node in jax.tree.leaves_with_path(module, is_leaf=is_inner):
+    inner = jax.tree.leaves_with_path(
+        module, is_leaf=lambda node: isinstance(node, eqx.Module) and node is not module
+    )
+    for path, node in inner:
         if isinstance(node, eqx.Module):
             check_again(name + jax.tree_util.keystr(path), node)
     checks = [vars(kind).get("__check_init__") for kind in type(module).__mro__]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -10,9 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from hypergrad._foundation.contents import contents_in_memory, is_plain
-
-__all__ = ["Program", "as_arguments", "compiled", "given_back", "shape_of"]
+from hypergrad._foundation.contents import PLAIN, contents_in_memory
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -48,9 +47,16 @@ def as_arguments(tree: Any) -> Any:
             return leaf
         if isinstance(leaf, float):
             return jnp.asarray(leaf)  # as a float of Python does, it takes the dtype it meets
-        return leaf if is_plain(leaf) else _ByContents(leaf)
+        if type(leaf) in PLAIN or (isinstance(leaf, types.FunctionType) and _is_fixed(leaf)):
+            return leaf
+        return _ByContents(leaf)
 
     return jax.tree.map(as_argument, tree)
+
+
+def _is_fixed(function: types.FunctionType) -> bool:
+    """Return whether a function is one of this package that closes over nothing."""
+    return function.__module__.startswith("hypergrad.") and function.__closure__ is None
 
 
 def given_back(tree: Any) -> Any:

@@ -30,16 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["contents_in_memory", "contents_on_disk", "is_plain"]
-
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+# The types of immutable values that compare by their contents.
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _INSTALLED = {Path(sysconfig.get_paths()[kind]) for kind in ("stdlib", "purelib", "platlib")}
 _INSTALLED.add(Path(__file__).parent)
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether a value is immutable and compares by its contents."""
-    return type(value) in _PLAIN
 
 
 def contents_in_memory(value: Any) -> Hashable:
@@ -86,7 +80,7 @@ class AbstractContents(abc.ABC):
         """Return a key that differs between opaque values."""
 
     def of(self, value: Any) -> Hashable:
-        if is_plain(value):
+        if type(value) in PLAIN:
             return self.plain(value)
         if isinstance(value, (np.ndarray, np.generic)):
             return self.of(value.tolist()) if value.dtype.hasobject else _of_numbers(value)

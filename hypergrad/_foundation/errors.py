@@ -9,16 +9,6 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-__all__ = [
-    "DATA",
-    "INTERRUPTED",
-    "USAGE",
-    "HypergradError",
-    "one_line",
-    "reason_of",
-    "user_message",
-]
-
 USAGE, DATA, INTERRUPTED = 2, 1, 130
 
 

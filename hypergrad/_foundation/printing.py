@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["as_sentence", "extent", "shares", "worst"]
-
 _Result = TypeVar("_Result")
 
 

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["progress_bar"]
-
 
 def progress_bar(*, disable: bool = False) -> Progress:
     """A bar with steps, a note (the field `loss`), elapsed time and time left, on standard error.

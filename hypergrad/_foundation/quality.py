@@ -8,8 +8,6 @@ from numpy.typing import ArrayLike
 from hypergrad._foundation.arrays import refuse_masked
 from hypergrad._foundation.errors import HypergradError
 
-__all__ = ["psnr", "snr", "ssim"]
-
 
 def psnr(x: ArrayLike, x_true: ArrayLike, peak: float = 1.0) -> float:
     """Return `10 log10(peak^2 / mean((x - x_true)^2))` in dB, the mean over all entries.

@@ -24,23 +24,6 @@ from filelock import FileLock, Timeout
 
 from hypergrad._foundation.errors import HypergradError
 
-__all__ = [
-    "claim_folder",
-    "environment",
-    "in_use",
-    "latex_table",
-    "markdown_table",
-    "read_json",
-    "read_jsonl",
-    "round_numbers",
-    "to_json",
-    "write_bytes",
-    "write_json",
-    "write_jsonl",
-    "write_npz",
-    "write_text",
-]
-
 _PACKAGES = ("hypergrad-jax", "jax", "jaxlib", "equinox", "lineax", "optax", "numpy")
 
 

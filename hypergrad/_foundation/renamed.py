@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["renamed"]
-
 
 def renamed(module: str, new_names: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a `__getattr__` for a module that finds its old names and warns.

@@ -13,8 +13,6 @@ import numpy as np
 from hypergrad._foundation.arrays import refuse_masked
 from hypergrad._foundation.checks import as_inexact, check_finite
 
-__all__ = ["ROWS_A_PIECE", "Rows", "rows_of"]
-
 # The default number of samples that are checked, hashed or solved at a time.
 ROWS_A_PIECE = 4096
 

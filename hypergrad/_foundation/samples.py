@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-__all__ = ["float_vector", "magnitude", "power_of_two", "safe_norm", "where"]
-
 
 def where(chosen: Array, new: Any, old: Any) -> Any:
     """`new` for the chosen samples, `old` for the others: pytrees of `(...)` or `(..., size)`."""

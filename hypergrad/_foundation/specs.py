@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 from hypergrad._foundation.errors import HypergradError, reason_of
 
-__all__ = ["Spec", "call_part", "import_part", "parse_spec"]
-
 
 class Spec(NamedTuple):
     """A parsed text.

@@ -13,15 +13,6 @@ from scipy import stats
 
 from hypergrad._foundation.errors import HypergradError
 
-__all__ = [
-    "Interval",
-    "group",
-    "log_interval",
-    "mean_interval",
-    "paired_interval",
-    "recovered_share",
-]
-
 
 class Interval(NamedTuple):
     """A mean and half the width of its confidence interval (NaN for a single value)."""

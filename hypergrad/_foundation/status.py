@@ -12,8 +12,6 @@ from jaxtyping import Array, Int
 
 from hypergrad._foundation.printing import shares
 
-__all__ = ["Status", "throw_if_bad"]
-
 
 class Status(enum.IntEnum):
     """The way in which a forward or an adjoint solve ended.
@@ -71,8 +69,11 @@ _GOOD = np.array([status.value for status in Status if status.is_good], np.int32
 
 
 def throw_if_bad(tree: Any, status: Array, what: str) -> Any:
-    """The same tree; running it raises if a status is not good."""
-    bad = ~jnp.isin(status, _GOOD)
-    return eqx.error_if(
-        tree, bad, f"{what} did not succeed for every sample: call with throw=False and see stats"
-    )
+    """Return the tree; running it raises if a status is not good, and names the first of those."""
+    bad = ~jnp.isin(status, _GOOD).ravel()
+    messages = [
+        f"{what} did not succeed for every sample, one is {code.label!r}: call with throw=False "
+        "and see stats"
+        for code in Status
+    ]
+    return eqx.branched_error_if(tree, bad, status.ravel()[jnp.argmax(bad)], messages)

@@ -8,8 +8,6 @@ from typing import Any
 
 from hypergrad._foundation.records import format_cell
 
-__all__ = ["WIDTH", "note", "terminal_table"]
-
 WIDTH = 80
 _GAP, _INDENT = "  ", "  "
 

@@ -13,8 +13,6 @@ from jaxtyping import Array
 
 from hypergrad._foundation.compiled import as_arguments, compiled
 
-__all__ = ["Compiled", "compile_ahead", "interleaved_medians", "matrix_products_alone"]
-
 _Key = TypeVar("_Key", bound=Hashable)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,35 +15,24 @@ from jaxtyping import Array, Float
 from hypergrad._foundation.checks import check_count, check_fraction, spelt
 from hypergrad._foundation.samples import magnitude, where
 from hypergrad._foundation.status import Status
-from hypergrad.adjoint.limit_system import LimitSystem, PairMetric
+from hypergrad.adjoint.deltas import (
+    DeltaSums,
+    LimitSystem,
+    PairMetric,
+    adjoint_step,
+    first_layer,
+    sum_deltas,
+    zeros_like,
+)
 from hypergrad.adjoint.linear_solves import (
     Unknowns,
     pair_norm,
     solve_least_squares,
     solver_label,
 )
-from hypergrad.adjoint.recursion import (
-    DeltaSums,
-    adjoint_step,
-    first_layer,
-    sum_deltas,
-    zeros_like,
-)
 from hypergrad.adjoint.results import AdjointStats, Cotangent
-from hypergrad.chambolle_pock import AdjointPair, ProxArguments, StepSizes, default_tolerance
+from hypergrad.chambolle_pock import AdjointPair, ProxArguments, default_tolerance
 from hypergrad.problem.lower_level import LowerLevel
-
-__all__ = [
-    "CGLS",
-    "AbstractAdjointSolve",
-    "AbstractKrylovSolve",
-    "AbstractLinearSolve",
-    "AdjointProblem",
-    "LastIterates",
-    "LinearSolve",
-    "Steps",
-    "Tolerance",
-]
 
 Product = Callable[[Unknowns], Unknowns]
 
@@ -51,20 +40,14 @@ Product = Callable[[Unknowns], Unknowns]
 class AdjointProblem(NamedTuple):
     """The inputs of a backward solve: the end of a forward solve, and the loss gradient there.
 
-    `history` holds the prox arguments of the last iterates; `earlier`, the sums of an earlier
-    backward solve, is where the methods that support it start.
+    `system` is the limit system at the last iterate, `history` the prox arguments of the last ones;
+    `earlier`, the sums of an earlier backward solve, is where the methods that support it start.
     """
 
-    problem: LowerLevel
-    sizes: StepSizes
+    system: LimitSystem
     history: ProxArguments
     g: Cotangent
     earlier: AdjointPair | None = None
-
-    @property
-    def system(self) -> LimitSystem:
-        """The limit system at the last iterate."""
-        return LimitSystem.at_last(self.problem, self.sizes, self.history)
 
 
 class AbstractAdjointSolve(eqx.Module):
@@ -142,9 +125,9 @@ class LastIterates(AbstractAdjointSolve):
 
 
 def _sum_of_steps(inputs: AdjointProblem, k: int) -> tuple[DeltaSums, AdjointStats]:
-    problem, sizes, history, g, earlier = inputs
-    sums = sum_deltas(problem, sizes, history, g, k, earlier)
-    residual, rounding = inputs.system.residual(sums, g)
+    system, history, g, earlier = inputs
+    sums = sum_deltas(system.problem, system.sizes, history, g, k, earlier)
+    residual, rounding = system.residual(sums, g)
     products = 2 * k + 2 + int(k > 1) + int(earlier is not None)
     tolerance = default_tolerance(g.x.dtype)
     return sums, AdjointStats.judge(k, residual, tolerance, rounding, products=products)
@@ -176,8 +159,8 @@ class Tolerance(AbstractAdjointSolve):
         return Tolerance(rtol, self.most)
 
     def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
-        problem, sizes, _, g, earlier = inputs
-        system, nothing = inputs.system, zeros_like(g)
+        system, _, g, earlier = inputs
+        problem, sizes, nothing = system.problem, system.sizes, zeros_like(g)
         metric = PairMetric.at(system)
 
         def one_more(carry: Any):
@@ -209,19 +192,17 @@ class Tolerance(AbstractAdjointSolve):
 class AbstractLinearSolve(AbstractAdjointSolve):
     """A method that solves the limit system or its transpose.
 
-    Forward-mode differentiation needs the latter.
+    Forward-mode differentiation needs the latter. `products_a_step` is the number of products with
+    K in one step.
     """
+
+    products_a_step: ClassVar[int]
 
     @abc.abstractmethod
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
         """Return the (scaled) unknowns, the steps taken, and which samples used them up."""
-
-    @property
-    @abc.abstractmethod
-    def products_a_step(self) -> int:
-        """The number of products with K in one step."""
 
     def __call__(self, inputs: AdjointProblem) -> tuple[DeltaSums, AdjointStats]:
         # Always from zero: only that leads to the solution of minimum norm.
@@ -242,19 +223,16 @@ def _sides(system: LimitSystem, transposed: bool) -> tuple[Product, Product]:
 class AbstractKrylovSolve(AbstractLinearSolve):
     """A matrix-free Krylov method for all samples at once, in at most `most` steps.
 
-    The default is `4 (m + n)`, since rounding makes it take more steps than the rank.
+    The default is `4 (m + n)`, since rounding makes it take more steps than the rank. `name` is the
+    usual abbreviation.
     """
 
     most: eqx.AbstractVar[int | None]
+    name: ClassVar[str]
 
     def __check_init__(self) -> None:
         if self.most is not None:
             check_count("most", self.most)
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The usual abbreviation."""
 
     @property
     def label(self) -> str:
@@ -278,14 +256,8 @@ class CGLS(AbstractKrylovSolve):
     """
 
     most: int | None = eqx.field(static=True, default=None)
-
-    @property
-    def name(self) -> str:
-        return "cgls"
-
-    @property
-    def products_a_step(self) -> int:
-        return 4
+    name: ClassVar[str] = "cgls"
+    products_a_step: ClassVar[int] = 4
 
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
@@ -310,14 +282,11 @@ class LinearSolve(AbstractLinearSolve):
     """
 
     solver: lx.AbstractLinearSolver[Any]
+    products_a_step: ClassVar[int] = 2
 
     @property
     def label(self) -> str:
         return solver_label(self.solver)
-
-    @property
-    def products_a_step(self) -> int:
-        return 2
 
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool

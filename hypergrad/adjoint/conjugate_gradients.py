@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,12 +13,10 @@ from jaxtyping import Array
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import magnitude
 from hypergrad.adjoint.adjoint_solves import CGLS, AbstractKrylovSolve
-from hypergrad.adjoint.limit_system import LimitSystem
+from hypergrad.adjoint.deltas import LimitSystem
 from hypergrad.adjoint.linear_solves import Unknowns, positive
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose
-
-__all__ = ["ConjugateGradients", "ReducedSystem", "check_reducible"]
 
 
 class ConjugateGradients(AbstractKrylovSolve):
@@ -49,14 +47,8 @@ class ConjugateGradients(AbstractKrylovSolve):
     """
 
     most: int | None = eqx.field(static=True, default=None)
-
-    @property
-    def name(self) -> str:
-        return "cg"
-
-    @property
-    def products_a_step(self) -> int:
-        return 2
+    name: ClassVar[str] = "cg"
+    products_a_step: ClassVar[int] = 2
 
     def solve(
         self, system: LimitSystem, right: Unknowns, *, transposed: bool

@@ -13,17 +13,6 @@ from jaxtyping import Array
 from hypergrad._foundation.checks import spelt
 from hypergrad._foundation.samples import magnitude, safe_norm, where
 
-__all__ = [
-    "LINEAX_SOLVERS",
-    "Unknowns",
-    "pair_norm",
-    "positive",
-    "solve_both_ways",
-    "solve_least_squares",
-    "solver_label",
-    "squared_norm",
-]
-
 Unknowns = tuple[Array, Array]
 
 # The tolerance of the Krylov solvers of lineax, which need a number before there is a dtype.

@@ -15,16 +15,6 @@ from hypergrad._foundation.status import Status
 from hypergrad.chambolle_pock import ROUNDINGS, AdjointPair, ChambollePock
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = [
-    "AdjointStats",
-    "Cotangent",
-    "Gradients",
-    "SolvedPair",
-    "Tangents",
-    "problem_gradient",
-    "zero_gradient",
-]
-
 
 class Cotangent(NamedTuple):
     """The derivative of the loss in the returned `x` (`g`) and `y` (`g_y`): what a pullback takes.
@@ -103,15 +93,13 @@ class AdjointStats(eqx.Module):
 
         NON_FINITE where the residual is not finite, except where the status is UNKNOWN.
         """
-
-        def per_sample(count: Any) -> Any:
-            if count is None:
-                return None
-            return jnp.broadcast_to(jnp.asarray(count), residual.shape).astype(jnp.int32)
-
         claimed = jnp.isfinite(residual) | (jnp.asarray(status) == Status.UNKNOWN)
-        status = jnp.where(claimed, status, Status.NON_FINITE)
-        return cls(per_sample(steps), residual, per_sample(status), per_sample(products))
+        status = jnp.where(claimed, status, Status.NON_FINITE).astype(jnp.int32)
+        steps, products = (
+            None if count is None else jnp.broadcast_to(count, residual.shape).astype(jnp.int32)
+            for count in (steps, products)
+        )
+        return cls(steps, residual, status, products)
 
     @classmethod
     def judge(

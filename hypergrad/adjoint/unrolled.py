@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad.adjoint.recursion import (
+from hypergrad.adjoint.deltas import (
     AdjointState,
     adjoint_step,
     seed_last_layer,
@@ -27,14 +27,6 @@ from hypergrad.chambolle_pock import (
 )
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import bilinear_gradient
-
-__all__ = [
-    "Checkpointed",
-    "Tape",
-    "backpropagate",
-    "backpropagate_checkpointed",
-    "run_in_segments",
-]
 
 
 class Tape(NamedTuple):

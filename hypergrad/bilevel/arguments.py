@@ -1,14 +1,16 @@
-"""The arguments of a call: checked, of one dtype, with one batch axis."""
+"""The arguments of a call: losses, and checks that leave one dtype and one batch axis."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from hypergrad._foundation.arrays import native, refuse_masked
 from hypergrad._foundation.checks import as_inexact, check_again, check_finite, describe
@@ -19,24 +21,39 @@ from hypergrad.problem.functions._base import positive_leaves
 from hypergrad.problem.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
 
-__all__ = [
-    "Data",
-    "check_compatible",
-    "check_is_strategy",
-    "check_loss",
-    "check_problem",
-    "check_samples",
-    "check_truth_shape",
-    "default_solver",
-    "flatten_batch",
-    "prepare",
-    "prepare_hypergradient",
-    "prepare_solve",
-    "prepare_truth",
-    "restore_batch",
-]
-
 Data = Float[Array, "..."] | Float[np.ndarray, "..."]
+
+
+# ---- losses
+
+# A scalar for a whole batch, from x and x_true. Its value is never one of earlier numbers: the
+# arrays and floats of a pytree (an equinox module, `jax.tree_util.Partial`) are arguments of the
+# compiled program; numbers of other objects, functions and `functools.partial` are compiled in, and
+# compared at each call. A lambda in a loop that closes over a number that changes is therefore a
+# new program each time, and a module with that number is not. Not seen are numbers behind an
+# attribute of a Python module, and those of a function that is jitted by itself (JAX's rule).
+Loss = Callable[[Array, Array], Array]
+
+
+def half_mean_squared_error(
+    x: Float[Array, "*batch n"], x_true: Float[Array, "*batch n"]
+) -> Float[Array, ""]:
+    """`0.5 ||x - x_true||^2`, summed over the last axis and averaged over the batch.
+
+    >>> print(half_mean_squared_error(jnp.ones((3, 4)), jnp.zeros((3, 4))))
+    2.0
+    """
+    return 0.5 * jnp.mean(jnp.sum((x - x_true) ** 2, axis=-1))
+
+
+class OnSamples(eqx.Module):
+    """A loss with its full value, but whose gradient is that of the chosen samples alone."""
+
+    loss: Loss
+    chosen: Bool[Array, "*batch"]
+
+    def __call__(self, x: Array, x_true: Array) -> Array:
+        return self.loss(jnp.where(self.chosen[..., None], x, jax.lax.stop_gradient(x)), x_true)
 
 
 # ---- one argument
@@ -88,6 +105,8 @@ def check_compatible(strategy: Any, solver: ChambollePock) -> None:
 
 def check_loss(loss: Any, x_true: Array) -> None:
     """Check that the loss is one number for the whole batch."""
+    if loss is half_mean_squared_error:
+        return
     if not callable(loss):
         raise HypergradError(
             f"loss must be a function loss(x, x_true); got {describe(loss)}: leave it out for half "
@@ -115,7 +134,14 @@ def prepare(
     check_problem(problem)
     solver = default_solver(solver)
     x_tilde = as_inexact(x_tilde, "x_tilde")
-    _check_batch("x_tilde", x_tilde, problem.n)
+    if x_tilde.ndim == 0 or x_tilde.shape[-1] != problem.n:
+        raise HypergradError(
+            f"x_tilde must have shape (..., {problem.n}), the columns of K last; got "
+            f"{x_tilde.shape}: reshape each sample to a vector"
+        )
+    if x_tilde.size == 0:
+        raise HypergradError(f"x_tilde must hold at least one sample; got shape {x_tilde.shape}")
+    check_finite("x_tilde", x_tilde)
     solver.check_step_sizes(problem)
     dtype = jnp.result_type(problem.dtype, x_tilde.dtype)
     if init is not None:
@@ -123,29 +149,12 @@ def prepare(
         init = jax.tree.map(native, init)
     problem = problem.astype(dtype)
     x_tilde, *others = cast_floats((x_tilde, solver, init), dtype)
-    return problem, _nan_where_invalid(problem, x_tilde), *others
-
-
-def _nan_where_invalid(problem: LowerLevel, x_tilde: Array) -> Array:
-    """Return `x_tilde`, or NaN if a traced parameter is out of range: then no status is good."""
-    traced = [leaf for leaf in positive_leaves(problem) if isinstance(leaf, Tracer)]
-    if not traced:
-        return x_tilde
-    valid = jnp.all(jnp.stack([jnp.all(leaf >= 0) for leaf in traced]))
-    return jnp.where(valid, x_tilde, jnp.nan)
-
-
-def prepare_solve(
-    problem: LowerLevel,
-    x_tilde: Any,
-    solver: ChambollePock | None,
-    strategy: Any,
-    init: State | None,
-) -> tuple[LowerLevel, Array, ChambollePock, State | None]:
-    """Prepare the arguments of a solve: see `prepare`, and check the strategy."""
-    solver = default_solver(solver)
-    check_compatible(strategy, solver)
-    return prepare(problem, x_tilde, solver, init)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(problem)):
+        # A traced parameter out of range makes NaN of the data: then no status is good.
+        traced = [leaf for leaf in positive_leaves(problem) if isinstance(leaf, Tracer)]
+        valid = jnp.array([jnp.all(leaf >= 0) for leaf in traced])
+        x_tilde = jnp.where(jnp.all(valid), x_tilde, jnp.nan)
+    return problem, x_tilde, *others
 
 
 def prepare_hypergradient(
@@ -157,20 +166,10 @@ def prepare_hypergradient(
     loss: Any,
     init: State | None,
 ) -> tuple[LowerLevel, Array, Array, ChambollePock, State | None]:
-    """Prepare the arguments of a hypergradient: `prepare_solve`, with the truth and the loss."""
-    problem, x_tilde, solver, init = prepare_solve(problem, x_tilde, solver, strategy, init)
+    """Prepare the arguments of a hypergradient: see `prepare`; check strategy, truth and loss."""
+    problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
+    check_compatible(strategy, solver)
     return problem, x_tilde, prepare_truth(x_true, x_tilde, loss), solver, init
-
-
-def _check_batch(name: str, x: Array, n: int) -> None:
-    if x.ndim == 0 or x.shape[-1] != n:
-        raise HypergradError(
-            f"{name} must have shape (..., {n}), the columns of K last; got {x.shape}: "
-            "reshape each sample to a vector"
-        )
-    if x.size == 0:
-        raise HypergradError(f"{name} must hold at least one sample; got shape {x.shape}")
-    check_finite(name, x)
 
 
 def prepare_truth(x_true: Any, x_tilde: Array, loss: Any) -> Array:

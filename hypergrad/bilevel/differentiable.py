@@ -11,15 +11,14 @@ from hypergrad._foundation.compiled import compiled
 from hypergrad._foundation.status import throw_if_bad
 from hypergrad.bilevel.arguments import (
     Data,
+    check_compatible,
     flatten_batch,
-    prepare_solve,
+    prepare,
     restore_batch,
 )
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 from hypergrad.strategies._base import AbstractStrategy
-
-__all__ = ["solve"]
 
 
 def solve(
@@ -60,7 +59,8 @@ def solve(
     >>> jax.grad(f)(problem).K.shape
     (2, 3)
     """
-    problem, x_tilde, solver, init = prepare_solve(problem, x_tilde, solver, strategy, init)
+    problem, x_tilde, solver, init = prepare(problem, x_tilde, solver, init)
+    check_compatible(strategy, solver)
     check_flag("throw", throw)
     check_flag("trace", trace)
     if trace:

@@ -1,4 +1,4 @@
-"""The entry points of a hypergradient: with given settings, and to a target error."""
+"""One hypergradient with given settings: one forward and one backward solve."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from hypergrad._foundation.checks import check_flag
+from hypergrad._foundation.compiled import compiled
 from hypergrad._foundation.status import throw_if_bad
-from hypergrad.bilevel.arguments import Data, prepare_hypergradient
-from hypergrad.bilevel.losses import Loss, half_mean_squared_error
-from hypergrad.bilevel.passes import compute_hypergradient
+from hypergrad.adjoint import Cotangent, Gradients
+from hypergrad.bilevel.arguments import (
+    Data,
+    Loss,
+    flatten_batch,
+    half_mean_squared_error,
+    prepare_hypergradient,
+    restore_batch,
+)
+from hypergrad.bilevel.error_bound import ErrorBound, ReturnedPair, bound_error
 from hypergrad.bilevel.result import Hypergradient
-from hypergrad.bilevel.target_error import check_target, to_target_error
 from hypergrad.chambolle_pock import ChambollePock, State
 from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.strategies._base import AbstractStrategy
-
-__all__ = ["hypergradient", "hypergradient_to_target"]
 
 
 def hypergradient(
@@ -94,6 +102,8 @@ def hypergradient(
     ('0.3000', None)
     """
     if target_error is not None:
+        from hypergrad.bilevel.target_error import hypergradient_to_target
+
         warnings.warn(
             "hypergradient(target_error=...) is deprecated: call hg.hypergradient_to_target",
             DeprecationWarning,
@@ -115,64 +125,81 @@ def hypergradient(
         problem, x_tilde, x_true, solver, strategy, loss, init,
         error_bound=error_bound, wanted=wanted,
     )  # fmt: skip
-    return _throw_if_bad(h) if throw else h
+    return throw_if_any_is_bad(h) if throw else h
 
 
-def hypergradient_to_target(
+@compiled
+def compute_hypergradient(
     problem: LowerLevel,
-    x_tilde: Data,
-    x_true: Data,
-    *,
-    target_error: float,
-    solver: ChambollePock | None = None,
+    x_tilde: Array,
+    x_true: Array,
+    solver: ChambollePock,
     strategy: AbstractStrategy,
-    loss: Loss = half_mean_squared_error,
-    parameters: Callable[[LowerLevel], Any] | None = None,
-    init: State | None = None,
-    throw: bool = False,
+    loss: Loss,
+    init: State | None,
+    *,
+    error_bound: bool = False,
+    wanted: LowerLevel | None = None,
 ) -> Hypergradient:
-    """Compute a hypergradient whose relative error is certified to be at most `target_error`.
+    """Compute the hypergradient in the leaves that `wanted` marks, and the bound on its error."""
+    floats, rest = eqx.partition((problem, x_tilde, solver, init), eqx.is_inexact_array)
+    problem, x_tilde, solver, init = eqx.combine(_not_differentiable(floats), rest)
+    batch = x_tilde.shape[:-1]
+    rows, init = flatten_batch((x_tilde, init), batch)
+    solution, saved = strategy.forward(problem, rows, solver, init)
 
-    Both solves continue in rounds, each from the end of the last one and to a tighter tolerance,
-    until the bound on `|| grad - true ||` is at most `target_error ||grad||`.
+    def row_loss(x: Array) -> Array:
+        return loss(x.reshape(x_true.shape), x_true)
 
-    **Arguments**: as for `hypergradient`, `parameters` among them; `target_error`, between 0 and 1.
-    `solver.iterations` is the maximum of all rounds together (checked between rounds). The rounds
-    set the tolerances of the solver and of the strategy, which must have one:
-    `LimitFormula(Tolerance())`.
+    value, g = jax.value_and_grad(row_loss)(solution.x)
+    no_y = jnp.zeros_like(solution.y)
 
-    **Returns**: a `Hypergradient` with `error_bound`, and with a `TargetReport` as `chosen`.
+    def pull(g: Array) -> Gradients:
+        if wanted is None:
+            return strategy.pullback(saved, Cotangent(g, no_y))
+        return strategy.partial_pullback(saved, Cotangent(g, no_y), wanted)
 
-    **Errors**: as for `hypergradient`; a `ValueError` for a strategy without a tolerance, and under
-    `jit`. With `throw=True` a missed target raises, too.
+    gradients = pull(g)
+    grad, grad_x_tilde, grad_solver, stats, pair = gradients
 
-    **Cost**: one program for all rounds; each round computes a bound (see `hypergradient`).
+    bound = None
+    if error_bound:
 
-    >>> import hypergrad as hg, jax.numpy as jnp
-    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
-    >>> x_tilde, x_true = jnp.array([0.1, 1.0, 0.9]), jnp.array([0.0, 1.0, 1.0])
-    >>> h = hg.hypergradient_to_target(problem, x_tilde, x_true, target_error=1e-3,
-    ...     solver=hg.ChambollePock(1000), strategy=hg.LimitFormula(hg.Tolerance()))
-    >>> h.chosen.status.label
-    'converged'
-    """
-    problem, x_tilde, x_true, solver, init = prepare_hypergradient(
-        problem, x_tilde, x_true, solver, strategy, loss, init
+        def pullback(chosen: Array) -> LowerLevel:
+            return pull(jnp.where(chosen[:, None], g, 0.0)).problem
+
+        # The default loss is a mean of squares: its second derivative is 1 / batch.
+        smoothness = 1 / len(rows) if loss is half_mean_squared_error else None
+        sizes = solver.step_sizes(problem)
+        returned = ReturnedPair(problem, rows, sizes, solution.x, solution.y)
+        bound = bound_error(returned, grad, pullback, jax.grad(row_loss), smoothness=smoothness)
+        certified = restore_batch(bound.certified, batch)
+        bound = ErrorBound(bound.total, bound.grad, certified, bound.on_certified)
+
+    solution, grad_x_tilde, stats, pair = restore_batch(
+        (solution, grad_x_tilde, stats, pair), batch
     )
-    check_flag("throw", throw)
-    wanted = None if parameters is None else select_leaves(problem, parameters, "parameters")
-    check_target(target_error, strategy, x_tilde)
-    h = to_target_error(
-        problem, x_tilde, x_true, solver, strategy, loss, init,
-        target_error=target_error, wanted=wanted,
-    )  # fmt: skip
-    if not throw:
-        return h
-    assert h.chosen is not None
-    reached = jnp.asarray(int(h.chosen.status))
-    return throw_if_bad(_throw_if_bad(h), reached, "reaching the target error")
+    return Hypergradient(
+        value, grad, grad_x_tilde, grad_solver, solution, stats, pair, error_bound=bound
+    )
 
 
-def _throw_if_bad(h: Hypergradient) -> Hypergradient:
+@jax.custom_jvp
+def _not_differentiable(floats: Any) -> Any:
+    """Return the floats; their derivative would be that of the iterations, so it is refused."""
+    return floats
+
+
+@_not_differentiable.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "hypergradient(...) must not be differentiated; got a derivative of its problem, x_tilde, "
+        "solver or init: its gradient is its .grad, and hg.solve(...).x is made to be "
+        "differentiated (for its value alone, hold its arguments by jax.lax.stop_gradient)"
+    )
+
+
+def throw_if_any_is_bad(h: Hypergradient) -> Hypergradient:
+    """Return the hypergradient; running it raises if the status of a solve is not good."""
     h = throw_if_bad(h, h.solution.stats.status, "the forward solve")
     return throw_if_bad(h, h.adjoint.status, "the adjoint solve")

@@ -12,8 +12,6 @@ from hypergrad.bilevel.error_bound import ErrorBound
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["Hypergradient", "TargetReport"]
-
 
 class TargetReport(eqx.Module):
     """The settings that `hypergradient_to_target` chose, and whether the target was reached.

@@ -1,7 +1,8 @@
-"""Rounds of both solves, until the bound on the error is small enough."""
+"""A hypergradient to a target error: rounds of both solves until the bound is small enough."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,24 +11,82 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from hypergrad._foundation.checks import check_fraction, is_concrete
+from hypergrad._foundation.checks import check_flag, check_fraction, is_concrete
 from hypergrad._foundation.errors import HypergradError
-from hypergrad._foundation.status import Status
-from hypergrad.bilevel.losses import Loss
-from hypergrad.bilevel.passes import compute_hypergradient
+from hypergrad._foundation.status import Status, throw_if_bad
+from hypergrad.bilevel.arguments import (
+    Data,
+    Loss,
+    half_mean_squared_error,
+    prepare_hypergradient,
+)
+from hypergrad.bilevel.hypergradients import compute_hypergradient, throw_if_any_is_bad
 from hypergrad.bilevel.result import Hypergradient, TargetReport
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, State
-from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.strategies._base import AbstractStrategy
-
-__all__ = ["check_target", "to_target_error"]
 
 # The factor of both tolerances from one round to the next follows from the bound, with a little to
 # spare, within the range in which a linear extrapolation can be trusted.
 _LEAST_TIGHTENING, _MOST_TIGHTENING, _SPARE = 0.1, 1e-3, 0.3
 
 
-def check_target(target_error: float, strategy: AbstractStrategy, x_tilde: Array) -> None:
+def hypergradient_to_target(
+    problem: LowerLevel,
+    x_tilde: Data,
+    x_true: Data,
+    *,
+    target_error: float,
+    solver: ChambollePock | None = None,
+    strategy: AbstractStrategy,
+    loss: Loss = half_mean_squared_error,
+    parameters: Callable[[LowerLevel], Any] | None = None,
+    init: State | None = None,
+    throw: bool = False,
+) -> Hypergradient:
+    """Compute a hypergradient whose relative error is certified to be at most `target_error`.
+
+    Both solves continue in rounds, each from the end of the last one and to a tighter tolerance,
+    until the bound on `|| grad - true ||` is at most `target_error ||grad||`.
+
+    **Arguments**: as for `hypergradient`, `parameters` among them; `target_error`, between 0 and 1.
+    `solver.iterations` is the maximum of all rounds together (checked between rounds). The rounds
+    set the tolerances of the solver and of the strategy, which must have one:
+    `LimitFormula(Tolerance())`.
+
+    **Returns**: a `Hypergradient` with `error_bound`, and with a `TargetReport` as `chosen`.
+
+    **Errors**: as for `hypergradient`; a `ValueError` for a strategy without a tolerance, and under
+    `jit`. With `throw=True` a missed target raises, too.
+
+    **Cost**: one program for all rounds; each round computes a bound (see `hypergradient`).
+
+    >>> import hypergrad as hg, jax.numpy as jnp
+    >>> problem = hg.LowerLevel(K=hg.operators.differences(3), F=hg.L1(0.1), G=hg.Quadratic(1.0))
+    >>> x_tilde, x_true = jnp.array([0.1, 1.0, 0.9]), jnp.array([0.0, 1.0, 1.0])
+    >>> h = hg.hypergradient_to_target(problem, x_tilde, x_true, target_error=1e-3,
+    ...     solver=hg.ChambollePock(1000), strategy=hg.LimitFormula(hg.Tolerance()))
+    >>> h.chosen.status.label
+    'converged'
+    """
+    problem, x_tilde, x_true, solver, init = prepare_hypergradient(
+        problem, x_tilde, x_true, solver, strategy, loss, init
+    )
+    check_flag("throw", throw)
+    wanted = None if parameters is None else select_leaves(problem, parameters, "parameters")
+    _check_target(target_error, strategy, x_tilde)
+    h = _to_target_error(
+        problem, x_tilde, x_true, solver, strategy, loss, init,
+        target_error=target_error, wanted=wanted,
+    )  # fmt: skip
+    if not throw:
+        return h
+    assert h.chosen is not None
+    reached = jnp.asarray(int(h.chosen.status))
+    return throw_if_bad(throw_if_any_is_bad(h), reached, "reaching the target error")
+
+
+def _check_target(target_error: float, strategy: AbstractStrategy, x_tilde: Array) -> None:
     """Refuse a target that no round can reach."""
     check_fraction("target_error", target_error, "try 1e-6")
     if not is_concrete(x_tilde):
@@ -47,7 +106,7 @@ def _size(tree: Any) -> float:
     return float(np.sqrt(sum(np.sum(np.asarray(leaf, float) ** 2) for leaf in leaves)))
 
 
-def to_target_error(
+def _to_target_error(
     problem: LowerLevel,
     x_tilde: Array,
     x_true: Array,
@@ -101,7 +160,7 @@ def _stopped_at(
         lambda s: s.tolerance, solver, tolerance, is_leaf=lambda leaf: leaf is None
     )
     driven = strategy.with_tolerance(rtol)
-    assert driven is not None  # checked by check_target
+    assert driven is not None  # checked by _check_target
     return solver, driven
 
 

@@ -15,8 +15,6 @@ from hypergrad.chambolle_pock.iteration import Iteration, State
 from hypergrad.chambolle_pock.residuals import primal_dual_norm
 from hypergrad.problem.operators import apply, apply_transpose
 
-__all__ = ["AbstractAcceleration", "RestartedHalpern"]
-
 # When an epoch ends (Applegate et al. 2021): its last move has fallen to the first share of its
 # first one, or to the second and rises again; or the epoch is this share of all iterations.
 _SUFFICIENT, _NECESSARY, _LONG = 0.2, 0.8, 0.36

@@ -20,8 +20,6 @@ from jaxtyping import Array, Float
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose
 
-__all__ = ["AdjointPair", "Iteration", "ProxArguments", "State", "StepSizes", "record", "step"]
-
 
 class StepSizes(NamedTuple):
     """`tau` and `sigma` in force (positive scalars), and the extrapolation `theta`."""

@@ -1,4 +1,4 @@
-"""Measure how far a pair is from solving a problem, relative to the pair and without units.
+"""Certify a primal-dual pair: how far it is from solving a problem, relative and without units.
 
 For a pair `r`, `y` at `x = x_tilde + r`, let `q = K^T y`. The pair's own step sizes are
 
@@ -35,10 +35,11 @@ step sizes are taken, and a half that is 0 has to stay where it is.
 
 means anything. Where F is smooth with an L-Lipschitz gradient, `y = grad F(K x)` is off by `eps L
 ||K|| ||x||`, and that counts as well: it is all of `y` where the solution is 0 (consistent least
-squares). (For `||K||` stands the largest norm that the step sizes allow, `1 / sqrt(tau
-sigma)`, here and for the scale of `r`: with steps far shorter than `1 / ||K||` rounding is
-overestimated.) A solve is CONVERGED if its residual and its resolution are within the tolerance; if
-not, and the residual is down at its rounding, it is ROUNDING that stopped it.
+squares). For `||K||` stands the largest norm that the step sizes allow, `1 / sqrt(tau sigma)`, or
+the Frobenius norm of a matrix where that is smaller, here and for the scale of `r`: where K is no
+matrix, steps far shorter than `1 / ||K||` overestimate rounding. A solve is CONVERGED if its
+residual and its resolution are within the tolerance; if not, and the residual is down at its
+rounding, it is ROUNDING that stopped it.
 """
 
 from __future__ import annotations
@@ -46,26 +47,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
+from hypergrad._foundation.printing import as_sentence, worst
 from hypergrad._foundation.samples import safe_norm
-from hypergrad.chambolle_pock.iteration import StepSizes
+from hypergrad._foundation.status import Status
+from hypergrad.chambolle_pock.iteration import Iteration, ProxArguments, StepSizes
 from hypergrad.problem.lower_level import LowerLevel
-
-__all__ = [
-    "ROUNDINGS",
-    "PairScale",
-    "attainable_tolerance",
-    "default_tolerance",
-    "largest_norm_of_K",
-    "pair_scale",
-    "primal_dual_norm",
-    "relative_to",
-    "rounding_of_pair",
-    "scale_of_r",
-    "with_steps",
-]
+from hypergrad.problem.operators import apply, apply_transpose, matrix_of
 
 # A residual of so many times its rounding is rounding.
 ROUNDINGS = 8.0
@@ -108,7 +101,7 @@ def pair_scale(
     problem: LowerLevel, sizes: StepSizes, x: Array, r: Array, y: Array, K_x: Array, KT_y: Array
 ) -> PairScale:
     """Return the pair's own step sizes and the sizes of its halves, from its two products."""
-    info, norm_K = jnp.finfo(r.dtype), largest_norm_of_K(sizes)
+    info, norm_K = jnp.finfo(r.dtype), _largest_norm_of_K(problem, sizes)
     longest = float(info.max) * float(info.eps)  # of what does not overflow in a prox
 
     def ratio(over: Array, under: Array, otherwise: Array) -> Array:
@@ -118,7 +111,7 @@ def pair_scale(
 
     gain = ratio(safe_norm(KT_y), safe_norm(y), norm_K)
     size_r, size_y = safe_norm(r), safe_norm(y)
-    scale_r, scale_y = scale_of_r(problem, norm_K), problem.F.dual_scale
+    scale_r, scale_y = _scale_of_r(problem, norm_K), problem.F.dual_scale
     if scale_r is not None:
         # The scales are bounds, and may lie far above any solution: no more of them counts than
         # the pair, K x and the rounding of x show.
@@ -132,7 +125,7 @@ def pair_scale(
     return PairScale(t, s, size_r, size_y)
 
 
-def scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
+def _scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
     """Return how large `r` can be: the radius of G, or what the dual scale of F makes of it."""
     F, G = problem.F, problem.G
     if G.primal_scale is not None:
@@ -149,9 +142,11 @@ def _at_least(size: Array, scale: Array | None) -> Array:
     return jnp.maximum(size, float(jnp.finfo(size.dtype).eps) ** 0.25 * scale.astype(size.dtype))
 
 
-def largest_norm_of_K(sizes: StepSizes) -> Array:
-    """The largest norm of K that the step sizes allow."""
-    return 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma))
+def _largest_norm_of_K(problem: LowerLevel, sizes: StepSizes) -> Array:
+    """Return the largest norm of K that the step sizes, and the entries of a matrix, allow."""
+    allowed = 1 / (jnp.sqrt(sizes.tau) * jnp.sqrt(sizes.sigma))
+    matrix = matrix_of(problem.K)
+    return allowed if matrix is None else jnp.minimum(allowed, safe_norm(jnp.ravel(matrix)))
 
 
 def with_steps(prox: Callable[[Array, Array], Array], z: Array, steps: Array) -> Array:
@@ -163,7 +158,7 @@ def rounding_of_pair(
     problem: LowerLevel, x: Array, scale: PairScale, sizes: StepSizes
 ) -> Float[Array, "*batch"]:
     """Return the size of what rounding makes of a residual of 0 (`rounding` above)."""
-    norm_K, size_x = largest_norm_of_K(sizes), safe_norm(x)
+    norm_K, size_x = _largest_norm_of_K(problem, sizes), safe_norm(x)
     in_dual = relative_to(scale.s * norm_K * size_x, scale.size_y)
     in_primal = relative_to(scale.t * norm_K * scale.size_y, scale.size_r)
     relative = 1 + in_dual + in_primal
@@ -183,3 +178,135 @@ def attainable_tolerance(rounding: Array) -> Float[Array, "*batch"]:
     """Return `default_tolerance`, or where rounding is coarser its size, at most `sqrt(eps)`."""
     eps = float(jnp.finfo(rounding.dtype).eps)
     return jnp.clip(ROUNDINGS * rounding, default_tolerance(rounding.dtype), eps**0.5)
+
+
+# ---- the certificate
+
+
+class SolverStats(eqx.Module):
+    """The statistics of the forward solve, one entry per sample.
+
+    `iterations`; `residual`, the relative optimality residual (see
+    `hypergrad.chambolle_pock.residuals`); `gap`, primal minus dual objective (absolute; NaN where a
+    conjugate is not known, infinite where `y` is not feasible); `margin`, the relative distance
+    to the nearest kink (infinite where nothing can kink); `status`, a `Status`; `products` with K
+    or its transpose, those of the certificate included; `rank` of K between what is free on the
+    primal and on the dual side, where the strategy computes it (`Exact`; -1 by `MatrixFree`).
+    """
+
+    iterations: Int[Array, "*batch"]
+    residual: Float[Array, "*batch"]
+    gap: Float[Array, "*batch"]
+    margin: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
+    products: Int[Array, "*batch"]
+    rank: Int[Array, "*batch"] | None = None
+
+    @as_sentence
+    def __repr__(self) -> str:
+        return (
+            f"SolverStats({Status.summary(self.status)}; worst of {np.size(self.residual)}: "
+            f"{worst(self.iterations, '.0f')} iterations, residual {worst(self.residual)}, "
+            f"gap {worst(self.gap)}, margin {worst(self.margin, of=np.min)})"
+        )
+
+
+def margin_of(problem: LowerLevel, sizes: StepSizes, z: ProxArguments) -> Float[Array, "*batch"]:
+    """The relative distance of prox arguments to the nearest kink (NaN where it is not known)."""
+    tau, sigma, _ = sizes
+    in_F = jnp.min(problem.F.margin(z.z_D / sigma, 1 / sigma), axis=-1)
+    in_G = jnp.min(problem.G.margin(z.z_P, tau), axis=-1)
+    return jnp.minimum(in_F, in_G)
+
+
+def certify(
+    iteration: Iteration, r: Array, y: Array, taken: Array, tolerance: Array | float | None
+) -> SolverStats:
+    """Judge a pair `x = x_tilde + r`, `y`, however it was found, by two products with K.
+
+    Residual and rounding are defined above. Without a tolerance
+    `default_tolerance` holds, or, where rounding is coarser than that, the rounding, as long as it
+    is below `sqrt(eps)`.
+    """
+    problem, x_tilde, sizes = iteration
+    x = x_tilde + r
+    K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
+    moved = _moved_by_own_steps(problem, sizes, x, r, y, K_x, KT_y)
+    rounding = rounding_of_pair(problem, x, moved.scale, sizes)
+    if tolerance is None:
+        tolerance = attainable_tolerance(rounding)
+    tau, sigma, _ = sizes
+    residual, resolved = moved.residual, _resolution(problem, sizes, x, r) <= tolerance
+    within, at_rounding = residual <= tolerance, residual <= ROUNDINGS * rounding
+    status = jnp.where(at_rounding | within, Status.ROUNDING, Status.ITERATIONS_USED_UP)
+    status = jnp.where(within & resolved, Status.CONVERGED, status)
+    # A function that is blind to a NaN in x must not hide it.
+    finite = jnp.isfinite(residual) & jnp.all(jnp.isfinite(x), axis=-1)
+    status = jnp.where(finite, status, Status.NON_FINITE)
+    stats = SolverStats(
+        iterations=jnp.broadcast_to(taken, status.shape).astype(jnp.int32),
+        residual=residual,
+        gap=_gap(problem, x_tilde, r, y, K_x, KT_y, moved),
+        margin=margin_of(problem, sizes, ProxArguments(y + sigma * K_x, r - tau * KT_y)),
+        status=status.astype(jnp.int32),
+        products=jnp.broadcast_to(2 * taken + 2, status.shape).astype(jnp.int32),
+    )
+    return jax.lax.stop_gradient(stats)
+
+
+def _resolution(problem: LowerLevel, sizes: StepSizes, x: Array, r: Array) -> Array:
+    """Return the resolution of `x = x_tilde + r` in `r`, relative to `r`."""
+    info, size_r = jnp.finfo(x.dtype), safe_norm(r)
+    # Numbers below tiny / eps lose digits to underflow.
+    lost = jnp.maximum(float(info.eps) * safe_norm(x), float(info.tiny) / float(info.eps))
+    # An r of 0 is a solution, or what rounding has left of one: the problem's own scale tells.
+    scale = _scale_of_r(problem, _largest_norm_of_K(problem, sizes))
+    unknown = jnp.zeros_like(lost) if scale is None else relative_to(lost, scale)
+    return jnp.where(size_r > 0, relative_to(lost, size_r), unknown)
+
+
+def residual_of(iteration: Iteration, r: Array, y: Array) -> Float[Array, "*batch"]:
+    """Return the relative residual of a pair alone."""
+    problem, x_tilde, sizes = iteration
+    x = x_tilde + r
+    K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
+    return _moved_by_own_steps(problem, sizes, x, r, y, K_x, KT_y).residual
+
+
+class _Moved(NamedTuple):
+    """The displacement of a pair by one step of its step sizes `t`, `s`."""
+
+    scale: PairScale
+    e_P: Array
+    residual: Array
+
+
+def _moved_by_own_steps(
+    problem: LowerLevel, sizes: StepSizes, x: Array, r: Array, y: Array, K_x: Array, KT_y: Array
+) -> _Moved:
+    own = pair_scale(problem, sizes, x, r, y, K_x, KT_y)
+    t, s = own.t[..., None], own.s[..., None]
+    e_P = r - with_steps(problem.G.prox, r - t * KT_y, own.t)
+    e_D = y - with_steps(problem.F.prox_conjugate, y + s * K_x, own.s)
+    return _Moved(own, e_P, own.residual(e_P, e_D))
+
+
+def _gap(
+    problem: LowerLevel,
+    x_tilde: Array,
+    r: Array,
+    y: Array,
+    K_x: Array,
+    KT_y: Array,
+    moved: _Moved,
+) -> Array:
+    """The primal-dual gap of the pair; where that is infinite, with `y` a little shorter.
+
+    `-K^T y` may lie outside of the domain of `G*`, by what `y` is wrong: the dual objective is
+    minus infinity then, however near the pair is to the solution. `-K^T y / (1 + excess)` lies
+    inside, if the domain is a ball of some norm.
+    """
+    excess = safe_norm(moved.e_P) / moved.scale.t / jnp.max(jnp.abs(KT_y), axis=-1)
+    outside = jnp.isinf(problem.G.conjugate(-KT_y)) & jnp.isfinite(excess)
+    shorter = jnp.where(outside, jnp.maximum(1 - 2 * excess, 0.0), 1.0)[..., None]
+    return problem.gap(r, shorter * y, x_tilde, K_x=K_x, KT_y=shorter * KT_y)

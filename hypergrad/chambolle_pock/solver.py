@@ -21,12 +21,10 @@ from hypergrad._foundation.compiled import compiled
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import where
 from hypergrad.chambolle_pock.acceleration import AbstractAcceleration
-from hypergrad.chambolle_pock.certificate import SolverStats, certify, residual_of
 from hypergrad.chambolle_pock.iteration import Iteration, ProxArguments, State, StepSizes
+from hypergrad.chambolle_pock.residuals import SolverStats, certify, residual_of
 from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 from hypergrad.problem.operators import Operator, apply, matrix_of, operator_norm
-
-__all__ = ["ChambollePock", "ForwardSolve", "Run", "Solution", "Trace"]
 
 # How far the squared bound on a matrix-free norm may lie above the squared norm (margin, residual).
 _LANCZOS_SLACK = 0.05
@@ -150,19 +148,15 @@ class ChambollePock(eqx.Module):
             return StepSizes(self.tau, 1 / (self.tau * norm) / norm, self.theta)
         if self.sigma is not None:
             return StepSizes(1 / (self.sigma * norm) / norm, self.sigma, self.theta)
-        root = jnp.sqrt(self.step_ratio) * self._scale_ratio(problem).astype(norm.dtype)
+        scale_of_G = problem.G.primal_scale if self.primal_scale is None else self.primal_scale
+        # An unknown or zero scale counts as 1.
+        dual, primal = (
+            jnp.ones((), problem.dtype) if scale is None else jnp.where(scale > 0, scale, 1.0)
+            for scale in (problem.F.dual_scale, scale_of_G)
+        )
+        ratio = jax.lax.stop_gradient(dual / primal).astype(norm.dtype)
+        root = jnp.sqrt(self.step_ratio) * ratio
         return StepSizes(1 / (norm * root), root / norm, self.theta)
-
-    def _scale_ratio(self, problem: LowerLevel) -> Array:
-        """Return dual scale over primal scale; an unknown or zero scale counts as 1."""
-
-        def known(scale: Array | None) -> Array:
-            if scale is None:
-                return jnp.ones((), problem.dtype)
-            return jnp.where(scale > 0, scale, 1.0)
-
-        primal = problem.G.primal_scale if self.primal_scale is None else self.primal_scale
-        return jax.lax.stop_gradient(known(problem.F.dual_scale) / known(primal))
 
     def with_step_sizes(self, problem: LowerLevel) -> ChambollePock:
         """Return the solver with the step sizes of this problem as its fields (one norm)."""
@@ -268,7 +262,9 @@ class ForwardSolve(NamedTuple):
         With a tolerance: until every sample is within it, each frozen from then on, and
         `record_last` iterations more.
         """
-        before, taken = self.run_all_but(record_last, self.start(init))
+        problem, x_tilde, _ = self.iteration
+        start = self.solver.start(problem, x_tilde, init)
+        before, taken = self.run_all_but(record_last, start)
         state, history = self.iteration.record(before, record_last)
         return Run(before, state, history, taken + record_last)
 
@@ -287,8 +283,11 @@ class ForwardSolve(NamedTuple):
 
         The solver's number of iterations and tolerance are not used.
         """
-        iterate = self._method.begin(self.iteration, state)
-        return self._method.state(self._method.advance(self.iteration, iterate, count))
+        method = self.solver.acceleration
+        if method is None:
+            return self.iteration.repeat(state, count)
+        iterate = method.begin(self.iteration, state)
+        return method.state(method.advance(self.iteration, iterate, count))
 
     def solution(self, state: State, taken: Array) -> Solution:
         """Return the last iterate with its statistics, after `taken` iterations per sample."""
@@ -326,10 +325,6 @@ class ForwardSolve(NamedTuple):
         done = jnp.arange(solver.iterations, dtype=taken.dtype)
         return jax.lax.scan(body, (start, judge(start)), done)[1]
 
-    @property
-    def _method(self) -> AbstractAcceleration:
-        return _Plain() if self.solver.acceleration is None else self.solver.acceleration
-
     def _run_to_tolerance(
         self, state: State, count: int, last: int, tolerance: Array
     ) -> tuple[State, Int[Array, "*batch"]]:
@@ -338,17 +333,19 @@ class ForwardSolve(NamedTuple):
         The pair that the caller returns is the later one, and a plain iteration can move a pair
         away from the solution. A sample that has arrived is frozen: others cannot move it.
         """
-        iteration, method = self.iteration, self._method
-
-        def look_ahead(state: State) -> State:
-            return iteration.repeat(state, last)
+        iteration, method = self.iteration, self.solver.acceleration or _Plain()
 
         def burst(carry: Any) -> Any:
             iterate, taken, candidates, arrived, done = carry
             # The residual is most of the program, so it occurs once: samples that are within the
             # tolerance now are candidates, which the next burst checks `last` iterations later.
             ahead = jnp.any(candidates)
-            state = jax.lax.cond(ahead, look_ahead, lambda state: state, method.state(iterate))
+            state = jax.lax.cond(
+                ahead,
+                lambda state: iteration.repeat(state, last),
+                lambda state: state,
+                method.state(iterate),
+            )
             residual = residual_of(iteration, state.r, state.y)
             # A sample that is no longer finite will not arrive, so nothing waits for it.
             within = (residual <= tolerance) | ~jnp.isfinite(residual)

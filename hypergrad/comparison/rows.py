@@ -22,8 +22,8 @@ from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = [
     "RowChunk",
+    "failure_of",
     "one_hypergradient",
-    "reason_of",
     "record_of",
     "row_on_chunk",
     "solve_without_strategy",
@@ -51,7 +51,7 @@ def solve_without_strategy(problem: LowerLevel, x_tilde: Array, solver: Chamboll
     return solver.on(problem, x_tilde).solve()
 
 
-def reason_of(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """Return the error in one line: a strategy that fails is a row of the table."""
     first_line = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first_line}"

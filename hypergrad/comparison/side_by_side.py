@@ -17,7 +17,7 @@ from hypergrad.comparison.chunks import Chunk, Sums, add, in_chunks
 from hypergrad.comparison.reference import Task, describe_reference, targets_of
 from hypergrad.comparison.result import Comparison
 from hypergrad.comparison.rows import (
-    reason_of,
+    failure_of,
     record_of,
     row_on_chunk,
     solve_without_strategy,
@@ -128,7 +128,7 @@ def _records(
                     task, strategy, chunk, targets, programs.get(label), with_bound=with_bound
                 )
             except Exception as error:  # one that fails must not end the comparison
-                failures[label] = reason_of(error)
+                failures[label] = failure_of(error)
                 continue
             rows[label].append(row.sums)
             programs[label], calls[label] = row.program, row.call

@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import float_vector
 from hypergrad.adjoint import Cotangent
-from hypergrad.bilevel.arguments import flatten_batch
-from hypergrad.bilevel.losses import Loss, of_rows
+from hypergrad.bilevel.arguments import Loss, flatten_batch
 from hypergrad.chambolle_pock import AdjointPair, Solution, StepSizes
 from hypergrad.problem.operators import Operator, bilinear_gradient, matrix_of
 
@@ -61,5 +60,5 @@ def form_norm(K: Operator, factors: Factors) -> Float[Array, "*batch"]:
 
 def loss_gradient(loss: Loss, solution: Solution, x_true: Array) -> Cotangent:
     """Return the loss gradient `g` in x, and zeros for y."""
-    g = jax.grad(of_rows(loss, x_true))(solution.x)
+    g = jax.grad(lambda x: loss(x.reshape(x_true.shape), x_true))(solution.x)
     return Cotangent(g, jnp.zeros_like(solution.y))

@@ -19,12 +19,14 @@ from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent
 from hypergrad.bilevel.arguments import (
     Data,
+    Loss,
+    check_compatible,
     flatten_batch,
+    half_mean_squared_error,
+    prepare,
     prepare_hypergradient,
-    prepare_solve,
     restore_batch,
 )
-from hypergrad.bilevel.losses import Loss, half_mean_squared_error
 from hypergrad.chambolle_pock import ChambollePock, SolverStats
 from hypergrad.diagnostics._gradients import (
     Factors,
@@ -147,7 +149,8 @@ def per_sample_errors(
     check_count("piece", piece)
     reference = LimitFormula() if reference is None else reference
     reference_solver = solver if reference_solver is None else reference_solver
-    _, _, reference_solver, _ = prepare_solve(problem, x_tilde, reference_solver, reference, None)
+    _, _, reference_solver, _ = prepare(problem, x_tilde, reference_solver, None)
+    check_compatible(reference, reference_solver)
     problem, x_tilde, x_true, solver, _ = prepare_hypergradient(
         problem, x_tilde, x_true, solver, strategy, loss, None
     )

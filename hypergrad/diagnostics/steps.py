@@ -18,12 +18,21 @@ from hypergrad._foundation.status import Status
 from hypergrad.adjoint import (
     CGLS,
     AdjointProblem,
+    Cotangent,
+    LimitSystem,
     adjoint_step,
     start_adjoint,
     zeros_like,
 )
-from hypergrad.bilevel.arguments import Data, flatten_batch, prepare, prepare_truth, restore_batch
-from hypergrad.bilevel.losses import Loss, half_mean_squared_error
+from hypergrad.bilevel.arguments import (
+    Data,
+    Loss,
+    flatten_batch,
+    half_mean_squared_error,
+    prepare,
+    prepare_truth,
+    restore_batch,
+)
 from hypergrad.chambolle_pock import AdjointPair, ChambollePock, Solution, State
 from hypergrad.diagnostics._gradients import (
     check_learnable,
@@ -141,9 +150,9 @@ def _steps_needed(
     solution = forward.solution(run.state, run.taken)
     g = loss_gradient(loss, solution, x_true)
 
-    system = AdjointProblem(problem, forward.iteration.sizes, run.history, g)
-    sums, stats = CGLS()(system)
-    measured = _measure_steps(system, solution, sums.pair, error, most)
+    system = LimitSystem.at_last(problem, forward.iteration.sizes, run.history)
+    sums, stats = CGLS()(AdjointProblem(system, run.history, g))
+    measured = _measure_steps(system, g, solution, sums.pair, error, most)
     measured = jnp.where(stats.status == Status.CONVERGED, measured, jnp.nan)
     steps = jnp.maximum(1.0, jnp.ceil(jnp.log(error) / jnp.log(contraction.factor)))
     predicted = jnp.where(contraction.factor < 1, steps, jnp.inf)
@@ -151,11 +160,15 @@ def _steps_needed(
 
 
 def _measure_steps(
-    inputs: AdjointProblem, solution: Solution, limit: AdjointPair, error: Array, max_steps: int
+    system: LimitSystem,
+    g: Cotangent,
+    solution: Solution,
+    limit: AdjointPair,
+    error: Array,
+    max_steps: int,
 ) -> Float[Array, " batch"]:
     """Return the first k at which the gradient of k steps is within the error of the limit."""
-    problem, sizes, history, g, _ = inputs
-    nothing, z = zeros_like(g), jax.tree.map(lambda h: h[0], history)
+    problem, sizes, z, nothing = system.problem, system.sizes, system.z, zeros_like(g)
 
     def size(delta: AdjointPair) -> Array:
         return form_norm(problem.K, layer_factors(sizes, delta, solution.x, solution.y))

@@ -23,8 +23,14 @@ from hypergrad.adjoint import (
     solve_least_squares,
     start_adjoint,
 )
-from hypergrad.bilevel.arguments import Data, flatten_batch, prepare_hypergradient, restore_batch
-from hypergrad.bilevel.losses import Loss, half_mean_squared_error
+from hypergrad.bilevel.arguments import (
+    Data,
+    Loss,
+    flatten_batch,
+    half_mean_squared_error,
+    prepare_hypergradient,
+    restore_batch,
+)
 from hypergrad.chambolle_pock import (
     AdjointPair,
     ChambollePock,

@@ -13,18 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hypergrad.adjoint import Unknowns, pair_norm
 from hypergrad.chambolle_pock import ProxArguments, StepSizes
-from hypergrad.exact.smoothing import Jacobian, jacobian
+from hypergrad.exact.normal_map import Jacobian, jacobian
 from hypergrad.problem.functions import prox, prox_conjugate
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import dense_matrix
-
-__all__ = [
-    "REFINEMENTS",
-    "AbstractActiveSystem",
-    "ActiveSystem",
-    "active_system",
-    "regularization",
-]
 
 # With so many refinements the shrinking has no effect beyond singular values of about the root of
 # the precision.

@@ -30,8 +30,6 @@ from hypergrad.exact.normal_map import NormalMap
 from hypergrad.exact.path import POLISHING, Found, judge_shortest
 from hypergrad.exact.search import AbstractSearch, ExactPair
 
-__all__ = ["KrylovSystem", "MatrixFree"]
-
 # A burst is so long, or half as long as all before it: tries grow rare where they are in vain.
 _FIRST_BURST, _GROWTH = 200, 2
 _PASSES = 3  # of conjugate gradients in a solve: each takes the residual down by 8 digits

@@ -20,21 +20,9 @@ from hypergrad._foundation.samples import where
 from hypergrad.adjoint import pair_norm
 from hypergrad.chambolle_pock import ProxArguments
 from hypergrad.exact.active_sets import REFINEMENTS, ActiveSystem, active_system, regularization
-from hypergrad.exact.normal_map import NormalMap
-from hypergrad.exact.smoothing import smoothed
+from hypergrad.exact.normal_map import NormalMap, smoothed
 from hypergrad.problem.functions import prox, prox_conjugate
 from hypergrad.problem.operators import apply, apply_transpose
-
-__all__ = [
-    "POLISHING",
-    "Found",
-    "Path",
-    "follow_path",
-    "judge_shortest",
-    "least_margin",
-    "path_from",
-    "polish",
-]
 
 _FIRST_SMOOTHING, _SMOOTHING_FACTOR = 0.1, 10.0
 # Where a coordinate sits on its kink, only a path down to this t shows which of the optimal dual

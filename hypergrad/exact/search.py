@@ -22,8 +22,6 @@ from hypergrad.exact.normal_map import NormalMap
 from hypergrad.exact.path import POLISHING, Found, Path, follow_path, path_from, polish
 from hypergrad.problem.operators import dense_matrix
 
-__all__ = ["AbstractSearch", "ExactPair", "Factorised"]
-
 _FIRST_BURST, _BURST = 100, 400  # iterations before the first polish, and before each later one
 _POLISHES = 7  # after so many in vain the path is followed
 _PARTS = 8  # a part is an eighth of the batch

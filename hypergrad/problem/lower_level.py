@@ -31,8 +31,6 @@ from hypergrad.problem.operators import (
     operator_shape,
 )
 
-__all__ = ["LowerLevel", "cast_floats", "held", "select_leaves", "stop_gradient"]
-
 
 def _as_operator(K: Any) -> Operator:
     if isinstance(K, lx.AbstractLinearOperator):
@@ -47,14 +45,13 @@ def _as_operator(K: Any) -> Operator:
 
 def cast_floats(tree: Any, dtype: Any) -> Any:
     """Cast float leaves to a dtype; operators are cast by their `astype`."""
-
-    def is_operator(node: Any) -> bool:
-        return isinstance(node, AbstractOperator)
-
-    def cast(node: Any) -> Any:
-        return node.astype(dtype) if is_operator(node) else cast_leaves(node, dtype)
-
-    return jax.tree.map(cast, tree, is_leaf=is_operator)
+    return jax.tree.map(
+        lambda node: (
+            node.astype(dtype) if isinstance(node, AbstractOperator) else cast_leaves(node, dtype)
+        ),
+        tree,
+        is_leaf=lambda node: isinstance(node, AbstractOperator),
+    )
 
 
 def stop_gradient(tree: Any) -> Any:

@@ -6,79 +6,40 @@ import dataclasses
 
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.specs import call_part, parse_spec
-from hypergrad.adjoint import (
-    CGLS,
-    AbstractAdjointSolve,
-    AbstractLinearSolve,
-    ConjugateGradients,
-    LastIterates,
-    LinearSolve,
-    Steps,
-    Tolerance,
+from hypergrad.adjoint import CGLS as CGLS
+from hypergrad.adjoint import AbstractAdjointSolve as AbstractAdjointSolve
+from hypergrad.adjoint import AbstractLinearSolve as AbstractLinearSolve
+from hypergrad.adjoint import ConjugateGradients as ConjugateGradients
+from hypergrad.adjoint import LastIterates as LastIterates
+from hypergrad.adjoint import LinearSolve as LinearSolve
+from hypergrad.adjoint import Steps as Steps
+from hypergrad.adjoint import Tolerance as Tolerance
+from hypergrad.exact import MatrixFree as MatrixFree
+from hypergrad.strategies._base import (
+    AbstractDifferentiableStrategy as AbstractDifferentiableStrategy,
 )
-from hypergrad.exact import MatrixFree
-from hypergrad.strategies._base import AbstractDifferentiableStrategy, AbstractStrategy
-from hypergrad.strategies._implicit_peer import AbstractImplicitPeer
-from hypergrad.strategies.ergodic import (
-    AbstractWeights,
-    ErgodicUnrolling,
-    Geometric,
-    LinearWeights,
-    Tail,
-    Uniform,
-)
-from hypergrad.strategies.exact import Exact
-from hypergrad.strategies.forward_unrolling import ForwardUnrolling
-from hypergrad.strategies.full_unrolling import FullUnrolling
-from hypergrad.strategies.jaxopt import (
-    AbstractJaxoptSolve,
-    JaxoptBiCGStab,
-    JaxoptGMRES,
-    JaxoptImplicit,
-    JaxoptLU,
-    JaxoptNormalCG,
-)
-from hypergrad.strategies.limit import LimitFormula
-from hypergrad.strategies.optimistix import OptimistixCheckpointed, OptimistixImplicit
-from hypergrad.strategies.piggyback import Piggyback
-from hypergrad.strategies.truncation import Truncation
-
-__all__ = [
-    "CGLS",
-    "STRATEGIES",
-    "AbstractAdjointSolve",
-    "AbstractDifferentiableStrategy",
-    "AbstractImplicitPeer",
-    "AbstractJaxoptSolve",
-    "AbstractLinearSolve",
-    "AbstractStrategy",
-    "AbstractWeights",
-    "ConjugateGradients",
-    "ErgodicUnrolling",
-    "Exact",
-    "ForwardUnrolling",
-    "FullUnrolling",
-    "Geometric",
-    "JaxoptBiCGStab",
-    "JaxoptGMRES",
-    "JaxoptImplicit",
-    "JaxoptLU",
-    "JaxoptNormalCG",
-    "LastIterates",
-    "LimitFormula",
-    "LinearSolve",
-    "LinearWeights",
-    "MatrixFree",
-    "OptimistixCheckpointed",
-    "OptimistixImplicit",
-    "Piggyback",
-    "Steps",
-    "Tail",
-    "Tolerance",
-    "Truncation",
-    "Uniform",
-    "parse_strategy",
-]
+from hypergrad.strategies._base import AbstractStrategy as AbstractStrategy
+from hypergrad.strategies._implicit_peer import AbstractImplicitPeer as AbstractImplicitPeer
+from hypergrad.strategies.ergodic import AbstractWeights as AbstractWeights
+from hypergrad.strategies.ergodic import ErgodicUnrolling as ErgodicUnrolling
+from hypergrad.strategies.ergodic import Geometric as Geometric
+from hypergrad.strategies.ergodic import LinearWeights as LinearWeights
+from hypergrad.strategies.ergodic import Tail as Tail
+from hypergrad.strategies.ergodic import Uniform as Uniform
+from hypergrad.strategies.exact import Exact as Exact
+from hypergrad.strategies.forward_unrolling import ForwardUnrolling as ForwardUnrolling
+from hypergrad.strategies.full_unrolling import FullUnrolling as FullUnrolling
+from hypergrad.strategies.jaxopt import AbstractJaxoptSolve as AbstractJaxoptSolve
+from hypergrad.strategies.jaxopt import JaxoptBiCGStab as JaxoptBiCGStab
+from hypergrad.strategies.jaxopt import JaxoptGMRES as JaxoptGMRES
+from hypergrad.strategies.jaxopt import JaxoptImplicit as JaxoptImplicit
+from hypergrad.strategies.jaxopt import JaxoptLU as JaxoptLU
+from hypergrad.strategies.jaxopt import JaxoptNormalCG as JaxoptNormalCG
+from hypergrad.strategies.limit import LimitFormula as LimitFormula
+from hypergrad.strategies.optimistix import OptimistixCheckpointed as OptimistixCheckpointed
+from hypergrad.strategies.optimistix import OptimistixImplicit as OptimistixImplicit
+from hypergrad.strategies.piggyback import Piggyback as Piggyback
+from hypergrad.strategies.truncation import Truncation as Truncation
 
 STRATEGIES: dict[str, type[AbstractStrategy]] = {
     strategy.name: strategy

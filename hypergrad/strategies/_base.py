@@ -26,8 +26,6 @@ from hypergrad.adjoint import (
 from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel, stop_gradient
 
-__all__ = ["AbstractDifferentiableStrategy", "AbstractStrategy"]
-
 Batch = Float[Array, "batch n"]
 
 

@@ -44,8 +44,6 @@ from hypergrad.chambolle_pock import ChambollePock, ForwardSolve, Iteration, Sol
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["AbstractImplicitPeer", "FixedPoint", "import_peer"]
-
 
 def import_peer(package: str) -> Any:
     """Import a peer's package; an `ImportError` tells what to install."""

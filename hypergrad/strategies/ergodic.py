@@ -31,16 +31,6 @@ from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = [
-    "AbstractWeights",
-    "ErgodicUnrolling",
-    "Geometric",
-    "Given",
-    "LinearWeights",
-    "Tail",
-    "Uniform",
-]
-
 
 class AbstractWeights(eqx.Module):
     """Weights `alpha_1, …, alpha_L` of the iterates; they add up to 1."""

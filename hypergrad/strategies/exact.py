@@ -46,8 +46,6 @@ from hypergrad.exact import (
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["Exact"]
-
 # Of `tau mu`: what rounding is divided by. It has to be far above what a singular system is shrunk
 # by (1e-7 and 3e-3), too, to be told from a kernel.
 _LEAST_CURVATURE, _ABOVE_SHRINK = 1e-2, 30.0

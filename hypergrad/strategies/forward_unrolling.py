@@ -15,8 +15,6 @@ from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["ForwardUnrolling"]
-
 # So many derivatives are carried along at once, and the iteration itself once for all of them: more
 # would save iterations and take memory.
 _AT_ONCE = 4

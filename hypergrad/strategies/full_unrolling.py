@@ -23,8 +23,6 @@ from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["FullUnrolling"]
-
 
 class FullUnrolling(AbstractStrategy):
     """The gradient of `x[L]`, through all L iterations.

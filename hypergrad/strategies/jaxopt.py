@@ -15,15 +15,6 @@ from hypergrad._foundation.errors import HypergradError
 from hypergrad.chambolle_pock import default_tolerance
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 
-__all__ = [
-    "AbstractJaxoptSolve",
-    "JaxoptBiCGStab",
-    "JaxoptGMRES",
-    "JaxoptImplicit",
-    "JaxoptLU",
-    "JaxoptNormalCG",
-]
-
 
 class AbstractJaxoptSolve(eqx.Module):
     """One of jaxopt's linear solvers, as jaxopt takes it: `solve(matvec, b)`.

@@ -42,8 +42,6 @@ from hypergrad.chambolle_pock import (
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["LimitFormula"]
-
 
 def _as_adjoint_solve(adjoint: Any) -> AbstractAdjointSolve:
     if isinstance(adjoint, AbstractAdjointSolve):
@@ -125,16 +123,14 @@ class LimitFormula(AbstractStrategy):
         run = forward.run(init, record_last=self.adjoint.iterates)
         solution = forward.solution(run.state, run.taken)
         earlier = None if init is None else init.adjoint
-        sizes = forward.iteration.sizes
-        return solution, _Saved(
-            problem, solver, sizes, run.history, solution.x, solution.y, earlier
-        )
+        sizes, x, y = forward.iteration.sizes, solution.x, solution.y
+        return solution, _Saved(problem, solver, sizes, run.history, x, y, earlier)
 
     def pullback(self, saved: _Saved, cotangent: Cotangent) -> Gradients:
         problem, solver, sizes, history, x, y, earlier = saved
-        inputs = AdjointProblem(problem, sizes, history, cotangent, earlier)
-        sums, stats = self.adjoint(inputs)
-        grad, dx_tilde = limit_gradients(inputs.system, x, y, sums)
+        system = LimitSystem.at_last(problem, sizes, history)
+        sums, stats = self.adjoint(AdjointProblem(system, history, cotangent, earlier))
+        grad, dx_tilde = limit_gradients(system, x, y, sums)
         return Gradients.of_limit(grad, cotangent.x + dx_tilde, solver, stats, sums.pair)
 
     def with_tolerance(self, rtol: Array) -> AbstractStrategy | None:

@@ -19,8 +19,6 @@ from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 from hypergrad.strategies._implicit_peer import AbstractImplicitPeer, FixedPoint, import_peer
 
-__all__ = ["OptimistixCheckpointed", "OptimistixImplicit"]
-
 # ------------------------------------------------------------------ implicit differentiation
 
 

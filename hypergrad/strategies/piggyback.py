@@ -30,8 +30,6 @@ from hypergrad.chambolle_pock import (
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["Piggyback"]
-
 # Deviations from Bogensperger, Chambolle & Pock 2022:
 #
 # 1. There, g is the gradient of the loss at the iterate of the moment. A custom rule learns g when

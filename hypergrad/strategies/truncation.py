@@ -21,8 +21,6 @@ from hypergrad.chambolle_pock import ChambollePock, Solution, State, default_tol
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy, Batch
 
-__all__ = ["Truncation"]
-
 
 class Truncation(AbstractStrategy):
     """The gradient of `x[L]` through its last k iterations, `state[L-k]` being held fixed.

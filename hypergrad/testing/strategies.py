@@ -18,7 +18,7 @@ from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
 from hypergrad.bilevel import Hypergradient, half_mean_squared_error, hypergradient, solve
 from hypergrad.bilevel.arguments import check_compatible, default_solver
-from hypergrad.chambolle_pock import ChambollePock, Solution
+from hypergrad.chambolle_pock import ChambollePock, Solution, State
 from hypergrad.problem.functions import L1, Quadratic
 from hypergrad.problem.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
@@ -45,8 +45,9 @@ def check_strategy(strategy: AbstractStrategy, *, solver: ChambollePock | None =
     - the gradient of a batch is the mean of those of its samples;
     - `jit`, `vmap` and `grad` go through `solve`, to the gradient that `hypergradient` returns;
     - what it reports holds: the solution of a sample whose forward status is CONVERGED is the exact
-      one; where its adjoint status is good, its gradient (in every parameter and in `x_tilde`)
-      is that of `Exact`, up to 100 times the residual that it reports.
+      one, from zero and from the state of an earlier hypergradient (`init`); where its adjoint
+      status is good from zero, its gradient (in every parameter and in `x_tilde`) is that of
+      `Exact`, up to 100 times the residual that it reports.
 
     A strategy that reports UNKNOWN or ITERATIONS_USED_UP claims nothing about its gradient, which
     then is not compared with the exact one.
@@ -221,15 +222,18 @@ class _Check:
     def __init__(self, strategy: AbstractStrategy, solver: ChambollePock, example: _Example):
         self.strategy, self.solver, self.example = strategy, solver, example
 
-    def _hypergradient(self, strategy: AbstractStrategy, rows: Any) -> Hypergradient:
+    def _hypergradient(
+        self, strategy: AbstractStrategy, rows: Any, init: State | None = None
+    ) -> Hypergradient:
         problem, x_tilde, x_true = self.example
         return _in_words_of(
             strategy,
-            "hypergradient",
+            "hypergradient" if init is None else "hypergradient from an earlier state (init)",
             lambda: hypergradient(
-                problem, x_tilde[rows], x_true[rows], solver=self.solver, strategy=strategy
+                problem, x_tilde[rows], x_true[rows],
+                solver=self.solver, strategy=strategy, init=init,
             ),
-        )
+        )  # fmt: skip
 
     def samples(self) -> list[Hypergradient]:
         """The hypergradient of each sample by itself."""
@@ -289,17 +293,21 @@ class _Check:
     def claims(self, alone: list[Hypergradient]) -> None:
         """Compare what it reports for each sample with `Exact`."""
         for i, h in enumerate(alone):
-            self._check_report(h)
-            if h.solution.stats.status[0] != Status.CONVERGED:
-                continue
-            exact = self._hypergradient(Exact(), slice(i, i + 1))
-            self._same(
-                "a solution that is CONVERGED must be the exact one",
-                h.solution.x,
-                exact.solution.x,
-                "report the status that solver.solution(...) finds",
-            )
-            if Status(int(h.adjoint.status[0])).is_good:
+            rows = slice(i, i + 1)
+            exact = self._hypergradient(Exact(), rows)
+            again = self._hypergradient(self.strategy, rows, h.state)
+            for found in (h, again):
+                self._check_report(found)
+                if found.solution.stats.status[0] == Status.CONVERGED:
+                    self._same(
+                        "a solution that is CONVERGED must be the exact one",
+                        found.solution.x,
+                        exact.solution.x,
+                        "report the status that solver.solution(...) finds",
+                    )
+            # Not `again`: it may be exact for a run that has the solution as its fixed start.
+            converged = h.solution.stats.status[0] == Status.CONVERGED
+            if converged and Status(int(h.adjoint.status[0])).is_good:
                 self._same(
                     "a gradient with a good status must be the exact one",
                     (_floats(h.grad), h.grad_x_tilde),

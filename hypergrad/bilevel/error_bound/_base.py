@@ -19,8 +19,6 @@ from hypergrad.chambolle_pock import StepSizes
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["AbstractPoint", "AbstractRegime", "ReturnedPair"]
-
 
 class ReturnedPair(NamedTuple):
     """The result of a solve, one row per sample, with the step sizes of its prox arguments."""
@@ -78,11 +76,6 @@ def rounding_of(problem: LowerLevel, dtype: Any) -> float:
     The roundings of a sum of n terms are taken to add up like `sqrt(n)` (Higham & Mary 2019).
     """
     return (4 + max(problem.shape) ** 0.5) * float(jnp.finfo(dtype).eps)
-
-
-def row_norm(v: Array) -> Array:
-    """Euclidean norm of each sample."""
-    return safe_norm(v)
 
 
 def zero_unless(chosen: Array, tree: Any) -> Any:
@@ -150,7 +143,7 @@ def parameter_errors(
             return error_along(i, jnp.ones_like(leaf))
         units = jnp.eye(math.prod(others), dtype=leaf.dtype).reshape(-1, 1, *others)
         columns = jax.lax.map(lambda unit: error_along(i, unit + jnp.zeros_like(leaf)), units)
-        return row_norm(columns.T)
+        return safe_norm(columns.T)
 
     def error_along(i: int, direction: Array) -> Array:
         along = [jnp.zeros_like(leaf) for leaf in leaves]
@@ -171,7 +164,7 @@ def parameter_errors(
             below, above = (slope_and_change(z + side * spread) for side in (-1.0, 1.0))
             highest = jnp.maximum(below[0] + 2 * below[1], above[0] + 2 * above[1])
             moved = jnp.where(uncertain, s + jnp.maximum(s + 2 * moved, highest), moved)
-        known, moved, size = row_norm(s), row_norm(moved), row_norm(u)
+        known, moved, size = safe_norm(s), safe_norm(moved), safe_norm(u)
         return (known + moved) * error_u + (moved + rounding * known) * size
 
     return jax.tree.unflatten(structure, [error(i) for i in range(len(leaves))])

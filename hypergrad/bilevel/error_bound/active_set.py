@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from hypergrad._foundation.samples import safe_norm
 from hypergrad.adjoint import Cotangent, LimitSystem, limit_gradients, pair_norm
 from hypergrad.bilevel.error_bound._base import (
     AbstractPoint,
@@ -19,7 +20,6 @@ from hypergrad.bilevel.error_bound._base import (
     parameter_errors,
     pieces,
     rounding_of,
-    row_norm,
     zero_unless,
 )
 from hypergrad.bilevel.error_bound.result import Regime
@@ -27,8 +27,6 @@ from hypergrad.chambolle_pock import ProxArguments, StepSizes
 from hypergrad.exact import ActiveSystem, NormalMap, active_system
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import matrix_of
-
-__all__ = ["ActiveSet"]
 
 # Of the Newton step and of the adjoint solve: cheap beside the factorisation.
 _REFINEMENTS = 6
@@ -137,8 +135,8 @@ class _SettledPoint(AbstractPoint):
             return error_Delta * (size + error) + Delta * error + rounding * Delta * size
 
         error_x, error_y = root_tau * self.error, root_sigma * self.error
-        in_K = root_sigma * outer(row_norm(unknowns[1]), row_norm(self.x), error_x)
-        in_K = in_K + root_tau * outer(row_norm(unknowns[0]), row_norm(self.y), error_y)
+        in_K = root_sigma * outer(safe_norm(unknowns[1]), safe_norm(self.x), error_x)
+        in_K = in_K + root_tau * outer(safe_norm(unknowns[0]), safe_norm(self.y), error_y)
         return grad, self._errors(in_K, sums, error_Delta, error_g, rounding)
 
     def _errors(

@@ -15,15 +15,12 @@ from hypergrad.bilevel.error_bound._base import (
     AbstractRegime,
     ReturnedPair,
     rounding_of,
-    row_norm,
     zero_unless,
 )
 from hypergrad.bilevel.error_bound.active_set import ActiveSet
 from hypergrad.bilevel.error_bound.result import ErrorBound, Regime
 from hypergrad.bilevel.error_bound.strong_convexity import StrongConvexity
 from hypergrad.problem.lower_level import LowerLevel
-
-__all__ = ["REGIMES", "bound_error"]
 
 REGIMES: tuple[AbstractRegime, ...] = (ActiveSet(), StrongConvexity())
 
@@ -64,7 +61,7 @@ def bound_error(
         error_g = jnp.broadcast_to(error_g, error_x.shape)
     else:
         error_g = smoothness * error_x
-    error_g = error_g + rounding_of(problem, g.dtype) * row_norm(g)
+    error_g = error_g + rounding_of(problem, g.dtype) * safe_norm(g)
 
     grad = eqx.filter(grad, eqx.is_inexact_array)
     reference = jax.tree.map(jnp.zeros_like, grad)

@@ -11,8 +11,6 @@ from jaxtyping import Array, Float, Int
 from hypergrad._foundation.printing import as_sentence, extent, shares, worst
 from hypergrad.problem.lower_level import LowerLevel
 
-__all__ = ["ErrorBound", "Regime"]
-
 
 class Regime(enum.IntEnum):
     """The regime that certifies the bound for a sample.

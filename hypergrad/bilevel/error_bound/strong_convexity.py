@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from hypergrad._foundation.samples import safe_norm
 from hypergrad.adjoint import Unknowns, solve_least_squares
 from hypergrad.bilevel.error_bound._base import (
     AbstractPoint,
@@ -20,15 +21,12 @@ from hypergrad.bilevel.error_bound._base import (
     parameter_errors,
     pieces,
     rounding_of,
-    row_norm,
     zero_unless,
 )
 from hypergrad.bilevel.error_bound.result import Regime
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose, matrix_of, operator_norm
-
-__all__ = ["StrongConvexity"]
 
 
 class StrongConvexity(AbstractRegime):
@@ -71,13 +69,13 @@ class StrongConvexity(AbstractRegime):
 
         def residual(x: Array) -> tuple[Array, Array]:
             """That of the gradient, relative to the sizes that rounding in it has; and those."""
-            size = row_norm(x)
+            size = safe_norm(x)
             in_row = rounding * rows * size[:, None]
             steepest = jnp.max(_steepest(F, apply(K, x), in_row), axis=-1)
             steepest_G = jnp.max(_steepest(G, x - x_tilde, jnp.zeros_like(x)), axis=-1)
-            forces = norm_K * row_norm(_slope(F, apply(K, x))) + row_norm(_slope(G, x - x_tilde))
-            scale = forces + (norm_K**2 * steepest + steepest_G) * (size + row_norm(x_tilde))
-            return row_norm(gradient(x)) / jnp.where(scale > 0, scale, 1.0), scale
+            forces = norm_K * safe_norm(_slope(F, apply(K, x))) + safe_norm(_slope(G, x - x_tilde))
+            scale = forces + (norm_K**2 * steepest + steepest_G) * (size + safe_norm(x_tilde))
+            return safe_norm(gradient(x)) / jnp.where(scale > 0, scale, 1.0), scale
 
         def relative_residual(x: Array) -> Array:
             return jnp.where(wanted, residual(x)[0], 0.0)  # nothing waits for what is not wanted
@@ -108,7 +106,7 @@ def _row_norms(problem: LowerLevel) -> Float[Array, "1 m"]:
     matrix = matrix_of(problem.K)
     if matrix is None:
         return jnp.broadcast_to(operator_norm(problem.K), (1, problem.m))
-    return row_norm(matrix)[None]
+    return safe_norm(matrix)[None]
 
 
 def _slope(f: AbstractFunction, v: Array) -> Array:
@@ -190,20 +188,20 @@ class _SmoothPoint(AbstractPoint):
         steepest = _steepest(F, K_x, self.reach)
         jump = jnp.where(self.uncertain, steepest, 0.0)
         steepest_norm = jnp.max(steepest, axis=-1)
-        rest = row_norm(g - apply_transpose(K, S * K_v) - S_G * v)
-        rest = rest + rounding * (norm_K**2 * steepest_norm + jnp.max(S_G, axis=-1)) * row_norm(v)
-        rest = rest + rounding * row_norm(g)
-        error_v = (error_g + rest + norm_K * row_norm(jump * K_v)) / self.mu
+        rest = safe_norm(g - apply_transpose(K, S * K_v) - S_G * v)
+        rest = rest + rounding * (norm_K**2 * steepest_norm + jnp.max(S_G, axis=-1)) * safe_norm(v)
+        rest = rest + rounding * safe_norm(g)
+        error_v = (error_g + rest + norm_K * safe_norm(jump * K_v)) / self.mu
 
         y, SK_v = _slope(F, K_x), S * K_v
-        error_y = jnp.minimum(row_norm(steepest * self.reach), steepest_norm * norm_K * error_x)
-        error_SK_v = steepest_norm * norm_K * error_v + row_norm(jump * K_v)
+        error_y = jnp.minimum(safe_norm(steepest * self.reach), steepest_norm * norm_K * error_x)
+        error_SK_v = steepest_norm * norm_K * error_v + safe_norm(jump * K_v)
         in_K = (
-            error_y * (row_norm(v) + error_v)
-            + row_norm(y) * error_v
-            + error_SK_v * (row_norm(x) + error_x)
-            + row_norm(SK_v) * error_x
-            + rounding * (row_norm(y) * row_norm(v) + row_norm(SK_v) * row_norm(x))
+            error_y * (safe_norm(v) + error_v)
+            + safe_norm(y) * error_v
+            + error_SK_v * (safe_norm(x) + error_x)
+            + safe_norm(SK_v) * error_x
+            + rounding * (safe_norm(y) * safe_norm(v) + safe_norm(SK_v) * safe_norm(x))
         )
         if matrix_of(K) is None:  # its parameters, if it has any, may enter it anyhow
             in_K = jnp.full_like(in_K, jnp.inf)

@@ -48,8 +48,8 @@ from hypergrad.bilevel import Hypergradient, OnSamples, half_mean_squared_error,
 from hypergrad.chambolle_pock import AbstractAcceleration, ChambollePock, RestartedHalpern, State
 from hypergrad.comparison import (
     differentiable_samples,
+    failure_of,
     one_hypergradient,
-    reason_of,
     reference_hypergradient,
     solve_without_strategy,
 )
@@ -217,7 +217,7 @@ def measure(name: str, settings: Settings) -> Result:
     try:
         given = PROBLEMS[name](settings)
     except (ValueError, OSError) as error:
-        return Result([{"strategy": "-", "reason": reason_of(error)}])
+        return Result([{"strategy": "-", "reason": failure_of(error)}])
     arguments = (given.problem, given.x_tilde, given.x_true)
     reference = reference_hypergradient(*arguments, most=int(Exact().most))
     judge = _Judge(given, reference)
@@ -303,7 +303,7 @@ def _search(
         try:
             error = judge(last, way.strategy, state)
         except Exception as failure:  # a way that fails is a row with its reason
-            return {target: reason_of(failure) for target in settings.targets}
+            return {target: failure_of(failure) for target in settings.targets}
         for target in settings.targets:
             if target not in found and error <= target:
                 found[target] = (count, error)

@@ -19,7 +19,7 @@ from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.timing import compile_ahead
 from hypergrad.bilevel import hypergradient
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.comparison import one_hypergradient, reason_of
+from hypergrad.comparison import failure_of, one_hypergradient
 from hypergrad.problem import operators
 from hypergrad.problem.functions import L1, Quadratic
 from hypergrad.problem.lower_level import LowerLevel
@@ -92,7 +92,7 @@ def measure(settings: Settings, name: str) -> Result:
             "second": count_compilations(lambda: call(other)),
         }
     except Exception as error:  # a peer that is not installed is a row with its reason
-        record = {"error": reason_of(error)}
+        record = {"error": failure_of(error)}
     return Result([record])
 
 

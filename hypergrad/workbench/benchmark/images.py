@@ -60,7 +60,7 @@ from hypergrad._foundation.status import Status
 from hypergrad._foundation.timing import Compiled, compile_ahead, interleaved_medians
 from hypergrad.bilevel import Hypergradient
 from hypergrad.chambolle_pock import ChambollePock
-from hypergrad.comparison import one_hypergradient, reason_of, solve_without_strategy
+from hypergrad.comparison import failure_of, one_hypergradient, solve_without_strategy
 from hypergrad.problem import operators
 from hypergrad.problem.functions import L1, AbstractFunction, GroupL1, Quadratic
 from hypergrad.problem.lower_level import LowerLevel
@@ -267,7 +267,7 @@ def _measure_strategy(
             "gradient_norm": gradient_norm,
         }
     except Exception as error:  # a failure is a row with its reason
-        return {"error": reason_of(error)}
+        return {"error": failure_of(error)}
 
 
 def measure(kind: str, side: int, settings: Settings) -> Result:
