@@ -142,6 +142,16 @@ def test_where_gradients_are_not_unique_a_warning_replaces_the_errors() -> None:
     assert "differentiable on 3.12 % of the samples only" in " ".join(compared.notes().split())
 
 
+def test_who_is_best_in_the_last_epoch_may_gain_by_more(samples) -> None:
+    rows = [
+        row | {"best_epoch": epoch} if "seconds" in row else row
+        for row, epoch in zip(evaluated(untrained=20.0, a=21.0, b=22.0), (0, 0, 7, 8), strict=True)
+    ]
+    (said,) = tables.remarks(CONFIG, samples, rows, [])
+    assert said.startswith("Still improving in the last epoch: b.")
+    assert tables.still_improving(0, [{"operator": "a", "best_epoch": 0}]) == ""
+
+
 def test_the_last_table_has_gains_in_order_and_baselines_below_a_rule() -> None:
     def row(operator: str, at_L: float | None, converged: float, **more: float) -> dict:
         return {"operator": operator, "psnr_at_L": at_L, "psnr_converged": converged, **more}

@@ -43,8 +43,9 @@ from hypergrad.workbench.studies.tables import (
     about_the_table,
     in_one_line,
     learning_table,
-    nothing_gained,
+    remarks,
     report,
+    ssim_fell,
 )
 
 __all__ = ["run_image_study"]
@@ -112,14 +113,14 @@ def _run_stages(
         restorers[label] = make_restorer(piece, problem, solver, strategies[label])
     write_text(out / "table.md", report(config, samples, comparison, rows, training))
     drawn = {"untrained": problems["untrained"], **learned}
-    draw(config, samples, drawn, restorers, training, rows, out)
+    photograph = draw(config, samples, drawn, restorers, training, rows, out)
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
     write_text(out / PAGE, report_page([out]))
     _print(console, learning_table(rows, console.width))
     _print(console, note(about_the_table(config), width=console.width))
-    if gained := nothing_gained(config, samples, rows, training):
-        _print(console, "\n" + note(gained, width=console.width))
+    for text in filter(None, [*remarks(config, samples, rows, training), ssim_fell(photograph)]):
+        _print(console, "\n" + note(text, width=console.width))
     seconds = time.perf_counter() - started
     console.print(f"\n{seconds:.0f} s; in {out} open", markup=False)
     for path, what in worth_opening(config, out):
