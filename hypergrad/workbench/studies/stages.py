@@ -119,7 +119,8 @@ def _run_stages(
     write_text(out / PAGE, report_page([out]))
     _print(console, learning_table(rows, console.width))
     _print(console, note(about_the_table(config), width=console.width))
-    for text in filter(None, [*remarks(config, samples, rows, training), ssim_fell(photograph)]):
+    said = [*remarks(config, samples, rows, training), ssim_fell(photograph, rows)]
+    for text in filter(None, said):
         _print(console, "\n" + note(text, width=console.width))
     seconds = time.perf_counter() - started
     console.print(f"\n{seconds:.0f} s; in {out} open", markup=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.terminal import WIDTH, terminal_table
 from hypergrad.comparison import Comparison
-from hypergrad.workbench.studies.baselines import CONVERGED_TOLERANCE, NAMES
+from hypergrad.workbench.studies.baselines import CONVERGED_TOLERANCE
 from hypergrad.workbench.studies.samples import StudyData
 from hypergrad.workbench.studies.settings import ImageStudy
 
@@ -144,24 +144,28 @@ def still_improving(epochs: int, rows: list[dict[str, Any]]) -> str:
     )
 
 
-def ssim_fell(photograph: Mapping[str, Mapping[str, Any]]) -> str:
+def ssim_fell(
+    photograph: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> str:
     """Name the strategies whose photograph gained PSNR but lost SSIM by learning; often empty.
 
     >>> start, learned = {"psnr": 26.0, "ssim": 0.75}, {"psnr": 26.5, "ssim": 0.7}
-    >>> ssim_fell({"untrained": start, "full": learned}).partition(".")[0]
-    'On the photograph SSIM fell by learning while PSNR rose: full'
+    >>> rows = [{"operator": "full", "best_epoch": 8}]
+    >>> ssim_fell({"untrained": start, "full": learned}, rows).partition(")")[0]
+    'On the photograph SSIM fell by learning while PSNR rose: full (0.750 to 0.700'
     """
 
     def metric(name: str, what: str) -> float:
         value = photograph.get(name, {}).get(what)
         return math.nan if value is None else value
 
+    start = metric("untrained", "ssim")
+    learned = [str(row.get("operator")) for row in rows if row.get("best_epoch")]
     fell = [
-        name
-        for name in photograph
-        if name not in NAMES
-        and metric(name, "psnr") > metric("untrained", "psnr")
-        and metric(name, "ssim") < metric("untrained", "ssim")
+        f"{name} ({start:.3f} to {metric(name, 'ssim'):.3f})"
+        for name in learned
+        if metric(name, "psnr") > metric("untrained", "psnr")
+        and round(metric(name, "ssim"), 3) < round(start, 3)
     ]
     if not fell:
         return ""

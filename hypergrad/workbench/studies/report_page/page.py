@@ -60,7 +60,7 @@ def report_page(folders: Sequence[str | Path]) -> str:
         + _table(_evaluation_rows(runs), _EVALUATION, runs),
         "Loss while learning": _figures(losses, first=0),
         "A photograph": _viewers(runs, shown)
-        + _conclusions(say(runs, lambda run: ssim_fell(run.photograph)))
+        + _conclusions(say(runs, lambda run: ssim_fell(run.photograph, run.evaluation)))
         + _table(_photograph_rows(runs), _METRICS, runs),
         "Gradients on one batch, before learning": _figures(gradients, first=len(losses))
         + _table(_rows(runs, "comparison"), COLUMNS, runs),
