@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -68,6 +69,20 @@ def test_a_page_loads_nothing_from_elsewhere(site) -> None:
     assert len(formulas) > 100
     assert not [math for math in formulas if "\\" in math]
     assert not any('class="arithmatex"' in text for text in texts)
+
+
+@pytest.mark.parametrize("name", ["learning", "comparing"])
+def test_tutorials_are_notebooks_with_the_outputs_of_the_page(site, name: str) -> None:
+    """The code and its outputs are run and compared in the tests of the guides."""
+    cells = json.loads((site / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    written = (ROOT / GUIDES / f"{name}.md").read_text(encoding="utf-8")
+    blocks = dict.fromkeys(("python", "text"), "")
+    for language in blocks:
+        blocks[language] = "".join(re.findall(rf"```{language}\n(.*?)```", written, re.DOTALL))
+    assert "\n".join(cell["source"] for cell in code).split() == blocks["python"].split()
+    assert "".join(out["text"] for cell in code for out in cell["outputs"]) == blocks["text"]
+    assert f'href="../{name}.ipynb"' in page(site, name)
 
 
 def test_every_public_name_is_in_the_reference(site) -> None:
