@@ -17,15 +17,14 @@ from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.workbench import data
 from hypergrad.workbench.studies.evaluation import Restorer
 from hypergrad.workbench.studies.learning import file_name
-from hypergrad.workbench.studies.samples import StudyData
+from hypergrad.workbench.studies.samples import Study, StudyData
 from hypergrad.workbench.studies.settings import ImageStudy
 
 __all__ = ["draw"]
 
 
 def draw(
-    config: ImageStudy,
-    samples: StudyData,
+    study: Study,
     problems: Mapping[str, LowerLevel],
     restorers: Mapping[str, Restorer],
     training: list[dict[str, Any]],
@@ -36,7 +35,8 @@ def draw(
 
     `problems` and `restorers` hold the untrained and each learned operator.
     """
-    save, shape = plotting.save_figure, samples.shape
+    config, samples, save = study.config, study.samples, plotting.save_figure
+    shape = samples.shape
     baselines = {
         row["operator"]: row["held_out_converged"]
         for row in rows
