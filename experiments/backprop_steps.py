@@ -35,14 +35,14 @@ from hypergrad._foundation.timing import compile_ahead
 from hypergrad.comparison import differentiable_samples, solve_without_strategy
 from hypergrad.problem.lower_level import cast_floats
 from hypergrad.workbench import baselines
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 # Tried for the baselines.
 WEIGHTS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """K learned at L by k steps, over seeds."""
 
     L: int = 100

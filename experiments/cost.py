@@ -35,7 +35,7 @@ from hypergrad.comparison import failure_of, one_hypergradient, solve_without_st
 from hypergrad.learning.devices import device_name
 from hypergrad.problem import operators
 from hypergrad.workbench import data
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 # How the strategies are measured; those that are not named here, as they are by default.
 OPTIONS = {
@@ -62,7 +62,7 @@ class Point:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """What is varied, around a base point."""
 
     base: Point = Point()

@@ -43,7 +43,7 @@ from hypergrad._foundation.statistics import group, mean_interval, paired_interv
 from hypergrad.problem import operators
 from hypergrad.problem.lower_level import cast_floats
 from hypergrad.workbench import baselines, data
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 RATE = 8000  # Hz
 PIECE = 128  # frames that are solved at a time
@@ -76,7 +76,7 @@ class Learning:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Speech quantised to `bits`, in frames of so many samples."""
 
     speech: Path | None = None

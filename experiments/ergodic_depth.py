@@ -25,14 +25,14 @@ from learning_rates import AVERAGES, DESCENDING, stored_rate
 import hypergrad as hg
 from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.statistics import group, mean_interval
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 # Tried for the baselines.
 WEIGHTS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.17, 0.25)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """K learned by averages and by the last iterate, at several L, over seeds."""
 
     depths: tuple[int, ...] = (10, 20, 50, 100, 200, 400)

@@ -25,11 +25,11 @@ import numpy as np
 import hypergrad as hg
 from hypergrad._foundation.records import environment, markdown_table
 from hypergrad.bilevel.error_bound import ReturnedPair, StrongConvexity, bound_error
-from hypergrad.workbench.sweep import Cell, Record, Result, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, main
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Random problems, float64."""
 
     draws: int = 10_000

@@ -24,7 +24,7 @@ import hypergrad as hg
 from hypergrad._foundation.records import markdown_table
 from hypergrad.problem import operators
 from hypergrad.workbench import data
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 # Each is measured at every L that its k allows.
 STRATEGIES = (
@@ -61,7 +61,7 @@ COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Error against time on one batch, float64."""
 
     patches: int = 64

@@ -43,7 +43,7 @@ from hypergrad._foundation.statistics import mean_interval
 from hypergrad.problem import operators
 from hypergrad.problem.lower_level import cast_floats
 from hypergrad.workbench import baselines
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 PROBLEMS = ("L1 + Quadratic", "L1 + Box")
 PLACES = ("start", "learned")
@@ -51,7 +51,7 @@ LEVELS = {"10": 0.1, "50": 0.5, "90": 0.9}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Errors of hypergradients over L, k and the step ratio, float64."""
 
     depths: tuple[int, ...] = (10, 30, 100, 300, 1000)

@@ -26,7 +26,7 @@ import hypergrad as hg
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import markdown_table, read_jsonl
 from hypergrad._foundation.statistics import group
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 STORED = Path(__file__).parent / "records" / "learning_rates" / "records.jsonl"
 
@@ -44,7 +44,7 @@ def with_steps(k: int) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Rates of Adam and of plain descent, one cell for each strategy and L."""
 
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2)

@@ -45,7 +45,7 @@ from hypergrad.workbench.studies.learning import (
     scale_weight_updates,
     with_row_weights,
 )
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 # Tried for what is not learned and for what learning starts from.
 WEIGHTS = (0.02, 0.025, 0.035, 0.05, 0.065, 0.08, 0.1, 0.12, 0.15, 0.2)
@@ -96,7 +96,7 @@ def starts(seed: int) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Recipes over seeds."""
 
     recipes: tuple[str, ...] = tuple(recipe.name for recipe in RECIPES)

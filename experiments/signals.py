@@ -35,7 +35,7 @@ from hypergrad._foundation.statistics import group, mean_interval, paired_interv
 from hypergrad.problem import operators
 from hypergrad.problem.lower_level import cast_floats
 from hypergrad.workbench import baselines, data
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 # "Converged"; rounding of float32 leaves residuals of 1e-6.
 TOLERANCE, MOST, STEP_RATIO = 1e-5, 4000, 10.0
@@ -45,7 +45,7 @@ SHOWN = 3  # held-out signals that a figure shows
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Rows cut to `length` pixels; grey levels of disparity, 60 pixels are 1."""
 
     length: int = 64

@@ -43,7 +43,7 @@ from hypergrad._foundation.timing import compile_ahead, interleaved_medians
 from hypergrad.comparison import one_hypergradient, solve_without_strategy
 from hypergrad.learning.devices import device_name
 from hypergrad.workbench.baselines import mean_loss
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 PROBLEMS: dict[str, Callable[[int, int], Task]] = {
     "random K": random_denoising,
@@ -54,7 +54,7 @@ MEGABYTE = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Convergence and cost over L, float64."""
 
     depths: tuple[int, ...] = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)

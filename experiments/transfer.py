@@ -33,7 +33,7 @@ from hypergrad.chambolle_pock import StepSizes
 from hypergrad.learning import solve_in_pieces
 from hypergrad.problem import operators
 from hypergrad.workbench import baselines
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 # What K is learned by.
 STRATEGIES = ("full", "truncation:k=1")
@@ -43,7 +43,7 @@ GOALS = ("truth", "solution")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """L of learning, L of testing, and how step sizes are learned."""
 
     learned_at: tuple[int, ...] = (10, 20, 50, 100)

@@ -34,7 +34,7 @@ from hypergrad._foundation.statistics import mean_interval
 from hypergrad.chambolle_pock import ProxArguments, State, StepSizes, step
 from hypergrad.problem import operators
 from hypergrad.workbench import data
-from hypergrad.workbench.sweep import Cell, Record, Result, Workspace, main
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
 STRATEGIES = ("full", "ergodic:uniform", "ergodic:tail=0.5", "ergodic:linear")
 
@@ -76,7 +76,7 @@ PROBLEMS: dict[str, Callable[[int, int], Task]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(AbstractSettings):
     """Adjoint variables over the layer and over L, float64."""
 
     depths: tuple[int, ...] = (10, 30, 100, 300, 1000, 3000)

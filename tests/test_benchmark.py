@@ -20,8 +20,8 @@ def test_every_cell_says_its_section() -> None:
 
 
 def test_the_settings_as_they_come_are_accepted() -> None:
-    sweep._check_settings(Benchmark())
-    sweep._check_settings(Benchmark().quick())
+    sweep.experiment.check_settings(Benchmark())
+    sweep.experiment.check_settings(Benchmark().quick())
 
 
 def test_compilations_are_counted() -> None:

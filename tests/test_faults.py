@@ -32,13 +32,20 @@ from hypergrad._foundation.checks import check_count
 from hypergrad.learning.checkpoints import Checkpoints
 from hypergrad.workbench import studies as image_study
 from hypergrad.workbench.command_line import main as cli
-from hypergrad.workbench.sweep import Cell, Options, Result, run_experiment, run_sweep
+from hypergrad.workbench.sweep import (
+    AbstractSettings,
+    Cell,
+    Options,
+    Result,
+    run_experiment,
+    run_sweep,
+)
 
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
-class _NoSettings:
+class _NoSettings(AbstractSettings):
     """Of an experiment that has none."""
 
     def quick(self) -> _NoSettings:

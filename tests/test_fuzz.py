@@ -112,7 +112,7 @@ def test_words_of_experiments(every: int, tmp_path, monkeypatch) -> None:
     def accepted(*args, **kwargs):
         raise _AcceptedError
 
-    monkeypatch.setattr(sweep, "_compute_here", accepted)
+    monkeypatch.setattr(sweep.running, "_compute_here", accepted)
     for name in EXPERIMENTS[:: 1 if every == 1 else 4]:
         module = importlib.import_module(name)
 

@@ -96,8 +96,8 @@ def small(folder, monkeypatch) -> Path:
     compared = hg.Comparison([{"strategy": "truncation:k=1"}], reference, {})
     monkeypatch.setattr(learning, "compare", lambda *given, **settings: compared)
     monkeypatch.setattr(hg.Comparison, "save", lambda comparison, out: None)
-    left_out = {"evaluate_all": [], "draw": None} | dict.fromkeys(
-        ("report", "learning_table", "about_the_table", "nothing_gained", "report_page"), ""
+    left_out = {"evaluate_all": [], "draw": {}, "remarks": []} | dict.fromkeys(
+        ("report", "learning_table", "about_the_table", "report_page"), ""
     )
     for name, nothing in left_out.items():
         monkeypatch.setattr(stages, name, lambda *given, nothing=nothing: nothing)

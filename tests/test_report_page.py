@@ -175,6 +175,20 @@ def test_conclusions_name_the_best(page):
     )
 
 
+def test_warnings_take_the_place_of_conclusions(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "degenerate")
+    write_json(folder / "reference.json", {"certified": 0.9, "differentiable": 0.1})
+    metrics = {"untrained": (20.0, 0.5), "full": (21.0, 0.4), "limit:cgls": (21.0, 0.6)}
+    write_json(folder / "photograph.json", {
+        name: {"psnr": psnr, "ssim": ssim} for name, (psnr, ssim) in metrics.items()
+    })  # fmt: skip
+    said = "\n".join(data for tag, data in Read(report_page([folder])).texts if tag == "p")
+    assert "Warning: gradients are not unique." in said
+    assert "differentiable on 10 % of the samples" in said
+    assert "the exact gradient for" not in said
+    assert "SSIM fell by learning while PSNR rose: full (0.500 to 0.400). " in said
+
+
 def decoded(uri: str) -> np.ndarray:
     with PIL.Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
         return np.asarray(image.convert("L"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -59,12 +60,29 @@ def test_what_is_missing_fails_the_build(tmp_path, text: str, message: str) -> N
     assert message in built.stderr
 
 
-def test_a_page_loads_nothing_from_elsewhere_but_formulas(site) -> None:
-    """No fonts, no styles and no pictures."""
+def test_a_page_loads_nothing_from_elsewhere(site) -> None:
+    """No fonts, no styles, no pictures, and formulas as MathML without a rest of TeX."""
     texts = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
     loaded = r"<(?:script|img|iframe|link [^>]*stylesheet)[^>]*(?:src|href)=\"(https?:[^\"]*)"
-    found = {url for text in texts for url in re.findall(loaded, text)}
-    assert {url.partition("@")[0] for url in found} == {"https://cdn.jsdelivr.net/npm/mathjax"}
+    assert not {url for text in texts for url in re.findall(loaded, text)}
+    formulas = [math for text in texts for math in re.findall(r"<math.*?</math>", text, re.DOTALL)]
+    assert len(formulas) > 100
+    assert not [math for math in formulas if "\\" in math]
+    assert not any('class="arithmatex"' in text for text in texts)
+
+
+@pytest.mark.parametrize("name", ["learning", "comparing"])
+def test_tutorials_are_notebooks_with_the_outputs_of_the_page(site, name: str) -> None:
+    """The code and its outputs are run and compared in the tests of the guides."""
+    cells = json.loads((site / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    written = (ROOT / GUIDES / f"{name}.md").read_text(encoding="utf-8")
+    blocks = dict.fromkeys(("python", "text"), "")
+    for language in blocks:
+        blocks[language] = "".join(re.findall(rf"```{language}\n(.*?)```", written, re.DOTALL))
+    assert "\n".join(cell["source"] for cell in code).split() == blocks["python"].split()
+    assert "".join(out["text"] for cell in code for out in cell["outputs"]) == blocks["text"]
+    assert f'href="../{name}.ipynb"' in page(site, name)
 
 
 def test_every_public_name_is_in_the_reference(site) -> None:

@@ -216,7 +216,7 @@ def test_strategies_are_listed_under_their_own_names(name):
 
 MAY_CONFIGURE = {
     "hypergrad.workbench.command_line.main",
-    "hypergrad.workbench.sweep",  # in the processes that it starts
+    "hypergrad.workbench.sweep.workers",  # in the processes that it starts
     "hypergrad.__main__",
 }
 

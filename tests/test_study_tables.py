@@ -122,8 +122,8 @@ def test_the_table_of_gradients_fits_and_truncation_is_no_failure() -> None:
     assert [" ".join(line.split()) for line in lines[3:]] == [
         "full 2.6e-3 1.000 1.2 4.1 converged",
         "limit:steps=10 2.6e-3 1.000 1.2 4.1 truncated",
-        "limit:cgls 2.6e-3 1.000 1.2 4.1 adjoint converged 50 %, inconsistent 50 %",
-        "ergodic 2.6e-3 1.000 1.2 4.1 converged 75 %, not converged 25 %, adjoint unknown",
+        "limit:cgls 2.6e-3 1.000 1.2 4.1 adjoint inconsistent 50 %",
+        "ergodic 2.6e-3 1.000 1.2 4.1 not converged 25 %, adjoint unknown",
         "mine - - - - failed",
     ]
     assert max(map(len, hg.Comparison(records[:2], compared.reference, {}).brief(80).split())) < 80
@@ -132,9 +132,24 @@ def test_the_table_of_gradients_fits_and_truncation_is_no_failure() -> None:
 
 
 def test_where_gradients_are_not_unique_a_warning_replaces_the_errors() -> None:
-    compared = hg.Comparison([record("full")], {"certified": 1.0, "differentiable": 0.03125}, {})
-    assert "2.6e-3" not in compared.brief()
+    used_up, most = "iterations used up 100 %", "converged 95.7 %, iterations used up 4.3 %"
+    records = [record("ergodic:uniform", used_up, most), {"strategy": "mine", "error": "no"}]
+    compared = hg.Comparison(records, {"certified": 1.0, "differentiable": 0.03125}, {})
+    lines = [" ".join(line.split()) for line in compared.brief(80).splitlines()[3:]]
+    status = "not converged, truncated 4.3 %"
+    assert lines == [f"ergodic:uniform not unique 1.2 4.1 {status}", "mine - - - failed"]
+    assert compared.plot().axes[0].get_title().startswith("Warning: gradients are not unique")
     assert "differentiable on 3.12 % of the samples only" in " ".join(compared.notes().split())
+
+
+def test_who_is_best_in_the_last_epoch_may_gain_by_more(samples) -> None:
+    rows = [
+        row | {"best_epoch": epoch} if "seconds" in row else row
+        for row, epoch in zip(evaluated(untrained=20.0, a=21.0, b=22.0), (0, 0, 7, 8), strict=True)
+    ]
+    (said,) = tables.remarks(CONFIG, samples, rows, [])
+    assert said.startswith("Still improving in the last epoch: b.")
+    assert tables.still_improving(0, [{"operator": "a", "best_epoch": 0}]) == ""
 
 
 def test_the_last_table_has_gains_in_order_and_baselines_below_a_rule() -> None:

@@ -20,8 +20,16 @@ import pytest
 import hypergrad
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import read_jsonl
-from hypergrad.workbench import sweep
-from hypergrad.workbench.sweep import Cell, Result, Workspace, main, run_sweep, store
+from hypergrad.workbench.sweep import (
+    AbstractSettings,
+    Cell,
+    Result,
+    Workspace,
+    main,
+    run_sweep,
+    store,
+    workers,
+)
 
 
 def counting_cells(count: int, log: list[int]) -> list[Cell]:
@@ -116,7 +124,7 @@ def test_workers_give_the_records_of_one_process_and_survive_kills(tmp_path):
 
 
 def test_an_address_without_a_scheduler_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "_PATIENCE", 0.1)
+    monkeypatch.setattr(workers, "PATIENCE", 0.1)
     with pytest.raises(HypergradError, match="must be the address of a Dask scheduler"):
         run_sweep(
             counting_cells(1, []),
@@ -159,7 +167,7 @@ def test_files_stay_with_the_run_and_are_not_stored(tmp_path):
 
 def test_of_a_path_among_the_settings_its_last_part_is_recorded(tmp_path, monkeypatch):
     @dataclasses.dataclass(frozen=True)
-    class Settings:
+    class Settings(AbstractSettings):
         folder: Path | None = None
 
         def quick(self):

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from hypergrad._foundation.terminal import WIDTH, note, terminal_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "Comparison"]
+__all__ = ["COLUMNS", "Comparison", "not_unique"]
 
 # The entries of a record with heading and unit. Everything that prints or draws reads this.
 COLUMNS = {
@@ -34,7 +35,7 @@ COLUMNS = {
     "relative_error": "relative error",
     "cosine": "cosine",
     "relative_error_differentiable": "relative error, differentiable samples",
-    "error_bound": "error bound (relative)",
+    "error_bound": "error bound, all samples (relative)",
     "certified": "share certified by the bound",
     "milliseconds": "time (ms)",
     "over_forward": "time / forward",
@@ -87,15 +88,9 @@ class Comparison:
     def brief(self, width: int = WIDTH) -> str:
         """Lay out error, cosine, time, memory and status for a terminal of this width.
 
-        Where most samples have several gradients, errors would mislead and are left out; the notes
-        say so.
+        Where most samples have several gradients, "not unique" replaces errors that would mislead.
         """
         return terminal_table(self._rows(), self._brief_columns(), width)
-
-    @property
-    def is_degenerate(self) -> bool:
-        """Return whether fewer than half of the samples have a single gradient."""
-        return self.reference["differentiable"] < 0.5
 
     def notes(self, width: int = WIDTH) -> str:
         """Describe the reference, and why a strategy failed."""
@@ -107,15 +102,11 @@ class Comparison:
 
     def about_the_reference(self) -> str:
         """Describe the reference that errors are measured against."""
+        if warning := not_unique(self.reference):
+            return warning
         certified, only = (
             f"{100 * self.reference[share]:.3g} %" for share in ("certified", "differentiable")
         )
-        if self.is_degenerate:
-            return (
-                f"No errors are shown: the solution map is differentiable on {only} of the samples "
-                "only, and the others have several gradients, between which strategies choose "
-                "differently. The records have the errors on both kinds."
-            )
         return (
             f"Error against the exact gradient, which is certified on {certified} of the samples "
             f"and unique on {only}."
@@ -176,18 +167,42 @@ class Comparison:
         return {key: _BRIEF[key].replace("\n", " ") for key in self._brief_columns()}
 
     def _rows(self) -> list[dict[str, str | None]]:
-        rows = map(_brief_row, self.records)
+        rows = list(map(_brief_row, self.records))
+        if not_unique(self.reference):
+            rows = [row | {"error": row["error"] and "not unique"} for row in rows]
         return [{key: row[key] for key in self._brief_columns()} for row in rows]
 
     def _brief_columns(self) -> dict[str, str]:
-        hidden = {"error", "cosine"} if self.is_degenerate else set[str]()
+        hidden = {"cosine"} if not_unique(self.reference) else set[str]()
         return {key: heading for key, heading in _BRIEF.items() if key not in hidden}
 
     def plot(self) -> Any:
-        """A matplotlib figure: relative error against time, one marker a strategy."""
+        """Return a matplotlib figure: relative error against time, one marker per strategy."""
         from hypergrad.plotting import plot_comparison
 
-        return plot_comparison(self.records)
+        return plot_comparison(self.records, warning=not_unique(self.reference))
+
+
+def not_unique(reference: Mapping[str, Any]) -> str:
+    """Warn where fewer than half of the samples have a single gradient; else an empty text.
+
+    >>> not_unique({"certified": 1.0, "differentiable": 0.5})
+    ''
+    """
+    certified, unique = reference.get("certified"), reference.get("differentiable")
+    if certified is None or unique is None or unique >= 0.5:
+        return ""
+    if certified < 0.5:
+        return (
+            f"Warning: the reference is no measure. It is certified on {100 * certified:.3g} % of "
+            f"the samples only, and the solution map differentiable on {100 * unique:.3g} % of the "
+            "samples."
+        )
+    return (
+        "Warning: gradients are not unique. The solution map is differentiable on "
+        f"{100 * unique:.3g} % of the samples only; the others have several gradients, between "
+        "which strategies choose differently, so a difference from the reference is no error."
+    )
 
 
 def _brief_row(record: dict[str, Any]) -> dict[str, str | None]:
@@ -208,7 +223,10 @@ def _brief_row(record: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _status_in_words(record: dict[str, Any]) -> str:
-    """Return how both solves ended; iterations that are used up were a choice, not a failure."""
+    """Return how both solves ended; iterations that are used up were a choice, not a failure.
+
+    Of a part of the samples the rest converged.
+    """
     if record.get("error") is not None:
         return "failed"
     good, used_up = Status.CONVERGED.label, Status.ITERATIONS_USED_UP.label
@@ -218,9 +236,11 @@ def _status_in_words(record: dict[str, Any]) -> str:
     }
     parts = []
     for side, (status, chosen) in words.items():
-        text = status.removesuffix(" 100 %")
-        if text != good:
-            parts.append(chosen if text == used_up else f"{side}{text.replace(used_up, chosen)}")
+        for text in status.removesuffix(" 100 %").split(", "):
+            if text.startswith(used_up):
+                parts.append(text.replace(used_up, chosen))
+            elif not text.startswith(good):
+                parts.append(f"{side}{text}")
     return ", ".join(parts) or good
 
 

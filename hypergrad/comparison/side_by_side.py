@@ -58,8 +58,9 @@ def compare(
     is taken in and compared in (`K` by default; what it costs is that of these alone); `reference`,
     by default `reference_hypergradient` (of a
     given one, the state it ended in is used, and which samples it is certified on);
-    `error_bound=True` adds the bound on the error of the gradient in `parameters`, relative to the
-    reference (a dash where a sample is not certified), and the share of samples that it certifies;
+    `error_bound=True` adds the bound on the error of the gradient of all samples in `parameters`,
+    relative to the reference (a dash where the bound certifies not every sample), and the share of
+    samples that it certifies;
     `piece`, the number of samples at a time: data `(samples, n)` of any size, read
     by rows (see `train`), with the memory of one piece. Everything is then over all samples; times
     are those of all pieces, memory and compilation those of one.

@@ -30,14 +30,15 @@ TIMES = {
 ACCURATE = 1e-6  # the relative error below which a gradient counts as exact in a title
 
 
-def plot_comparison(records: Records) -> Figure:
+def plot_comparison(records: Records, *, warning: str = "") -> Figure:
     """Draw the relative error of each hypergradient against its time, both logarithmic.
 
     The title names the fastest strategy with an error below 1e-6, if there is one.
 
     **Arguments**: `records` of `strategy`, `relative_error` and `over_forward`, as `compare` gives
     them; `milliseconds` replace `over_forward` where a record has none. A record with an `error`,
-    or without positive numbers to draw, is named above the axes.
+    or without positive numbers to draw, is named above the axes. A `warning` stands there in place
+    of the fastest strategy.
 
     **Errors**: a `ValueError` where nothing is left to draw.
     """
@@ -66,11 +67,13 @@ def plot_comparison(records: Records) -> Figure:
     left_out = ", ".join(dict.fromkeys(labels[~good].tolist()))
     lines = [textwrap.fill(f"not drawn: {left_out}", 85)] if left_out else []
     exact = [i for i in np.flatnonzero(good) if points[i, 1] < ACCURATE]
-    if exact:
+    if warning:
+        lines.insert(0, textwrap.fill(warning, 85))
+    elif exact:
         best = min(exact, key=lambda i: points[i, 0])
         spent, error = points[best]
         lines.insert(0, f"{labels[best]}: error {error:.0e} {time.format(spent)}")
-    axes.set_title("\n".join(lines), fontsize=TEXT if exact else SMALL)
+    axes.set_title("\n".join(lines), fontsize=TEXT if exact and not warning else SMALL)
     named = zip(labels[good].tolist(), *points[good].T.tolist(), strict=True)
     label_points(figure, axes, [(name, x, y, styles[name].color) for name, x, y in named])
     return figure

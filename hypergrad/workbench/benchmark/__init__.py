@@ -24,7 +24,7 @@ from hypergrad.workbench.benchmark import (
     images,
     learning,
 )
-from hypergrad.workbench.sweep import Cell, Record
+from hypergrad.workbench.sweep import AbstractSettings, Cell, Record
 
 __all__ = ["Benchmark", "cells", "report"]
 
@@ -41,7 +41,7 @@ SECTIONS: Mapping[str, ModuleType] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class Benchmark(AbstractSettings):
     """Time and memory as ratios, section by section."""
 
     only: tuple[str, ...] = tuple(SECTIONS)

@@ -22,7 +22,7 @@ from hypergrad.workbench.command_line.specs import (
     parse_loss,
     parse_operator,
 )
-from hypergrad.workbench.studies.samples import StudyData, piece_size
+from hypergrad.workbench.studies.samples import Study
 from hypergrad.workbench.studies.settings import ImageStudy
 
 __all__ = [
@@ -55,16 +55,14 @@ def _analysis_operators(config: ImageStudy, shape: tuple[int, ...]) -> dict[str,
     return {**baselines, "untrained": parse_operator(config.K, shape)}
 
 
-def converge(
-    config: ImageStudy, samples: StudyData, problem: LowerLevel, x_tilde: Any
-) -> Converged:
+def converge(study: Study, problem: LowerLevel, x_tilde: Any) -> Converged:
     return solve_to_tolerance(
         problem,
         x_tilde,
-        primal_scale=samples.noise,
+        primal_scale=study.samples.noise,
         tolerance=CONVERGED_TOLERANCE,
-        most=config.converged_iterations,
-        piece=piece_size(config, samples),
+        most=study.config.converged_iterations,
+        piece=study.piece,
     )
 
 
@@ -75,15 +73,14 @@ class Tuned(NamedTuple):
     at_an_end: bool
 
 
-def tuned_problems(
-    config: ImageStudy, samples: StudyData, analysis_operators: Mapping[str, Any]
-) -> dict[str, Tuned]:
+def tuned_problems(study: Study, analysis_operators: Mapping[str, Any]) -> dict[str, Tuned]:
     """Each operator with the weight that is best at a converged lower level on training data."""
+    config, samples = study.config, study.samples
     few = samples.train.take(slice(0, config.tuning_samples))
     G = parse_function(config.G).built()
 
     def restore(problem: LowerLevel, x_tilde: Any) -> np.ndarray:
-        return converge(config, samples, problem, x_tilde).x
+        return converge(study, problem, x_tilde).x
 
     def tuned(K: Any, F: NamedFunction) -> Tuned:
         if not F.weight_is_free:

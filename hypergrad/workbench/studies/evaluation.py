@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning import History, solve_in_pieces
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies import AbstractStrategy, ErgodicUnrolling, Truncation
 from hypergrad.workbench import data
 from hypergrad.workbench.baselines import best_shrinkage, mean_loss, shrink
 from hypergrad.workbench.studies.baselines import converge
-from hypergrad.workbench.studies.samples import StudyData, piece_size
-from hypergrad.workbench.studies.settings import ImageStudy
+from hypergrad.workbench.studies.samples import Study
 
 __all__ = ["Restorer", "evaluate_all", "make_restorer"]
 
@@ -23,62 +21,45 @@ __all__ = ["Restorer", "evaluate_all", "make_restorer"]
 Restorer = Callable[[np.ndarray], np.ndarray]
 
 
-def make_restorer(
-    piece: int, problem: LowerLevel, solver: ChambollePock, strategy: AbstractStrategy
-) -> Restorer:
-    """Rows restored `piece` at a time (`piece_size`)."""
+def make_restorer(study: Study, problem: LowerLevel, strategy: AbstractStrategy) -> Restorer:
+    """Return a function that restores rows at L."""
 
     def restore(x_tilde: np.ndarray) -> np.ndarray:
-        solved = solve_in_pieces(problem, x_tilde, solver=solver, strategy=strategy, piece=piece)
-        return solved[0]
+        how = {"solver": study.solver, "strategy": strategy, "piece": study.piece}
+        return solve_in_pieces(problem, x_tilde, **how)[0]
 
     return restore
 
 
 def evaluate_all(
-    config: ImageStudy,
-    samples: StudyData,
-    problems: Mapping[str, LowerLevel],
-    histories: Mapping[str, History],
-    solver: ChambollePock,
-    strategies: Mapping[str, AbstractStrategy],
+    study: Study, problems: Mapping[str, LowerLevel], histories: Mapping[str, History]
 ) -> list[dict[str, Any]]:
     """Baselines, then each learned operator: at L with its own strategy, and converged."""
     untrained = problems["untrained"]
-    rows = _identity_and_shrinkage(config, samples, untrained)
+    rows = _identity_and_shrinkage(study, untrained)
     for name, problem in problems.items():
         label = name if name == "untrained" else f"{name}, best weight"
-        rows.append(_evaluate(config, samples, label, problem, solver, Truncation(1)))
-    for strategy in strategies.values():
+        rows.append(_evaluate(study, label, problem, Truncation(1)))
+    for strategy in study.strategies.values():
         if isinstance(strategy, ErgodicUnrolling):
             # The average alone changes the value: without this row it would pass for learning.
             label = f"untrained, {strategy.label}"
-            rows.append(_evaluate(config, samples, label, untrained, solver, strategy))
+            rows.append(_evaluate(study, label, untrained, strategy))
     for label, history in histories.items():
         problem, epoch = history.best
-        row = _evaluate(config, samples, label, problem, solver, strategies[label])
+        row = _evaluate(study, label, problem, study.strategies[label])
         rows.append(row | {"best_epoch": epoch, "seconds": history.records[-1]["seconds"]})
     return rows
 
 
-def _train_subset(config: ImageStudy, samples: StudyData) -> data.Samples:
-    """As many training samples as there are held-out ones: what the evaluation costs."""
-    return samples.train.take(slice(0, config.held_out_samples))
-
-
 def _evaluate(
-    config: ImageStudy,
-    samples: StudyData,
-    name: str,
-    problem: LowerLevel,
-    solver: ChambollePock,
-    strategy: AbstractStrategy,
+    study: Study, name: str, problem: LowerLevel, strategy: AbstractStrategy
 ) -> dict[str, Any]:
-    train, held_out = _train_subset(config, samples), samples.held_out
-    at_L = make_restorer(piece_size(config, samples), problem, solver, strategy)
+    train, held_out = study.train_subset, study.samples.held_out
+    at_L = make_restorer(study, problem, strategy)
     restored = at_L(held_out.x_tilde)
-    train_converged = converge(config, samples, problem, train.x_tilde).x
-    converged, share_converged = converge(config, samples, problem, held_out.x_tilde)
+    train_converged = converge(study, problem, train.x_tilde).x
+    converged, share_converged = converge(study, problem, held_out.x_tilde)
     return {
         "kind": "evaluation",
         "operator": name,
@@ -92,13 +73,11 @@ def _evaluate(
     }
 
 
-def _identity_and_shrinkage(
-    config: ImageStudy, samples: StudyData, problem: LowerLevel
-) -> list[dict[str, Any]]:
+def _identity_and_shrinkage(study: Study, problem: LowerLevel) -> list[dict[str, Any]]:
     """`x_tilde` itself, and `x_tilde + a r*` with `a` fitted on training data."""
-    train, held_out = _train_subset(config, samples), samples.held_out
+    train, held_out = study.train_subset, study.samples.held_out
     solved_train, solved_held_out = (
-        converge(config, samples, problem, part.x_tilde).x for part in (train, held_out)
+        converge(study, problem, part.x_tilde).x for part in (train, held_out)
     )
     fitted = best_shrinkage(train.x_tilde, solved_train, train.x_true)
     rows = []

@@ -16,14 +16,13 @@ from rich.progress import Progress
 
 from hypergrad._foundation.records import write_jsonl
 from hypergrad.bilevel import Loss, half_mean_squared_error
-from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import Comparison, compare
 from hypergrad.learning import History, train
 from hypergrad.learning.saved_operator import SavedOperator
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies import AbstractStrategy
 from hypergrad.workbench.command_line.specs import parse_loss
-from hypergrad.workbench.studies.samples import StudyData
+from hypergrad.workbench.studies.samples import Study
 from hypergrad.workbench.studies.settings import ImageStudy
 
 __all__ = [
@@ -96,45 +95,32 @@ def scale_weight_updates(
     return optax.chain(optimizer, optax.stateless(scale))
 
 
-def compare_on_a_batch(
-    config: ImageStudy,
-    samples: StudyData,
-    problem: LowerLevel,
-    solver: ChambollePock,
-    strategies: Mapping[str, AbstractStrategy],
-) -> Comparison:
-    batch = samples.train.take(slice(0, config.batch_size))
+def compare_on_a_batch(study: Study, problem: LowerLevel) -> Comparison:
+    batch = study.samples.train.take(slice(0, study.config.batch_size))
     return compare(
         problem,
         batch.x_tilde,
         batch.x_true,
-        solver=solver,
-        strategies=list(strategies.values()),
-        loss=_loss(config),
-        repeats=config.repeats,
+        solver=study.solver,
+        strategies=list(study.strategies.values()),
+        loss=_loss(study.config),
+        repeats=study.config.repeats,
     )
 
 
 def train_all(
-    config: ImageStudy,
-    samples: StudyData,
-    problem: LowerLevel,
-    solver: ChambollePock,
-    strategies: Mapping[str, AbstractStrategy],
-    out: Path,
-    bar: Progress,
-    devices: Mesh | None,
+    study: Study, problem: LowerLevel, out: Path, bar: Progress, devices: Mesh | None
 ) -> dict[str, History]:
-    held_out = (samples.held_out.x_tilde, samples.held_out.x_true)
+    config, samples = study.config, study.samples
     steps = config.epochs * (len(samples.train) // min(config.batch_size, len(samples.train)))
     weights_rate = WEIGHTS_RATE if config.row_weights else None
     histories: dict[str, History] = {}
-    for label, strategy in strategies.items():
+    for label, strategy in study.strategies.items():
         history = train(
             problem,
             (samples.train.x_tilde, samples.train.x_true),
-            validation=held_out,
-            solver=solver,
+            validation=(samples.held_out.x_tilde, samples.held_out.x_true),
+            solver=study.solver,
             strategy=strategy,
             optimizer=make_adam(config.learning_rate, steps, weights_rate=weights_rate),
             trainable=K_and_row_weights if config.row_weights else K_alone,
@@ -149,7 +135,7 @@ def train_all(
         histories[label] = history
         # Written after each strategy: an interruption loses none that is finished.
         write_jsonl(out / "records.jsonl", training_records(histories))
-        saved = _saved(config, samples, history.best.problem, solver, strategy)
+        saved = _saved(study, history.best.problem, strategy)
         saved.save(out / f"operator_{file_name(label)}.npz")
     return histories
 
@@ -158,21 +144,16 @@ def _loss(config: ImageStudy) -> Loss:
     return half_mean_squared_error if config.loss is None else parse_loss(config.loss)
 
 
-def _saved(
-    config: ImageStudy,
-    samples: StudyData,
-    problem: LowerLevel,
-    solver: ChambollePock,
-    strategy: AbstractStrategy,
-) -> SavedOperator:
+def _saved(study: Study, problem: LowerLevel, strategy: AbstractStrategy) -> SavedOperator:
     """Return the learned operator with everything that restoring needs."""
-    is_sound = len(samples.shape) == 1 and config.data is not None and Path(config.data).is_dir()
+    config, shape = study.config, study.samples.shape
+    is_sound = len(shape) == 1 and config.data is not None and Path(config.data).is_dir()
     return SavedOperator(
         problem,
-        solver,
+        study.solver,
         strategy,
-        samples.shape,
-        stride=max(1, min(samples.shape) // 2),
+        shape,
+        stride=max(1, min(shape) // 2),
         rate=config.rate if is_sound else None,
         settings=dataclasses.asdict(config),
     )

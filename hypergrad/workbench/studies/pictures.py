@@ -17,23 +17,26 @@ from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.workbench import data
 from hypergrad.workbench.studies.evaluation import Restorer
 from hypergrad.workbench.studies.learning import file_name
-from hypergrad.workbench.studies.samples import StudyData
+from hypergrad.workbench.studies.samples import Study, StudyData
 from hypergrad.workbench.studies.settings import ImageStudy
 
 __all__ = ["draw"]
 
 
 def draw(
-    config: ImageStudy,
-    samples: StudyData,
+    study: Study,
     problems: Mapping[str, LowerLevel],
     restorers: Mapping[str, Restorer],
     training: list[dict[str, Any]],
     rows: list[dict[str, Any]],
     out: Path,
-) -> None:
-    """All pictures; `problems` and `restorers` hold the untrained and each learned operator."""
-    save, shape = plotting.save_figure, samples.shape
+) -> dict[str, dict[str, float]]:
+    """Draw all pictures; return PSNR and SSIM of the photograph, where there is one.
+
+    `problems` and `restorers` hold the untrained and each learned operator.
+    """
+    config, samples, save = study.config, study.samples, plotting.save_figure
+    shape = samples.shape
     baselines = {
         row["operator"]: row["held_out_converged"]
         for row in rows
@@ -46,7 +49,7 @@ def draw(
     save(over_epochs, out / "loss_over_epochs")
     save(over_seconds, out / "loss_over_seconds")
     if len(shape) != 2:
-        return
+        return {}
     patch = (shape[0], shape[1])
     for label, problem in problems.items():
         x_true = jnp.asarray(samples.held_out.x_true, problem.dtype)
@@ -54,8 +57,7 @@ def draw(
         picture = plotting.plot_operator(np.asarray(problem.K), patch, title=label, use=use)
         save(picture, out / f"operator_{file_name(label)}")
     save(plotting.plot_patches(_some_patches(samples, restorers), patch), out / "patches")
-    if config.data is None:
-        _draw_photograph(config, restorers, out)
+    return _draw_photograph(config, restorers, out) if config.data is None else {}
 
 
 def _some_patches(samples: StudyData, restorers: Mapping[str, Restorer]) -> dict[str, np.ndarray]:
@@ -63,10 +65,12 @@ def _some_patches(samples: StudyData, restorers: Mapping[str, Restorer]) -> dict
     candidates = samples.held_out.take(slice(0, 64))
     chosen = candidates.take(np.argsort(-np.std(candidates.x_true, axis=1))[:6])
     restored = {label: restore(chosen.x_tilde) for label, restore in restorers.items()}
-    return {"noisy": chosen.x_tilde, **restored, "truth": chosen.x_true}
+    return {"observed": chosen.x_tilde, **restored, "truth": chosen.x_true}
 
 
-def _draw_photograph(config: ImageStudy, restorers: Mapping[str, Restorer], out: Path) -> None:
+def _draw_photograph(
+    config: ImageStudy, restorers: Mapping[str, Restorer], out: Path
+) -> dict[str, dict[str, float]]:
     truth = data.photograph(config.photograph)
     rng = np.random.default_rng([config.seed, 1])
     observed = truth + config.noise * rng.standard_normal(truth.shape)
@@ -74,10 +78,7 @@ def _draw_photograph(config: ImageStudy, restorers: Mapping[str, Restorer], out:
     for label, restore in restorers.items():
         pictures[label] = _restore_photograph(config, observed, restore)
     metrics = {
-        name: {
-            "psnr": data.psnr(picture, truth),
-            "ssim": ssim(picture, truth),
-        }
+        name: {"psnr": data.psnr(picture, truth), "ssim": ssim(picture, truth)}
         for name, picture in pictures.items()
     }
     pictures["truth"] = truth
@@ -89,6 +90,7 @@ def _draw_photograph(config: ImageStudy, restorers: Mapping[str, Restorer], out:
         for name, picture in pictures.items()
     }
     write_npz(out / f"photograph_{config.photograph}.npz", levels, compress=True)
+    return metrics
 
 
 def _restore_photograph(config: ImageStudy, observed: np.ndarray, restore: Restorer) -> np.ndarray:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from hypergrad._foundation.contents import contents_on_disk
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.strategies import AbstractStrategy
 from hypergrad.workbench import data
 from hypergrad.workbench.command_line.specs import parse_function, parse_loss, parse_operator
 from hypergrad.workbench.studies.settings import ImageStudy
 
-__all__ = ["StudyData", "contents_of", "load", "piece_size"]
+__all__ = ["Study", "StudyData", "contents_of", "load", "piece_size"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,29 @@ def piece_size(config: ImageStudy, samples: StudyData) -> int:
     """
     looked_at = max(len(samples.held_out), min(config.tuning_samples, len(samples.train)))
     return min(config.batch_size, looked_at)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A run: its settings, its samples, and the strategies by label."""
+
+    config: ImageStudy
+    samples: StudyData
+    strategies: Mapping[str, AbstractStrategy]
+
+    @property
+    def solver(self) -> ChambollePock:
+        """Return the solver of L iterations."""
+        return ChambollePock(self.config.iterations, primal_scale=self.samples.noise)
+
+    @property
+    def piece(self) -> int:
+        return piece_size(self.config, self.samples)
+
+    @property
+    def train_subset(self) -> data.Samples:
+        """Return as many training samples as there are held-out ones, to evaluate on."""
+        return self.samples.train.take(slice(0, self.config.held_out_samples))
 
 
 def load(config: ImageStudy, say: Callable[[str], object]) -> StudyData:

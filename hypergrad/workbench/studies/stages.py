@@ -25,7 +25,7 @@ from hypergrad._foundation.records import (
 from hypergrad._foundation.terminal import note
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import distinct_labels
-from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
+from hypergrad.strategies import Truncation, parse_strategy
 from hypergrad.workbench.studies.baselines import NAMES, checked_operators, in_words, tuned_problems
 from hypergrad.workbench.studies.contents import PAGE, worth_opening, write_contents
 from hypergrad.workbench.studies.evaluation import evaluate_all, make_restorer
@@ -37,14 +37,15 @@ from hypergrad.workbench.studies.learning import (
 )
 from hypergrad.workbench.studies.pictures import draw
 from hypergrad.workbench.studies.report_page import report_page
-from hypergrad.workbench.studies.samples import StudyData, contents_of, load, piece_size
+from hypergrad.workbench.studies.samples import Study, contents_of, load
 from hypergrad.workbench.studies.settings import ImageStudy
 from hypergrad.workbench.studies.tables import (
     about_the_table,
     in_one_line,
     learning_table,
-    nothing_gained,
+    remarks,
     report,
+    ssim_fell,
 )
 
 __all__ = ["run_image_study"]
@@ -66,60 +67,57 @@ def run_image_study(
     # With what stands behind the settings: a run that has changed is refused before it writes.
     claim_folder(out, dataclasses.asdict(config) | contents_of(config, samples))
     with in_use(out):
-        _run_stages(config, samples, analysis_operators, strategies, out, console, devices)
+        study = Study(config, samples, strategies)
+        _run_stages(study, analysis_operators, out, console, devices)
 
 
 def _run_stages(
-    config: ImageStudy,
-    samples: StudyData,
+    study: Study,
     analysis_operators: Mapping[str, Any],
-    strategies: Mapping[str, AbstractStrategy],
     out: Path,
     console: Console,
     devices: Mesh | None,
 ) -> None:
-    started = time.perf_counter()
+    started, config, samples = time.perf_counter(), study.config, study.samples
     write_json(out / "environment.json", environment())
     write_contents(out)
-    solver = ChambollePock(config.iterations, primal_scale=samples.noise)
     K = analysis_operators["untrained"]
     _print(console, note(in_one_line(config, samples, K.shape), width=console.width))
-    tuned = tuned_problems(config, samples, analysis_operators)
+    tuned = tuned_problems(study, analysis_operators)
     for name, found in tuned.items():
         _print(console, note(in_words(found), f"{name}: ", console.width))
     problems = {name: found.problem for name, found in tuned.items()}
     if config.row_weights:
         problems["untrained"] = with_row_weights(problems["untrained"])
+    start = problems["untrained"]
 
     console.print("\n[bold]Gradients[/], before learning, on one batch")
-    comparison = compare_on_a_batch(config, samples, problems["untrained"], solver, strategies)
+    comparison = compare_on_a_batch(study, start)
     comparison.save(out)
     _print(console, comparison.brief(console.width))
     _print(console, comparison.notes(console.width))
 
     console.print("\n[bold]Learning[/]")
     with progress_bar(disable=console.quiet) as bar:
-        histories = train_all(
-            config, samples, problems["untrained"], solver, strategies, out, bar, devices
-        )
-    rows = evaluate_all(config, samples, problems, histories, solver, strategies)
+        histories = train_all(study, start, out, bar, devices)
+    rows = evaluate_all(study, problems, histories)
     training = list(training_records(histories))
     write_jsonl(out / "records.jsonl", [*training, *rows])
-    learned = {label: history.best.problem for label, history in histories.items()}
-    piece = piece_size(config, samples)
-    restorers = {"untrained": make_restorer(piece, problems["untrained"], solver, Truncation(1))}
-    for label, problem in learned.items():
-        restorers[label] = make_restorer(piece, problem, solver, strategies[label])
+    drawn = {"untrained": start}
+    restorers = {"untrained": make_restorer(study, start, Truncation(1))}
+    for label, history in histories.items():
+        drawn[label] = history.best.problem
+        restorers[label] = make_restorer(study, drawn[label], study.strategies[label])
     write_text(out / "table.md", report(config, samples, comparison, rows, training))
-    drawn = {"untrained": problems["untrained"], **learned}
-    draw(config, samples, drawn, restorers, training, rows, out)
+    photograph = draw(study, drawn, restorers, training, rows, out)
     if any(record.get("relative_error") for record in comparison.records):
         plotting.save_figure(comparison.plot(), out / "comparison")
     write_text(out / PAGE, report_page([out]))
     _print(console, learning_table(rows, console.width))
     _print(console, note(about_the_table(config), width=console.width))
-    if gained := nothing_gained(config, samples, rows, training):
-        _print(console, "\n" + note(gained, width=console.width))
+    said = [*remarks(config, samples, rows, training), ssim_fell(photograph, rows)]
+    for text in filter(None, said):
+        _print(console, "\n" + note(text, width=console.width))
     seconds = time.perf_counter() - started
     console.print(f"\n{seconds:.0f} s; in {out} open", markup=False)
     for path, what in worth_opening(config, out):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypergrad._foundation.records import markdown_table
@@ -21,8 +22,11 @@ __all__ = [
     "in_one_line",
     "learning_table",
     "nothing_gained",
+    "remarks",
     "report",
     "shown_gains",
+    "ssim_fell",
+    "still_improving",
 ]
 
 # The gain over the untrained operator (dB, held out) below which a hint is printed.
@@ -57,7 +61,7 @@ def report(
     usual = dataclasses.asdict(ImageStudy())
     given = [f"{name} = {text}" for name, text in parts.items() if text != usual[name]]
     own = f" Learned with {', '.join(given)} (the table is in the loss above)." if given else ""
-    gained = nothing_gained(config, samples, rows, training)
+    below = "".join(f"\n{text}\n" for text in remarks(config, samples, rows, training))
     return (
         "# Hypergradients on one batch\n\n"
         f"{comparison.markdown()}\n\n"
@@ -67,7 +71,7 @@ def report(
         f"iterations. {len(samples.train)} training and {len(samples.held_out)} held-out samples, "
         f"{config.epochs} epochs, seed {config.seed}.{own} "
         f"{_ABOUT_THE_EPOCH} {_about_training_loss(config)}\n\n"
-        f"{markdown_table(rows, TABLE)}\n" + (f"\n{gained}\n" if gained else "")
+        f"{markdown_table(rows, TABLE)}\n{below}"
     )
 
 
@@ -116,6 +120,59 @@ def _pairs(rows: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], dict[s
         for label, row in by_name.items()
         if "seconds" in row
     }
+
+
+def remarks(
+    config: ImageStudy,
+    samples: StudyData,
+    rows: list[dict[str, Any]],
+    training: list[dict[str, Any]],
+) -> list[str]:
+    """Return what the table calls for: another start, rate or number of epochs; often nothing."""
+    found = [nothing_gained(config, samples, rows, training), still_improving(config.epochs, rows)]
+    return list(filter(None, found))
+
+
+def still_improving(epochs: int, rows: list[dict[str, Any]]) -> str:
+    """Name the strategies whose last epoch is the best; empty without any."""
+    labels = [row["operator"] for row in rows if row.get("best_epoch") == epochs > 0]
+    if not labels:
+        return ""
+    return (
+        f"Still improving in the last epoch: {', '.join(labels)}. More --epochs (and another "
+        "--out) may gain more."
+    )
+
+
+def ssim_fell(
+    photograph: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> str:
+    """Name the strategies whose photograph gained PSNR but lost SSIM by learning; often empty.
+
+    >>> start, learned = {"psnr": 26.0, "ssim": 0.75}, {"psnr": 26.5, "ssim": 0.7}
+    >>> rows = [{"operator": "full", "best_epoch": 8}]
+    >>> ssim_fell({"untrained": start, "full": learned}, rows).partition(")")[0]
+    'On the photograph SSIM fell by learning while PSNR rose: full (0.750 to 0.700'
+    """
+
+    def metric(name: str, what: str) -> float:
+        value = photograph.get(name, {}).get(what)
+        return math.nan if value is None else value
+
+    start = metric("untrained", "ssim")
+    learned = [str(row.get("operator")) for row in rows if row.get("best_epoch")]
+    fell = [
+        f"{name} ({start:.3f} to {metric(name, 'ssim'):.3f})"
+        for name in learned
+        if metric(name, "psnr") > metric("untrained", "psnr")
+        and round(metric(name, "ssim"), 3) < round(start, 3)
+    ]
+    if not fell:
+        return ""
+    return (
+        f"On the photograph SSIM fell by learning while PSNR rose: {', '.join(fell)}. Learning "
+        "minimises the squared error, which PSNR measures and SSIM does not."
+    )
 
 
 def nothing_gained(

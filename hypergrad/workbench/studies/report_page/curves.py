@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from hypergrad.comparison.result import not_unique
 from hypergrad.plotting.styles import Style, styles_of
-from hypergrad.workbench.studies.report_page.runs import Record, Run
+from hypergrad.workbench.studies.report_page.runs import Record, Run, say
 
 __all__ = ["Curves", "comparison_curves", "loss_curves"]
 
@@ -43,14 +44,14 @@ def comparison_curves(runs: Sequence[Run]) -> list[Curves]:
     """
     figure = _comparison(runs, _styles(runs))
     heading = "Error of the hypergradient against its time"
-    return [Curves(heading, _say(runs, _cheapest), figure)] if figure["data"] else []
+    return [Curves(heading, say(runs, _cheapest), figure)] if figure["data"] else []
 
 
 def loss_curves(runs: Sequence[Run]) -> list[Curves]:
     """Return the figures of the loss over epochs and over seconds, training and held-out."""
     styles, found = _styles(runs), []
     for x, over, conclude in ("epoch", "epochs", _lowest), ("seconds", "seconds", _fastest):
-        conclusions = _say(runs, conclude)
+        conclusions = say(runs, conclude)
         for column, name in _LOSSES.items():
             figure = _losses(runs, styles, x, column)
             if figure["data"]:
@@ -213,14 +214,9 @@ def _layout(x: dict[str, Any], y: dict[str, Any], **axes: Any) -> dict[str, Any]
 # ------------------------------------------------------------------------------ conclusions
 
 
-def _say(runs: Iterable[Run], conclude: Any) -> list[str]:
-    """Return the conclusion for each run that has one, after its name where there are several."""
-    runs = list(runs)
-    found = [(run.name, conclude(run)) for run in runs]
-    return [text if len(runs) == 1 else f"{name}: {text}" for name, text in found if text]
-
-
 def _cheapest(run: Run) -> str:
+    if warning := not_unique(run.reference):
+        return warning
     records = list(filter(_drawable, run.comparison))
     exact = [record for record in records if record["relative_error"] < _EXACT]
     if exact:

@@ -15,6 +15,7 @@ import PIL.Image
 from hypergrad._foundation.errors import HypergradError, reason_of
 from hypergrad._foundation.records import format_cell, to_json
 from hypergrad.comparison.result import COLUMNS
+from hypergrad.workbench.studies.baselines import NAMES
 from hypergrad.workbench.studies.report_page.curves import Curves, comparison_curves, loss_curves
 from hypergrad.workbench.studies.report_page.pictures import (
     Picture,
@@ -22,12 +23,13 @@ from hypergrad.workbench.studies.report_page.pictures import (
     photographs,
     still_pictures,
 )
-from hypergrad.workbench.studies.report_page.runs import Record, Run, command_again, read_runs
-from hypergrad.workbench.studies.tables import GAIN, TABLE
+from hypergrad.workbench.studies.report_page.runs import Record, Run, command_again, read_runs, say
+from hypergrad.workbench.studies.tables import GAIN, TABLE, ssim_fell, still_improving
 
 __all__ = ["report_page"]
 
-# Characters of a page, and what its pictures get of them however long the tables are.
+# Characters of a page, and what its pictures get of them however long the tables are: below 5 MB a
+# page can be mailed and attached to an issue.
 _SIZE, _LEAST = 4_900_000, 500_000
 
 _EPOCHS = {
@@ -40,8 +42,6 @@ _EPOCHS = {
     "converged": "share converged",
     "counted": "share counted",
 }
-
-_NAMES = {"observed": "noisy", "truth": "true"}
 
 
 def report_page(folders: Sequence[str | Path]) -> str:
@@ -56,9 +56,12 @@ def report_page(folders: Sequence[str | Path]) -> str:
     shown = photographs(runs)
     stills = [(run, path) for run in runs for path in still_pictures(run)]
     sections = {
-        "Learned operators": _gain(runs) + _table(_evaluation_rows(runs), _EVALUATION, runs),
+        "Learned operators": _conclusions(say(runs, _gain) + say(runs, _still_improving))
+        + _table(_evaluation_rows(runs), _EVALUATION, runs),
         "Loss while learning": _figures(losses, first=0),
-        "A photograph": _viewers(runs, shown) + _table(_photograph_rows(runs), _METRICS, runs),
+        "A photograph": _viewers(runs, shown)
+        + _conclusions(say(runs, lambda run: ssim_fell(run.photograph, run.evaluation)))
+        + _table(_photograph_rows(runs), _METRICS, runs),
         "Gradients on one batch, before learning": _figures(gradients, first=len(losses))
         + _table(_rows(runs, "comparison"), COLUMNS, runs),
         "Every epoch": _folded("table", _table(_rows(runs, "training"), _EPOCHS, runs)),
@@ -119,7 +122,7 @@ def _evaluation_rows(runs: Sequence[Run]) -> list[Record]:
 
 def _photograph_rows(runs: Iterable[Run]) -> list[Record]:
     return [
-        {"run": run.name, "picture": _NAMES.get(name, name), **metrics}
+        {"run": run.name, "picture": name, **metrics}
         for run in runs
         for name, metrics in run.photograph.items()
     ]
@@ -192,19 +195,19 @@ def _flat(environment: Mapping[str, Any]) -> Record:
 # -------------------------------------------------------------------------------- the parts
 
 
-def _gain(runs: Sequence[Run]) -> str:
-    found = []
-    for run in runs:
-        if gained := run.gains():
-            largest = max(gained.values())
-            best = [label for label, gain in gained.items() if f"{gain:.2f}" == f"{largest:.2f}"]
-            text = f"{', '.join(best)}: the largest gain, {largest:+.2f} dB PSNR on held-out data"
-            if largest < GAIN:
-                text = (
-                    f"no strategy gained {GAIN} dB PSNR on held-out data (at most {largest:+.2f})"
-                )
-            found.append(f"{run.name}: {text}" if len(runs) > 1 else text)
-    return _conclusions(found)
+def _gain(run: Run) -> str:
+    gained = run.gains()
+    if not gained:
+        return ""
+    largest = max(gained.values())
+    best = [label for label, gain in gained.items() if f"{gain:.2f}" == f"{largest:.2f}"]
+    if largest < GAIN:
+        return f"no strategy gained {GAIN} dB PSNR on held-out data (at most {largest:+.2f})"
+    return f"{', '.join(best)}: the largest gain, {largest:+.2f} dB PSNR on held-out data"
+
+
+def _still_improving(run: Run) -> str:
+    return still_improving(run.config.get("epochs") or 0, run.evaluation)
 
 
 def _conclusions(texts: Iterable[str]) -> str:
@@ -231,7 +234,7 @@ def _viewers(runs: Sequence[Run], pictures: Sequence[Picture]) -> str:
         members = [(i, p) for i, p in enumerate(pictures) if p.group == group]
         names = {i: _picture_name(p, runs) for i, p in members}
         left, right = members[0][0], members[-1][0]
-        if restored := [(i, p) for i, p in members if p.name not in _NAMES]:
+        if restored := [(i, p) for i, p in members if p.name not in NAMES]:
             right = max(restored, key=lambda pair: _psnr(pair[1]) or 0.0)[0]
         choices = "".join(
             f'<label>{side} <select class="{side}">'
@@ -258,9 +261,7 @@ def _psnr(picture: Picture) -> float | None:
 
 
 def _picture_name(picture: Picture, runs: Sequence[Run]) -> str:
-    name = _NAMES.get(picture.name, picture.name)
-    if len(runs) > 1:
-        name += f" ({picture.run.name})"
+    name = picture.name if len(runs) == 1 else f"{picture.name} ({picture.run.name})"
     value = _psnr(picture)
     return name if value is None else f"{name}, {value:.2f} dB"
 

@@ -55,7 +55,10 @@ def still_pictures(run: Run) -> list[Path]:
     return [path for pattern in patterns for path in sorted(run.folder.glob(pattern))]
 
 
-# WebP: without loss, then quality and scale fall until all pictures fit.
+# WebP (quality, scale), until all pictures fit: without loss, then quality falls as far as losses
+# stay below what is compared (at 70 the PSNR against the picture itself is 34 dB or more, that of
+# the noise 20), and only then scale. A photograph of 512 x 512 takes 169, 86, 49, 31, 14, 6 and
+# 1 kB; with noise 294, 212, 157, 120, 45, 17 and 2.
 _STEPS = ((None, 1.0), (95, 1.0), (85, 1.0), (70, 1.0), (70, 0.7), (60, 0.5), (50, 0.25))
 
 

@@ -14,7 +14,7 @@ from hypergrad._foundation.records import read_json, read_jsonl
 from hypergrad.workbench.studies.settings import ImageStudy
 from hypergrad.workbench.studies.tables import gains, shown_gains
 
-__all__ = ["Run", "command_again", "read_run", "read_runs"]
+__all__ = ["Run", "command_again", "read_run", "read_runs", "say"]
 
 Record = dict[str, Any]
 
@@ -28,6 +28,7 @@ class Run:
     config: Record
     environment: Record
     comparison: list[Record]
+    reference: Record
     training: list[Record]
     evaluation: list[Record]
     photograph: dict[str, Record]
@@ -77,6 +78,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         config=config,
         environment=_read(folder / "environment.json", read_json, {}),
         comparison=_read(folder / "comparison.jsonl", read_jsonl, []),
+        reference=_read(folder / "reference.json", read_json, {}),
         training=[record for record in records if record.get("kind") == "training"],
         evaluation=[record for record in records if record.get("kind") == "evaluation"],
         photograph=_read(folder / "photograph.json", read_json, {}),
@@ -91,6 +93,12 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     if len(set(names)) < len(names):
         raise HypergradError(f"runs must differ; got {', '.join(names)}: name each folder once")
     return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def say(runs: Sequence[Run], conclude: Callable[[Run], str]) -> list[str]:
+    """Return the conclusion for each run that has one, after its name where there are several."""
+    found = [(run.name, conclude(run)) for run in runs]
+    return [text if len(runs) == 1 else f"{name}: {text}" for name, text in found if text]
 
 
 def _read(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
