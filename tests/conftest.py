@@ -34,8 +34,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # A program that compiles quickly and runs a little longer is the better bargain (tests that read a
 # compiled program ask for the `optimised` one).
 jax.config.update("jax_disable_most_optimizations", True)
-# The command line would keep programs in the user's cache. The processes that tests start keep none;
-# this one keeps its own, for as long as it lives: modules make many of each other's programs again.
+# The command line would keep programs in the user's cache. Processes that tests start keep none;
+# this one keeps its own for as long as it lives, since modules make each other's programs again.
 # (A folder for each worker: JAX may read a file that another process is still writing.)
 _PROGRAMS = tempfile.mkdtemp(prefix="hypergrad-programs-")
 atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)

@@ -45,6 +45,14 @@ def _value(loss: Any) -> float:
 
 
 @compiled
+def _sum_of_numbers(strategy: Any) -> Any:
+    """The smallest one with a strategy in it."""
+    return sum(
+        jnp.sum(leaf) for leaf in jax.tree.leaves(eqx.filter(strategy, eqx.is_inexact_array))
+    )
+
+
+@compiled
 def _program(loss: Any) -> Any:
     """The smallest one with a loss in it; those of the package take theirs in the same way."""
     return loss(jnp.asarray(x_tilde), jnp.asarray(x_true))
@@ -398,6 +406,15 @@ STRATEGIES: dict[str, Callable[[float], hg.AbstractStrategy]] = {
 
 @pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
 def test_a_strategy_with_another_number_is_not_another_program(make) -> None:
+    number = _sum_of_numbers(make(1.0))
+    assert count_compilations(lambda: _sum_of_numbers(make(1.5))) == 0
+    assert _sum_of_numbers(make(1.5)) != number
+
+
+@pytest.mark.parametrize("name", ["Tail", "lineax", "jaxopt, GMRES", "a strategy of the user's"])
+def test_a_hypergradient_with_another_number_is_not_another_program(name) -> None:
+    """The same of the program that is in use, for one of each kind."""
+    make = STRATEGIES[name]
     jax.block_until_ready(_hypergradient(strategy=make(1.0)))
     assert count_compilations(lambda: _hypergradient(strategy=make(1.5))) == 0
 

@@ -105,8 +105,12 @@ def alone(problem, x_tilde, x_true, h):
 
 @pytest.mark.parametrize(
     ("smoothing", "blocks"),
-    [(0.0, M), (0.2, M), (0.0, 2), (0.2, 3)],
-    ids=["L1", "Huber", "L1 blocks", "Huber blocks"],
+    [
+        pytest.param(0.0, M, id="L1", marks=pytest.mark.slow),
+        pytest.param(0.2, M, id="Huber"),
+        pytest.param(0.0, 2, id="L1 blocks"),
+        pytest.param(0.2, 3, id="Huber blocks", marks=pytest.mark.slow),
+    ],
 )
 def test_no_violation_in_hundreds_of_draws(smoothing, blocks):
     K, weight, *data = random_draws(3)
