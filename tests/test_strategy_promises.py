@@ -106,6 +106,21 @@ def test_init_goes_on_and_is_held_fixed(strategy, alpha, k):
     assert_close(gradient_of(h), twice.unrolled(x_tilde, x_true, alpha, k), RTOL)
 
 
+@pytest.mark.parametrize("strategy", [hg.Exact(), hg.LimitFormula()], ids=lambda s: s.name)
+def test_a_solve_started_at_the_solution_stays_there(strategy):
+    """Of the others test_warm_starts.py knows every iterate."""
+    poster, x_tilde, _ = _one_batch_axis()
+    problem, solver = to_hypergrad(poster)
+    runs = [dataclasses.replace(poster, L=4000).run(x) for x in x_tilde]
+    assert max(np.linalg.norm(run.r[-1] - run.r[-2]) for run in runs) <= 1e-15
+    r, y = (np.array([getattr(run, s)[-1] for run in runs]) for s in ("r", "y"))
+    state = hg.State(*map(jnp.asarray, (r, r, y)))
+    solution = hg.solve(problem, x_tilde, solver=solver, strategy=strategy, init=state)
+    assert relative_error(solution.x, x_tilde + r) <= RTOL
+    assert relative_error(solution.y, y) <= RTOL
+    assert np.all(np.asarray(solution.stats.status) == Status.CONVERGED)
+
+
 def _quartic(x, x_true):
     return jnp.sum((x - x_true) ** 4)
 
