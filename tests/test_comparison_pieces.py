@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -33,6 +34,8 @@ def _quick_reference() -> Iterator[None]:
     """By the limit formula: `Exact` compiles ten times as long, for each size of a piece."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference_module, "Exact", lambda most: hg.LimitFormula())
+        long = functools.partial(hg.ChambollePock, 50_000)
+        patch.setattr(reference_module, "ChambollePock", long)
         yield
 
 
