@@ -31,7 +31,7 @@ from hypergrad.chambolle_pock import record
 from hypergrad.problem.lower_level import cast_floats
 from hypergrad.strategies import AbstractStrategy
 
-L = 20
+L, N = 20, 7
 # The same computation in another order: rounding alone.
 RTOL = 1e-10
 
