@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -31,9 +34,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # A program that compiles quickly and runs a little longer is the better bargain (tests that read a
 # compiled program ask for the `optimised` one).
 jax.config.update("jax_disable_most_optimizations", True)
-# The command line would keep programs in the user's cache, here and in processes of their own.
+# The command line would keep programs in the user's cache. Processes that tests start keep none;
+# this one keeps its own for as long as it lives, since modules make each other's programs again.
+# (A folder for each worker: JAX may read a file that another process is still writing.)
+_PROGRAMS = tempfile.mkdtemp(prefix="hypergrad-programs-")
+atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-jax.config.update("jax_enable_compilation_cache", False)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_enable_compilation_cache", True)
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 # The draws of the property tests: the same few in every run, or `--hypothesis-profile thorough`.
 # What they draw are seeds, of which none is simpler than another: nothing to shrink. What is

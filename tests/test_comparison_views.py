@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import equinox as eqx
 import numpy as np
 import pytest
@@ -108,3 +110,18 @@ def test_ssim_is_that_of_each_image() -> None:
     assert one == pytest.approx(np.mean(expected), rel=1e-12)
     with pytest.raises(hg.HypergradError, match="at least 7 x 7"):
         hg.ssim(x[..., :6], x_true[..., :6])
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_labels_beside_a_bar_are_whole(width: int) -> None:
+    from rich.console import Console
+
+    from hypergrad._foundation.progress import progress_bar
+
+    label = "a-strategy-whose-name-is-long:steps=2,momentum=0.25"
+    bar = progress_bar()
+    bar.add_task(label, total=10, loss="loss 0.12345")
+    console = Console(width=width, file=io.StringIO())
+    console.print(bar.get_renderable())
+    lines = console.file.getvalue().splitlines()
+    assert "".join(line.split(" ")[0] for line in lines) == label

@@ -45,6 +45,14 @@ def _value(loss: Any) -> float:
 
 
 @compiled
+def _sum_of_numbers(strategy: Any) -> Any:
+    """The smallest one with a strategy in it."""
+    return sum(
+        jnp.sum(leaf) for leaf in jax.tree.leaves(eqx.filter(strategy, eqx.is_inexact_array))
+    )
+
+
+@compiled
 def _program(loss: Any) -> Any:
     """The smallest one with a loss in it; those of the package take theirs in the same way."""
     return loss(jnp.asarray(x_tilde), jnp.asarray(x_true))
@@ -112,72 +120,58 @@ class _Settings:
 GLOBAL, GLOBALS = 1.0, {"c": 1.0}
 
 
-def _plain() -> tuple[Any, Callable[[], None]]:
+Changing = tuple[Any, Callable[[], object]]  # a loss, and what changes its factor to FACTOR
+
+
+def _attribute(make: Callable[[], Any], name: str = "c", value: Any = FACTOR) -> Changing:
+    loss = make()
+    return loss, lambda: setattr(loss, name, value)
+
+
+def _with_array(c: Any) -> _Plain:
     loss = _Plain()
-    return loss, lambda: setattr(loss, "c", FACTOR)
+    loss.c = c
+    return loss
 
 
-def _class_attribute() -> tuple[Any, Callable[[], None]]:
+def _class_attribute() -> Changing:
     class Local(_Plain):
         c = 1.0
 
     return Local(), lambda: setattr(Local, "c", FACTOR)
 
 
-def _slots() -> tuple[Any, Callable[[], None]]:
-    loss = _Slots()
-    return loss, lambda: setattr(loss, "c", FACTOR)
-
-
-def _compared() -> tuple[Any, Callable[[], None]]:
-    loss = _Compared()
-    return loss, lambda: setattr(loss, "c", FACTOR)
-
-
-def _property() -> tuple[Any, Callable[[], None]]:
-    loss = _Property()
-    return loss, lambda: setattr(loss, "inner", FACTOR)
-
-
-def _numpy_in_place() -> tuple[Any, Callable[[], None]]:
-    loss = _Plain()
-    loss.c = np.ones(N)
+def _numpy_in_place() -> Changing:
+    loss = _with_array(np.ones(N))
     return loss, lambda: loss.c.__imul__(FACTOR)
 
 
-def _jax_array() -> tuple[Any, Callable[[], None]]:
-    loss = _Plain()
-    loss.c = jnp.ones(N)
-    return loss, lambda: setattr(loss, "c", FACTOR * loss.c)
-
-
-def _bound_method() -> tuple[Any, Callable[[], None]]:
+def _bound_method() -> Changing:
     loss = _Plain()
     return loss.method, lambda: setattr(loss, "c", FACTOR)
 
 
-def _nested() -> tuple[Any, Callable[[], None]]:
+def _nested() -> Changing:
     inner = _Plain()
     parts = {"inner": [inner]}
     return lambda *xs: parts["inner"][0](*xs), lambda: setattr(inner, "c", FACTOR)
 
 
-def _in_a_module() -> tuple[Any, Callable[[], None]]:
+def _in_a_module() -> Changing:
     inner = _Plain()
     return _Holding(inner), lambda: setattr(inner, "c", FACTOR)
 
 
-def _closure_over_a_list() -> tuple[Any, Callable[[], None]]:
-    c = [1.0]
+def _in_a_closure(c: Any) -> Changing:
     return lambda *xs: _weighted(c[0], *xs), lambda: c.__setitem__(0, FACTOR)
 
 
-def _closure_over_an_array() -> tuple[Any, Callable[[], None]]:
+def _array_in_a_closure() -> Changing:
     c = np.ones(N)
     return lambda *xs: _weighted(c, *xs), lambda: c.__imul__(FACTOR)
 
 
-def _closure_over_a_name() -> tuple[Any, Callable[[], None]]:
+def _name_in_a_closure() -> Changing:
     c = 1.0
 
     def change() -> None:
@@ -187,16 +181,17 @@ def _closure_over_a_name() -> tuple[Any, Callable[[], None]]:
     return lambda *xs: _weighted(c, *xs), change
 
 
-def _function_in_a_closure() -> tuple[Any, Callable[[], None]]:
-    c = [1.0]
-
-    def inner(*xs: Any) -> Any:
-        return _weighted(c[0], *xs)
-
-    return lambda *xs: inner(*xs), lambda: c.__setitem__(0, FACTOR)
+def _function_in_a_closure() -> Changing:
+    inner, change = _in_a_closure([1.0])
+    return lambda *xs: inner(*xs), change
 
 
-def _default() -> tuple[Any, Callable[[], None]]:
+def _two_object_arrays() -> Changing:
+    first, second = np.array([1.0, None]), np.array([1.0, None])
+    return (lambda *xs: _weighted(first[0] * second[0], *xs)), lambda: second.__setitem__(0, FACTOR)
+
+
+def _default() -> Changing:
     c = [1.0]
 
     def loss(x: Any, x_true: Any, c: list[float] = c) -> Any:
@@ -205,7 +200,7 @@ def _default() -> tuple[Any, Callable[[], None]]:
     return loss, lambda: c.__setitem__(0, FACTOR)
 
 
-def _function_attribute() -> tuple[Any, Callable[[], None]]:
+def _function_attribute() -> Changing:
     def loss(x: Any, x_true: Any) -> Any:
         return _weighted(loss.c, x, x_true)  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -213,24 +208,24 @@ def _function_attribute() -> tuple[Any, Callable[[], None]]:
     return loss, lambda: setattr(loss, "c", FACTOR)
 
 
-def _global() -> tuple[Any, Callable[[], None]]:
+def _global() -> Changing:
     return (lambda *xs: _weighted(GLOBAL, *xs)), lambda: globals().__setitem__("GLOBAL", FACTOR)
 
 
-def _global_dictionary() -> tuple[Any, Callable[[], None]]:
+def _global_dictionary() -> Changing:
     return (lambda *xs: _weighted(GLOBALS["c"], *xs)), lambda: GLOBALS.__setitem__("c", FACTOR)
 
 
-def _global_class() -> tuple[Any, Callable[[], None]]:
+def _global_class() -> Changing:
     return (lambda *xs: _weighted(_Settings.c, *xs)), lambda: setattr(_Settings, "c", FACTOR)
 
 
-def _partial() -> tuple[Any, Callable[[], None]]:
+def _partial() -> Changing:
     c = np.ones(N)
     return functools.partial(_weighted, c), lambda: c.__imul__(FACTOR)
 
 
-def _partial_with_another_keyword() -> tuple[Any, Callable[[], None]]:
+def _partial_with_another_keyword() -> Changing:
     loss = functools.partial(lambda x, x_true, c: _weighted(c, x, x_true), c=1.0)
     return loss, lambda: loss.keywords.__setitem__("c", FACTOR)
 
@@ -246,69 +241,50 @@ class _Decorator:
         return self.c * self.__wrapped__(x, x_true)  # pyright: ignore
 
 
-def _decorated() -> tuple[Any, Callable[[], None]]:
-    loss = _Decorator(functools.partial(_weighted, 1.0), 1.0)
-    return loss, lambda: setattr(loss, "c", FACTOR)
-
-
-def _closure_over_a_deque() -> tuple[Any, Callable[[], None]]:
-    c = collections.deque([1.0])
-    return (lambda *xs: _weighted(c[0], *xs)), lambda: c.__setitem__(0, FACTOR)
-
-
-def _closure_over_a_buffer() -> tuple[Any, Callable[[], None]]:
-    c = array.array("d", [1.0])
-    return (lambda *xs: _weighted(c[0], *xs)), lambda: c.__setitem__(0, FACTOR)
-
-
-def _two_object_arrays() -> tuple[Any, Callable[[], None]]:
-    first, second = np.array([1.0, None]), np.array([1.0, None])
-    return (lambda *xs: _weighted(first[0] * second[0], *xs)), lambda: second.__setitem__(0, FACTOR)
-
-
-CHANGES = [
-    _plain,
-    _decorated,
-    _closure_over_a_deque,
-    _closure_over_a_buffer,
-    _two_object_arrays,
-    _class_attribute,
-    _slots,
-    _compared,
-    _property,
-    _numpy_in_place,
-    _jax_array,
-    _bound_method,
-    _nested,
-    _in_a_module,
-    _closure_over_a_list,
-    _closure_over_an_array,
-    _closure_over_a_name,
-    _function_in_a_closure,
-    _default,
-    _function_attribute,
-    _global,
-    _global_dictionary,
-    _global_class,
-    _partial,
-    _partial_with_another_keyword,
-]
+CHANGES: dict[str, Callable[[], Changing]] = {
+    "plain": lambda: _attribute(_Plain),
+    "slots": lambda: _attribute(_Slots),
+    "compared": lambda: _attribute(_Compared),
+    "property": lambda: _attribute(_Property, "inner"),
+    "decorated": lambda: _attribute(lambda: _Decorator(functools.partial(_weighted, 1.0), 1.0)),
+    "jax_array": lambda: _attribute(lambda: _with_array(jnp.ones(N)), value=jnp.full(N, FACTOR)),
+    "class_attribute": _class_attribute,
+    "numpy_in_place": _numpy_in_place,
+    "bound_method": _bound_method,
+    "nested": _nested,
+    "in_a_module": _in_a_module,
+    "list_in_a_closure": lambda: _in_a_closure([1.0]),
+    "deque_in_a_closure": lambda: _in_a_closure(collections.deque([1.0])),
+    "buffer_in_a_closure": lambda: _in_a_closure(array.array("d", [1.0])),
+    "array_in_a_closure": _array_in_a_closure,
+    "name_in_a_closure": _name_in_a_closure,
+    "function_in_a_closure": _function_in_a_closure,
+    "two_object_arrays": _two_object_arrays,
+    "default": _default,
+    "function_attribute": _function_attribute,
+    "global": _global,
+    "global_dictionary": _global_dictionary,
+    "global_class": _global_class,
+    "partial": _partial,
+    "partial_with_another_keyword": _partial_with_another_keyword,
+}
 
 
 # Compiling a hypergradient takes a second: a few of them every day.
-IN_HYPERGRADIENTS = (_compared, _numpy_in_place, _closure_over_a_list, _global)
+IN_HYPERGRADIENTS = ("compared", "numpy_in_place", "list_in_a_closure", "global")
 PLACES = [
-    *((_program, make) for make in CHANGES),
-    *((_value, make) for make in IN_HYPERGRADIENTS),
+    *(pytest.param(_program, make, id=f"program-{name}") for name, make in CHANGES.items()),
     *(
-        pytest.param(_value, make, marks=pytest.mark.slow)
-        for make in CHANGES
-        if make not in IN_HYPERGRADIENTS
+        pytest.param(
+            _value, make, id=f"value-{name}",
+            marks=[pytest.mark.slow] * (name not in IN_HYPERGRADIENTS),
+        )
+        for name, make in CHANGES.items()
     ),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "make"), PLACES, ids=lambda call: call.__name__[1:])
+@pytest.mark.parametrize(("value", "make"), PLACES)
 def test_a_loss_that_has_changed_has_its_new_value(value, make, monkeypatch) -> None:
     monkeypatch.setitem(globals(), "GLOBAL", 1.0)
     monkeypatch.setitem(GLOBALS, "c", 1.0)
@@ -398,6 +374,15 @@ STRATEGIES: dict[str, Callable[[float], hg.AbstractStrategy]] = {
 
 @pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
 def test_a_strategy_with_another_number_is_not_another_program(make) -> None:
+    number = _sum_of_numbers(make(1.0))
+    assert count_compilations(lambda: _sum_of_numbers(make(1.5))) == 0
+    assert _sum_of_numbers(make(1.5)) != number
+
+
+@pytest.mark.parametrize("name", ["Tail", "lineax", "jaxopt, GMRES", "a strategy of the user's"])
+def test_a_hypergradient_with_another_number_is_not_another_program(name) -> None:
+    """The same of the program that is in use, for one of each kind."""
+    make = STRATEGIES[name]
     jax.block_until_ready(_hypergradient(strategy=make(1.0)))
     assert count_compilations(lambda: _hypergradient(strategy=make(1.5))) == 0
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -192,13 +193,19 @@ def test_an_operator_without_parameters_has_no_errors_to_look_at():
 def test_sums_that_a_strategy_gives_are_those_of_its_gradient(name):
     """What `per_sample_errors` takes from `Gradients.adjoint`."""
     problem, solver = to_hypergrad(_POSTER)
-    h = hg.hypergradient(problem, *random_data(2, 4), solver=solver, strategy=hg.STRATEGIES[name]())
-    assert (h.state.adjoint is not None) or name != "limit"
-    if h.state.adjoint is not None:
-        Delta_P, Delta_D = map(np.asarray, h.state.adjoint)
-        x, y = np.asarray(h.solution.x), np.asarray(h.solution.y)
-        expected = _POSTER.sigma * Delta_D.T @ x - _POSTER.tau * y.T @ Delta_P
-        assert relative_error(h.grad.K, expected) <= 1e-8
+
+    def call() -> hg.Hypergradient:
+        data, strategy = random_data(2, 4), hg.STRATEGIES[name]()
+        return hg.hypergradient(problem, *data, solver=solver, strategy=strategy)
+
+    if eqx.filter_eval_shape(call).state.adjoint is None:  # nothing given, nothing to compile
+        assert name != "limit"
+        return
+    h = call()
+    Delta_P, Delta_D = map(np.asarray, h.state.adjoint)
+    x, y = np.asarray(h.solution.x), np.asarray(h.solution.y)
+    expected = _POSTER.sigma * Delta_D.T @ x - _POSTER.tau * y.T @ Delta_P
+    assert relative_error(h.grad.K, expected) <= 1e-8
 
 
 def test_quantiles_are_those_of_the_certified_samples():

@@ -41,14 +41,23 @@ from hypergrad.adjoint import AdjointProblem, Cotangent, LimitSystem
 from hypergrad.chambolle_pock import ProxArguments
 from hypergrad.strategies import CGLS
 
+# Every problem by the linear solve, every day; the others where they differ from it: masks of both
+# functions, parameters of blocks of rows, a prox Jacobian that is not diagonal.
+EVERY_DAY = {
+    "limit:cgls": [*LIMITS],
+    "limit:tolerance=1e-13": ["L1+Quadratic", "GroupL1+Quadratic"],
+    "full": ["L1+Box", "L1 blocks+Quadratic", "ConvexPotential+Quadratic"],
+}
+SOLVED = [
+    pytest.param(name, label, marks=[pytest.mark.slow] * (name not in names))
+    for label, names in EVERY_DAY.items()
+    for name in LIMITS
+]
 
-@pytest.mark.parametrize(
-    "strategy",
-    [hg.LimitFormula(), hg.LimitFormula(hg.Tolerance(1e-13)), hg.FullUnrolling()],
-    ids=lambda s: s.label,
-)
-@pytest.mark.parametrize("name", LIMITS)
-def test_central_differences_of_the_solved_problem(name, strategy):
+
+@pytest.mark.parametrize(("name", "label"), SOLVED)
+def test_central_differences_of_the_solved_problem(name, label):
+    strategy = hg.parse_strategy(label)
     limit = LIMITS[name]
     x, expected = solved_and_differentiated(name)
     h = hg.hypergradient(limit.problem(), *limit.data(), solver=limit.solver(), strategy=strategy)
@@ -56,17 +65,6 @@ def test_central_differences_of_the_solved_problem(name, strategy):
     assert np.all(np.asarray(h.adjoint.status) == Status.CONVERGED)
     assert np.all(np.asarray(h.solution.stats.margin) > 0.03)
     assert relative_error(h.solution.x, x) <= 1e-12
-    assert_is_gradient(h, expected)
-
-
-@pytest.mark.parametrize("name", ["L1 blocks+Quadratic", "ConvexPotential+Quadratic"])
-@pytest.mark.parametrize(
-    "strategy", [hg.Truncation(1000), hg.LimitFormula(CGLS())], ids=lambda s: s.label
-)
-def test_parameters_of_blocks_of_rows(name, strategy):
-    limit = LIMITS[name]
-    _, expected = solved_and_differentiated(name)
-    h = hg.hypergradient(limit.problem(), *limit.data(), solver=limit.solver(), strategy=strategy)
     assert_is_gradient(h, expected)
 
 
@@ -251,17 +249,18 @@ def test_the_gradient_of_a_singular_problem_is_that_of_the_minimum_norm(adjoint)
 
 
 @pytest.mark.parametrize(
-    ("adjoint", "status"),
+    ("lower_level", "unique", "adjoint", "status"),
     [
-        (CGLS(), Status.INCONSISTENT),
-        (hg.Tolerance(1e-8, most=2000), Status.ITERATIONS_USED_UP),
+        (free_direction, [True, False], CGLS(), Status.INCONSISTENT),
+        (no_fidelity, [False, False], CGLS(), Status.INCONSISTENT),
+        (
+            free_direction,
+            [True, False],
+            hg.Tolerance(1e-8, most=2000),
+            Status.ITERATIONS_USED_UP,
+        ),
     ],
-    ids=["solve", "tolerance"],
-)
-@pytest.mark.parametrize(
-    ("lower_level", "unique"),
-    [(free_direction, [True, False]), (no_fidelity, [False, False])],
-    ids=["free_direction", "no_fidelity"],
+    ids=["solve-free_direction", "solve-no_fidelity", "tolerance-free_direction"],
 )
 def test_a_lower_level_that_is_not_unique_is_told_sample_by_sample(
     lower_level, unique, adjoint, status

@@ -56,8 +56,10 @@ EVERY_SOLVER = [
     "optimistix:gmres",
     "optimistix:bicgstab",
 ]
+# Each solver once; those that are missing here have another problem below.
+ON_THE_FIRST = ["jaxopt:gmres", "jaxopt:lu", "optimistix:gmres", "optimistix:bicgstab"]
 SOLVED = [
-    *(("L1+Quadratic", hg.parse_strategy(text)) for text in EVERY_SOLVER if "auto" not in text),
+    *(("L1+Quadratic", hg.parse_strategy(text)) for text in ON_THE_FIRST),
     ("L1+Quadratic", hg.JaxoptImplicit(_dense)),
     ("L1+Box", hg.JaxoptImplicit()),
     ("GroupL1+Quadratic", hg.JaxoptImplicit(hg.JaxoptBiCGStab())),

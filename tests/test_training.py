@@ -83,7 +83,16 @@ def test_a_step_is_the_one_by_hand(problem, leaves) -> None:
         assert relative_error(new, old) != 0.0
 
 
-@pytest.mark.parametrize("strategy", [s() for s in hg.STRATEGIES.values()], ids=lambda s: s.label)
+# `train` takes its gradient from `hypergradient` and nothing else of a strategy: every day one that
+# unrolls (above), one that averages, one that solves, and one of another package.
+EVERY_DAY = (hg.ErgodicUnrolling, hg.LimitFormula, hg.JaxoptImplicit)
+STRATEGIES = [
+    pytest.param(s(), id=s().label, marks=[pytest.mark.slow] * (s not in EVERY_DAY))
+    for s in hg.STRATEGIES.values()
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_step_with_every_strategy(strategy) -> None:
     problem = small_problem()
     h = gradient(problem, strategy=strategy)

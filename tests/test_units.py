@@ -128,7 +128,7 @@ def test_residual_of_a_half_that_has_to_move_is_large():
     sizes = hg.ChambollePock().step_sizes(problem)
     for x_tilde, solved in ((BASE, False), (np.ones_like(BASE), True)):
         zero = jnp.zeros((3, N)), jnp.zeros((3, N - 1))
-        stats = certify(
+        stats = jax.jit(certify)(
             Iteration(problem, jnp.asarray(x_tilde), sizes), *zero, jnp.asarray(0), 1e-6
         )
         assert np.all((np.asarray(stats.residual) == 0) == solved)
@@ -174,8 +174,9 @@ def test_a_scale_far_above_the_solution_hides_no_error(kind, dtype):
     problem = hg.LowerLevel(jnp.asarray(DIFFERENCES, dtype), hg.L1(weight), hg.Quadratic(ridge))
     sizes = hg.ChambollePock().step_sizes(problem)
     zero = jnp.zeros((3, N), dtype), jnp.zeros((3, N - 1), dtype)
-    stats = certify(
-        Iteration(problem, jnp.asarray(BASE, dtype), sizes), *zero, jnp.asarray(0), 1e-3
+    tolerance = jnp.asarray(1e-3, dtype)
+    stats = jax.jit(certify)(
+        Iteration(problem, jnp.asarray(BASE, dtype), sizes), *zero, jnp.asarray(0), tolerance
     )
     assert np.all(np.asarray(stats.residual) > 0.1)
     assert not np.any(np.asarray(stats.status) == hg.Status.CONVERGED)
@@ -203,8 +204,15 @@ def test_status_and_iterations_know_no_offset(name):
         np.testing.assert_allclose(r, oracle(name), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("tolerance", [1e-4, None])
-@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("L1 + Quadratic", 1e-4),
+        ("L1 + Quadratic", None),
+        ("GroupL1 + Quadratic", None),
+        ("Huber + Quadratic", 1e-4),
+    ],
+)
 def test_single_precision_in_small_units(name, tolerance):
     """Squares of 1e-17 vanish in float32; the solution and its status do not."""
     for unit in (1.0, 2.0**-56):
@@ -227,8 +235,15 @@ def test_rounding_is_what_stopped_a_solve_to_a_tolerance_below_it():
     np.testing.assert_array_equal(stats.status, hg.Status.ROUNDING)
 
 
-@pytest.mark.parametrize("acceleration", [None, hg.RestartedHalpern()], ids=["plain", "Halpern"])
-@pytest.mark.parametrize("strategy", [hg.Truncation(1), hg.Truncation(25), hg.LimitFormula()])
+@pytest.mark.parametrize(
+    ("strategy", "acceleration"),
+    [
+        (hg.Truncation(1), None),
+        (hg.Truncation(25), hg.RestartedHalpern()),
+        (hg.LimitFormula(), None),
+        (hg.LimitFormula(), hg.RestartedHalpern()),
+    ],
+)
 def test_the_pair_that_is_returned_is_within_the_tolerance(strategy, acceleration):
     """The last iterations are plain ones, and at a bad ratio these move away from the solution."""
     draws = np.random.default_rng(1)
@@ -295,9 +310,18 @@ def exact_hypergradient(name: str) -> hg.Hypergradient:
     return h
 
 
-@pytest.mark.parametrize("name", ["L1 + Quadratic", "L1 + BoxQuadratic"])
-@pytest.mark.parametrize("way", WAYS)
-def test_hypergradients_in_small_units_of_single_precision(name, way):
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        ("cgls", "L1 + BoxQuadratic"),
+        ("cg", "L1 + Quadratic"),
+        ("tolerance", "L1 + BoxQuadratic"),
+        ("steps", "L1 + Quadratic"),
+        ("truncation", "L1 + BoxQuadratic"),
+        ("exact", "L1 + BoxQuadratic"),
+    ],
+)
+def test_hypergradients_in_small_units_of_single_precision(way, name):
     """The gradient in K has the unit of the data squared, that in a weight the unit of the data."""
     exact = exact_hypergradient(name)
     unit = 2.0**-56
