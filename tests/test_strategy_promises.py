@@ -26,7 +26,7 @@ from helpers import (
 import hypergrad as hg
 from hypergrad._foundation.status import Status
 from hypergrad.bilevel import half_mean_squared_error
-from hypergrad.bilevel.passes import compute_hypergradient
+from hypergrad.bilevel.hypergradients import compute_hypergradient
 from hypergrad.chambolle_pock import record
 from hypergrad.problem.lower_level import cast_floats
 from hypergrad.strategies import AbstractStrategy
