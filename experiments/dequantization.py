@@ -25,17 +25,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.signal
+from _clips import Restorer, Rows, restore_clips, si_sdr
 
 import hypergrad as hg
 from hypergrad._foundation.records import markdown_table
@@ -45,7 +44,6 @@ from hypergrad.problem.lower_level import cast_floats
 from hypergrad.workbench import baselines, data
 from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
-RATE = 8000  # Hz
 PIECE = 128  # frames that are solved at a time
 # "Converged": the SNR then moves by less than 0.03 dB. Rounding of float32 leaves 1e-6.
 TOLERANCE, MOST, STEP_RATIO = 5e-5, 2500, 10.0
@@ -53,10 +51,14 @@ SECOND_SPEAKER = "it_IT_m_Carlo"  # the folder beside that of the first
 LOWER_LEVELS = ("box", "box+quadratic")
 # Of the quadratic term, tried for what is not learned by descent; in units of the mean |K x|.
 WEIGHTS = {2: (0.3, 1, 3, 10), 3: (1, 3, 6, 12, 25), 4: (5, 12, 25, 50, 100), 5: (25, 50, 100, 200)}
-EXCERPT = 320  # samples of a clip that a figure shows
 
-Rows = np.ndarray
-Restorer = Callable[[Rows], Rows]
+
+class Case(NamedTuple):
+    """What is computed on the same data."""
+
+    bits: int
+    frame: int
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +120,8 @@ class Config(AbstractSettings):
     def learning(self, lower_level: str) -> Learning:
         return self.box if lower_level == "box" else self.quadratic
 
-    def seeds_of(self, bits: int, frame: int) -> int:
-        claimed = bits in self.claimed_bits and frame == self.claimed_frame
-        return self.seeds if claimed else 1
+    def is_claimed(self, bits: int, frame: int) -> bool:
+        return bits in self.claimed_bits and frame == self.claimed_frame
 
     @property
     def folder(self) -> Path:
@@ -138,21 +139,16 @@ def cells(config: Config) -> list[Cell]:
     """Baselines of every case and seed; K of m = n and m = 2n rows for both lower levels."""
     data.audio_files(config.folder)  # says how to get speech where there is none
     made = []
-    for frame in config.frames:
-        for bits in config.bits:
-            for seed in range(config.seeds_of(bits, frame)):
-                case: dict[str, Any] = {"bits": bits, "frame": frame, "seed": seed}
-                key = {"part": "baselines", **case}
-                cost = (frame / 160) ** 2
-                compute = functools.partial(compare_with_baselines, config, bits, frame, seed)
-                made.append(Cell(key, compute, cost))
-                for lower_level, times in _learned_at(config, frame):
-                    key = {"part": "learned", **case, "G": lower_level, "m/n": times}
-                    compute = functools.partial(
-                        learn, config, bits, frame, seed, lower_level, times
-                    )
-                    depth = 2.0 if lower_level == "box" else 1.0
-                    made.append(Cell(key, compute, cost * times * depth))
+    for frame, bits in itertools.product(config.frames, config.bits):
+        cost = (frame / 160) ** 2
+        for seed in range(config.seeds if config.is_claimed(bits, frame) else 1):
+            case = Case(bits, frame, seed)
+            compute = functools.partial(compare_with_baselines, config, case)
+            made.append(Cell({"part": "baselines", **case._asdict()}, compute, cost))
+            for kind, times in _learned_at(config, frame):
+                key = {"part": "learned", **case._asdict(), "G": kind, "m/n": times}
+                compute = functools.partial(learn, config, case, kind, times)
+                made.append(Cell(key, compute, cost * times * (2.0 if kind == "box" else 1.0)))
     return made
 
 
@@ -195,8 +191,9 @@ class Speech:
         return 2.0**-self.bits
 
 
-def draw(config: Config, bits: int, frame: int, seed: int) -> Speech:
+def draw(config: Config, case: Case) -> Speech:
     """The data of one seed, in float32."""
+    bits, frame, seed = case
     rng = np.random.default_rng([seed, bits, frame])
     train = _all_frames(config.folder, frame, bits, "train")
     count = min(config.samples, len(train))
@@ -206,12 +203,8 @@ def draw(config: Config, bits: int, frame: int, seed: int) -> Speech:
     if config.second_folder is not None:
         others = _all_frames(config.second_folder, frame, bits, "test")
         second = whole_clips(others, held_out // 2, rng)
-    return Speech(
-        train.take(rng.choice(len(train), count, replace=False)),
-        whole_clips(test, held_out, rng),
-        second,
-        bits,
-    )
+    chosen = train.take(rng.choice(len(train), count, replace=False))
+    return Speech(chosen, whole_clips(test, held_out, rng), second, bits)
 
 
 # ------------------------------------------------------------------------------------ lower level
@@ -269,13 +262,6 @@ def judge_restored(x: Rows, samples: data.Samples) -> dict[str, float]:
     }
 
 
-def si_sdr(x: Rows, x_true: Rows) -> float:
-    """SNR in dB after the best scaling of the truth: scale-invariant signal-to-distortion ratio."""
-    x, x_true = x.astype(float), x_true.astype(float)
-    scaled = (x @ x_true) / (x_true @ x_true) * x_true
-    return data.snr(x, scaled)
-
-
 def judge(
     problem: hg.LowerLevel, speech: Speech, some: data.Samples, learning: Learning
 ) -> dict[str, float]:
@@ -299,92 +285,12 @@ def judge(
     }
 
 
-# ---------------------------------------------------------------------------------- whole clips
-
-
-def read_clips(config: Config) -> dict[str, np.ndarray]:
-    """Held-out clips of 1.5 to 4 seconds by name, divided by their peak."""
-    import soundfile
-
-    clips = {}
-    files = data.audio_files(config.folder, split="test")
-    for i in np.random.default_rng(0).permutation(len(files)):
-        sound, _ = soundfile.read(files[i], dtype="float64", always_2d=True)
-        clip = sound.mean(axis=1)
-        if 1.5 * RATE <= len(clip) <= 4 * RATE and len(clips) < config.clips:
-            clips[files[i].stem] = clip / np.abs(clip).max()
-    return clips
-
-
-def restore_clip(observed: np.ndarray, frame: int, restore: Restorer) -> np.ndarray:
-    """Frames that overlap by half, each restored by itself, faded into one another (Hann)."""
-    hop, window = frame // 2, np.hanning(frame + 2)[1:-1]
-    padded = np.pad(observed, (hop, hop + -len(observed) % hop), mode="edge")
-    starts = range(0, len(padded) - frame + 1, hop)
-    restored = restore(np.stack([padded[i : i + frame] for i in starts]).astype(np.float32))
-    total, weights = np.zeros_like(padded), np.zeros_like(padded)
-    for i, x in zip(starts, restored, strict=True):
-        total[i : i + frame] += window * x
-        weights[i : i + frame] += window
-    return (total / weights)[hop : hop + len(observed)]
-
-
-def perceptual(x: np.ndarray, x_true: np.ndarray) -> dict[str, float | None]:
-    """STOI (0 to 1, intelligibility) and PESQ (narrow band, about 1 to 4.5) where installed."""
-    stoi = pesq = None
-    if importlib.util.find_spec("pystoi") is not None:
-        stoi = float(importlib.import_module("pystoi").stoi(x_true, x, RATE))
-    if importlib.util.find_spec("pesq") is not None:
-        pesq = float(importlib.import_module("pesq").pesq(RATE, x_true, x, "nb"))
-    return {"stoi": stoi, "pesq": pesq}
-
-
-def decibels(clip: np.ndarray) -> np.ndarray:
-    """A spectrogram, whole dB below full scale from -80 on, `(frequencies, times)`: small."""
-    window = np.hanning(257)[:-1]
-    spectrum = scipy.signal.ShortTimeFFT(window, hop=128, fs=RATE, scale_to="magnitude")
-    level = 20 * np.log10(np.maximum(np.abs(spectrum.stft(clip)), 1e-4))
-    return np.round(np.clip(level, -80, 0)).astype(np.int8)
-
-
-def restore_clips(
-    config: Config, bits: int, frame: int, restorers: Mapping[str, Restorer], files: Path
-) -> Result:
-    """Records of every clip and restorer; sound of the first one, and what a figure shows of it."""
-    import soundfile
-
-    records, arrays = [], {}
-    for number, (clip, x_true) in enumerate(read_clips(config).items()):
-        observed = data.quantise(x_true, bits)
-        loudest = int(np.argmax(np.convolve(x_true**2, np.ones(EXCERPT), "valid")))
-        for name, restore in restorers.items():
-            x = restore_clip(observed, frame, restore)
-            judged = {"snr": data.snr(x, x_true), "si_sdr": si_sdr(x, x_true)}
-            record = {"kind": "clip", "clip": clip, "method": name, **judged}
-            records.append({**record, **perceptual(x, x_true)})
-            if number == 0:
-                sounds = {name: x, "truth": x_true, "observed": observed}
-                files.mkdir(parents=True, exist_ok=True)
-                for sound, samples in sounds.items():
-                    soundfile.write(files / f"{clip} {sound}.wav", samples, RATE)
-                    arrays[f"excerpt {sound}"] = samples[loudest : loudest + EXCERPT]
-                    arrays[f"spectrogram {sound}"] = decibels(samples)
-    return Result(records, arrays)
-
-
 # ----------------------------------------------------------------------------------------- cells
 
 
-def _is_told(config: Config, bits: int, frame: int, seed: int) -> bool:
-    """Whether this case restores whole clips."""
-    return seed == 0 and frame == config.claimed_frame and bits in config.claimed_bits
-
-
-def compare_with_baselines(
-    config: Config, bits: int, frame: int, seed: int, workspace: Workspace
-) -> Result:
+def compare_with_baselines(config: Config, case: Case, workspace: Workspace) -> Result:
     """What is not learned by descent, on the same frames."""
-    speech = draw(config, bits, frame, seed)
+    speech = draw(config, case)
     held_out, some = speech.held_out, speech.train.take(slice(0, config.tuned_on))
     affine = baselines.best_affine(speech.train.x_tilde, speech.train.x_true)
     records: list[Record] = []
@@ -393,28 +299,38 @@ def compare_with_baselines(
         if (second := speech.second) is not None:
             record["second_snr"] = data.snr(restore(second.x_tilde), second.x_true)
         records.append(record)
-    dct = np.asarray(operators.dct(frame))
+    dct = np.asarray(operators.dct(case.frame))
+    overcomplete = start_operator(case.frame, 2, case.seed)
+    starts = {
+        "dct": (dct, np.ones(case.frame)),
+        "dct, row weights": (dct, _row_weights(dct, speech)),
+        "untrained, m = 2n": (overcomplete, _row_weights(overcomplete, speech)),
+    }
     restorers: dict[str, Restorer] = {"identity": np.asarray}
-    for kind in LOWER_LEVELS:
-        starts = {"dct": (dct, np.ones(frame))}
-        starts |= {
-            name: (K, baselines.reciprocal_row_weights(jnp.asarray(K), speech.train.x_true))
-            for name, K in {
-                "dct, row weights": dct,
-                "untrained, m = 2n": start_operator(frame, 2, seed),
-            }.items()
-        }
-        for name, (K, row_weights) in starts.items():
-            problem = at_best_weight(K, row_weights, kind, speech, some)
-            judged = judge(problem, speech, some, config.learning(kind))
-            records.append({"method": name, "G": kind, "weight": _weight(problem), **judged})
-            if name == "dct" and kind == "box+quadratic":
-                restorers["dct"] = functools.partial(_restore, problem)
+    for kind, (name, (K, row_weights)) in itertools.product(LOWER_LEVELS, starts.items()):
+        problem = at_best_weight(K, row_weights, kind, speech, some)
+        judged = judge(problem, speech, some, config.learning(kind))
+        records.append({"method": name, "G": kind, "weight": _weight(problem), **judged})
+        if (name, kind) == ("dct", "box+quadratic"):
+            restorers["dct"] = functools.partial(_restore, problem)
     records = [{"kind": "baseline", **record} for record in records]
-    if not _is_told(config, bits, frame, seed):
-        return Result(records)
-    clips = restore_clips(config, bits, frame, restorers, workspace.files)
+    clips = _clips_of(config, case, restorers, workspace)
     return Result([*records, *clips.records], clips.arrays)
+
+
+def _clips_of(
+    config: Config, case: Case, restorers: Mapping[str, Restorer], workspace: Workspace
+) -> Result:
+    """Whole clips, for one seed of each case that results are claimed for."""
+    if case.seed > 0 or not config.is_claimed(case.bits, case.frame):
+        return Result([])
+    return restore_clips(
+        config.folder, config.clips, case.bits, case.frame, restorers, workspace.files
+    )
+
+
+def _row_weights(K: np.ndarray, speech: Speech) -> Any:
+    return baselines.reciprocal_row_weights(jnp.asarray(K), speech.train.x_true)
 
 
 def _restore(problem: hg.LowerLevel, x_tilde: Rows) -> Rows:
@@ -433,29 +349,20 @@ def _learned_leaves(problem: hg.LowerLevel) -> Any:
     return learned
 
 
-def learn(
-    config: Config,
-    bits: int,
-    frame: int,
-    seed: int,
-    kind: str,
-    times: int,
-    workspace: Workspace,
-) -> Result:
+def learn(config: Config, case: Case, kind: str, times: int, workspace: Workspace) -> Result:
     """One training run, and what the K that it ends at is worth."""
-    speech, learning = draw(config, bits, frame, seed), config.learning(kind)
+    speech, learning = draw(config, case), config.learning(kind)
     some = speech.train.take(slice(0, config.tuned_on))
-    K = start_operator(frame, times, seed)
-    row_weights = baselines.reciprocal_row_weights(jnp.asarray(K), speech.train.x_true)
+    K = start_operator(case.frame, times, case.seed)
     history = hg.train(
-        at_best_weight(K, row_weights, kind, speech, some),
+        at_best_weight(K, _row_weights(K, speech), kind, speech, some),
         (speech.train.x_tilde, speech.train.x_true),
         solver=hg.ChambollePock(learning.L, step_ratio=learning.step_ratio),
         strategy=hg.Truncation(learning.k),
         optimizer=optax.adam(optax.cosine_decay_schedule(learning.rate, learning.steps)),
         epochs=-(-learning.steps // (len(speech.train) // learning.batch_size)),
         batch_size=learning.batch_size,
-        seed=seed,
+        seed=case.seed,
         checkpoint_dir=workspace.checkpoints,
         trainable=_learned_leaves,
         progress=workspace.bar,
@@ -469,75 +376,77 @@ def learn(
         "seconds": last["seconds"],
         **judge(problem, speech, some, learning),
     }
-    if not _is_told(config, bits, frame, seed) or (kind, times) != ("box+quadratic", 2):
+    if (kind, times) != ("box+quadratic", 2):
         return Result([record])
     restorers = {"learned": functools.partial(_restore, problem)}
-    clips = restore_clips(config, bits, frame, restorers, workspace.files)
+    clips = _clips_of(config, case, restorers, workspace)
     return Result([record, *clips.records], clips.arrays)
 
 
 # ---------------------------------------------------------------------------------------- report
 
 
+COLUMNS = {
+    "frame": "frame (samples)",
+    "bits": "bits",
+    "G": "G",
+    "method": "method",
+    "seeds": "seeds",
+    "snr": "SNR (dB)",
+    "gain": "gain over the identity (dB)",
+    "over_dct": "over the DCT at its best weight (dB)",
+    "at_L": "gain at L (dB)",
+    "shrunk": "gain, shrunk (dB)",
+    "share": "share converged",
+    "clip_snr": "gain, mean over clips (dB)",
+    "si_sdr": "gain in SI-SDR (dB)",
+    "second_snr": "gain, second speaker (dB)",
+}
+OF_CLIPS = {"snr": "SNR (dB)", "si_sdr": "SI-SDR (dB)", "stoi": "STOI", "pesq": "PESQ"}
+
+
 def report(config: Config, records: Sequence[Record]) -> str:
     """SNR of every method by case, its gain over the identity and over the best DCT."""
     judged = [r for r in records if r["kind"] in ("baseline", "learned")]
     identity = {_case(r): r for r in judged if r["method"] == "identity"}
-    dct = {
-        _case(r): r["snr"] for r in judged if (r["method"], r.get("G")) == ("dct", "box+quadratic")
-    }
+    dct = {_case(r): r for r in judged if (r["method"], r.get("G")) == ("dct", "box+quadratic")}
 
-    def gain(rows: Sequence[Record], column: str, over: Callable[[Record], float]) -> str:
-        return str(paired_interval([r[column] for r in rows], [over(r) for r in rows]))
+    def gain(rows: Sequence[Record], column: str, over: Mapping[Case, Record], its: str) -> str:
+        return str(paired_interval([r[column] for r in rows], [over[_case(r)][its] for r in rows]))
 
     by_method = group(judged, lambda r: (r["frame"], r["bits"], r.get("G"), r["method"]))
     table = []
     for (frame, bits, kind, method), rows in sorted(by_method.items(), key=lambda i: i[0][:2]):
         row = {"frame": frame, "bits": bits, "G": kind, "method": method, "seeds": len(rows)}
         row["snr"] = mean_interval([r["snr"] for r in rows])
-        row["gain"] = gain(rows, "snr", lambda r: identity[_case(r)]["snr"])
-        row["over_dct"] = gain(rows, "snr", lambda r: dct[_case(r)])
+        row["gain"] = gain(rows, "snr", identity, "snr")
+        row["over_dct"] = gain(rows, "snr", dct, "snr")
         if kind is not None:
-            row["at_L"] = gain(rows, "snr_at_L", lambda r: identity[_case(r)]["snr"])
-            row["shrunk"] = gain(rows, "snr_shrunk", lambda r: identity[_case(r)]["snr"])
+            row["at_L"] = gain(rows, "snr_at_L", identity, "snr")
+            row["shrunk"] = gain(rows, "snr_shrunk", identity, "snr")
             row["share"] = float(np.mean([r["share_converged"] for r in rows]))
         for column in ("clip_snr", "si_sdr", "second_snr"):
             if column in rows[0]:
-                row[column] = gain(rows, column, lambda r, c=column: identity[_case(r)][c])
+                row[column] = gain(rows, column, identity, column)
         table.append(row)
-    headings = {
-        "frame": "frame (samples)",
-        "bits": "bits",
-        "G": "G",
-        "method": "method",
-        "seeds": "seeds",
-        "snr": "SNR (dB)",
-        "gain": "gain over the identity (dB)",
-        "over_dct": "over the DCT at its best weight (dB)",
-        "at_L": "gain at L (dB)",
-        "shrunk": "gain, shrunk (dB)",
-        "share": "share converged",
-        "clip_snr": "gain, mean over clips (dB)",
-        "si_sdr": "gain in SI-SDR (dB)",
-        "second_snr": "gain, second speaker (dB)",
-    }
-    text = markdown_table(table, headings) + "\n"
     clips = group((r for r in records if r["kind"] == "clip"), lambda r: (r["bits"], r["method"]))
-    columns = {"snr": "SNR (dB)", "si_sdr": "SI-SDR (dB)", "stoi": "STOI", "pesq": "PESQ"}
-    rows = []
-    for (bits, method), found in clips.items():
-        row = {"bits": bits, "method": method, "clips": len(found)}
-        for column in columns:
-            # An optional package that is not installed leaves a gap.
-            values = [r[column] for r in found if r[column] is not None]
-            row[column] = float(np.mean(values)) if values else None
-        rows.append(row)
-    headings = {"bits": "bits", "method": "method", "clips": "whole clips", **columns}
-    return f"{text}\n{markdown_table(rows, headings)}\n"
+    of_clips = [
+        {"bits": bits, "method": method, "clips": len(found)}
+        | {column: _mean(r[column] for r in found) for column in OF_CLIPS}
+        for (bits, method), found in clips.items()
+    ]
+    headings = {"bits": "bits", "method": "method", "clips": "whole clips", **OF_CLIPS}
+    return f"{markdown_table(table, COLUMNS)}\n\n{markdown_table(of_clips, headings)}\n"
 
 
-def _case(record: Record) -> tuple[int, int, int]:
-    return record["frame"], record["bits"], record["seed"]
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean, without what an optional package that is not installed leaves out."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _case(record: Record) -> Case:
+    return Case(record["bits"], record["frame"], record["seed"])
 
 
 if __name__ == "__main__":

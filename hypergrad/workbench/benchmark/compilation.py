@@ -13,18 +13,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.timing import compile_ahead
 from hypergrad.bilevel import hypergradient
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import failure_of, one_hypergradient
-from hypergrad.problem import operators
-from hypergrad.problem.functions import L1, Quadratic
-from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies import STRATEGIES, AbstractStrategy
 from hypergrad.workbench.benchmark._compilations import count_compilations
+from hypergrad.workbench.benchmark._problems import random_problem
 from hypergrad.workbench.sweep import Cell, Record, Result
 
 __all__ = ["NAME", "Settings", "cells", "report"]
@@ -58,16 +56,6 @@ COLUMNS = {
 }
 
 
-def _arguments(
-    m: int, n: int, batch: int
-) -> tuple[LowerLevel, Float[Array, "batch n"], Float[Array, "batch n"]]:
-    keys, dtype = jax.random.split(jax.random.key(0), 3), jnp.float64
-    K = operators.random(m, n, key=keys[0]).astype(dtype)
-    x_true = jax.random.normal(keys[1], (batch, n), dtype)
-    x_tilde = x_true + 0.1 * jax.random.normal(keys[2], x_true.shape, dtype)
-    return LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0)), x_tilde, x_true
-
-
 def measure(settings: Settings, name: str) -> Result:
     """One strategy: compiled ahead; then called with two sets of numbers, of a small size.
 
@@ -75,8 +63,8 @@ def measure(settings: Settings, name: str) -> Result:
     """
     strategy: AbstractStrategy = STRATEGIES[name]()
     solver = ChambollePock(settings.iterations)
-    large = _arguments(settings.m, settings.n, settings.batch)
-    problem, x_tilde, x_true = _arguments(8, 4, 3)
+    large = random_problem(settings.m, settings.n, settings.batch, jnp.float64)
+    problem, x_tilde, x_true = random_problem(8, 4, 3, jnp.float64)
     other = jax.block_until_ready(0.9 * x_tilde)
 
     def call(x: Array):

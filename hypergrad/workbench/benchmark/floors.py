@@ -21,7 +21,6 @@ from hypergrad.bilevel import hypergradient
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.comparison import distinct_labels, one_hypergradient, solve_without_strategy
 from hypergrad.problem import operators
-from hypergrad.problem.functions import L1, Quadratic
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies import (
     AbstractStrategy,
@@ -32,6 +31,7 @@ from hypergrad.strategies import (
     Truncation,
 )
 from hypergrad.workbench.benchmark._compilations import count_compilations
+from hypergrad.workbench.benchmark._problems import random_problem
 from hypergrad.workbench.sweep import Cell, Record, Result
 
 __all__ = ["Settings", "cells", "report"]
@@ -98,21 +98,17 @@ def measure(
     iterations: int,
     repeats: int,
 ) -> Result:
-    keys, dtype = jax.random.split(jax.random.key(0), 3), jnp.float32
-    K = operators.random(m, n, key=keys[0]).astype(dtype)
-    x_true = jax.random.normal(keys[1], (batch, n), dtype)
-    x_tilde = x_true + 0.1 * jax.random.normal(keys[2], (batch, n), dtype)
-    problem = LowerLevel(K=K, F=L1(0.15), G=Quadratic(1.0))
+    problem, x_tilde, x_true = random_problem(m, n, batch, jnp.float32)
     # The norm is paid once and reported in a row of its own.
     solver = ChambollePock(iterations).with_step_sizes(problem)
 
     # There is a strategy that is called `forward`, too: what is none stands apart.
     programs = {
         ("alone", "floor"): compile_ahead(
-            eqx.Partial(matrix_products_alone, L=iterations), K, x_tilde
+            eqx.Partial(matrix_products_alone, L=iterations), problem.K, x_tilde
         ),
         ("alone", "forward"): compile_ahead(solve_without_strategy, problem, x_tilde, solver),
-        ("alone", "operator norm"): compile_ahead(operators.operator_norm, K),
+        ("alone", "operator norm"): compile_ahead(operators.operator_norm, problem.K),
     }
     labelled = {("strategy", label): s for label, s in distinct_labels(strategies).items()}
     given = (problem, x_tilde, x_true, solver)
