@@ -22,12 +22,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from _whole_images import (
+
+import hypergrad as hg
+from hypergrad._foundation.records import markdown_table
+from hypergrad._foundation.statistics import mean_interval
+from hypergrad.workbench.studies.whole_images import (
+    BANK_WEIGHTS,
     HeldOut,
     Learning,
     bank_model,
     best_weight,
+    denoising,
+    form_of,
     mean_psnr,
     solve_at,
     split,
@@ -35,14 +43,9 @@ from _whole_images import (
     total_variation,
     training_images,
 )
-
-import hypergrad as hg
-from hypergrad._foundation.records import markdown_table
-from hypergrad._foundation.statistics import mean_interval
 from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
-# Thresholds of a basis, and weights of total variation, in units of the noise.
-BANK_WEIGHTS = (0.9, 1.1, 1.3, 1.5, 1.7)
+# In units of the noise.
 TV_WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -105,11 +108,6 @@ def cells(config: Config) -> list[Cell]:
     return made
 
 
-def denoising(shape: tuple[int, int]) -> hg.Quadratic:
-    del shape
-    return hg.Quadratic(1.0)
-
-
 def add_noise(
     level: int, x_true: np.ndarray, shape: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
@@ -136,6 +134,13 @@ def restore_test(config: Config, level: int, problem: hg.LowerLevel | None) -> l
     return found
 
 
+def start_of(model: str, weight: float, side: int) -> hg.LowerLevel:
+    kind, _, form = model.partition(" ")
+    is_potential = kind == "potential"
+    G = hg.Quadratic(1.0)
+    return bank_model(form_of(form), weight, (side, side), G, potentials=is_potential)
+
+
 def baselines(config: Config, level: int, workspace: Workspace) -> Result:
     """Nothing restored; total variation and banks of the DCT, each at its best weight."""
     del workspace
@@ -145,7 +150,7 @@ def baselines(config: Config, level: int, workspace: Workspace) -> Result:
     def model(name: str, weight: float) -> hg.LowerLevel:
         if name == "total variation":
             return total_variation(weight * sigma, shape, hg.Quadratic(1.0))
-        return bank_model(name, weight * sigma, shape, hg.Quadratic(1.0))
+        return start_of(name, weight * sigma, config.side)
 
     found: dict[str, hg.LowerLevel | None] = {"noisy": None}
     found["total variation"] = best_weight(
@@ -168,7 +173,7 @@ def learn(
     held_out = held_out_of(config, level, others)
     side, sigma = config.learning.crop, level / 255
     start = best_weight(
-        lambda weight: bank_model(model, weight * sigma, (side, side), hg.Quadratic(1.0)),
+        lambda weight: start_of(model, weight * sigma, side),
         held_out,
         BANK_WEIGHTS,
     )
@@ -177,17 +182,18 @@ def learn(
         images,
         functools.partial(add_noise, level),
         held_out,
-        strategy=strategy,
+        strategy=hg.parse_strategy(strategy),
         seconds=config.seconds,
         seed=seed,
-        workspace=workspace,
+        checkpoint_dir=workspace.checkpoints,
+        progress=workspace.bar,
     )
-    best, n = history.best.problem, config.side**2
+    best = history.best.problem
     curve = [
         {
             "kind": "epoch",
             **{name: record[name] for name in ("epoch", "seconds", "converged", "counted")},
-            "validation_psnr": float(-10 * np.log10(2 * record["validation_loss"] / n)),
+            "validation_psnr": held_out.psnr(record["validation_loss"]),
         }
         for record in history.records
     ]
@@ -203,15 +209,9 @@ def learn(
     saved.save(workspace.files / "operator.npz")
     K: Any = best.K
     arrays = {"psnr": np.array(psnr), "filters": np.asarray(K.filters)}
-    arrays |= {f"F{i}": np.asarray(leaf) for i, leaf in enumerate(_leaves(best.F))}
+    arrays |= {f"F{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(best.F))}
     final = {"kind": "result", "epoch": history.best.epoch, "psnr": float(np.mean(psnr))}
     return Result([final, *curve], arrays)
-
-
-def _leaves(F: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(F)
 
 
 # ------------------------------------------------------------------------------------------ report

@@ -162,6 +162,22 @@ class Train:
 
     strategy: str = "truncation:k=1"
     """The strategy, as in `compare`."""
+    images: Annotated[
+        Path | None,
+        _help(
+            "A folder of photographs: learn a bank of filters on random crops of whole images, in",
+            "place of a K on patches. The last fifth (at most 20) of the sorted files chooses the",
+            "best epoch. Uses, of the options below, out, quick, seed, skip-unreadable, epochs,",
+            "batch-size, learning-rate and noise.",
+            default="none",
+        ),
+    ] = None
+    filters: str = "24x5x5"
+    """With --images: the number of filters and their pixels, COUNTxSIZExSIZE."""
+    potentials: bool = False
+    """With --images: learn one convex potential for each filter; otherwise one weight."""
+    seconds: float = 600.0
+    """With --images: no epoch begins after so many seconds of updates."""
     run: _Run = RunOptions()
     parts: _Parts = PartOptions()
     on: _On = DeviceOptions()

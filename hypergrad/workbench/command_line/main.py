@@ -80,7 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _bench(command)
         else:
             assert isinstance(command, Train)
-            _study("train", command.run, command.parts, command.on, (command.strategy,))
+            if command.images is not None:
+                _train_on_images(command, command.images)
+            else:
+                _study("train", command.run, command.parts, command.on, (command.strategy,))
         sys.stdout.flush()  # here, where a full disk can still be told
     except _UsageError as error:
         console.print(f"hypergrad: {one_line(str(error))}", markup=False)
@@ -208,6 +211,41 @@ def _study(
         if (line := user_message(error)) is None or not (out / "config.json").exists():
             raise
         raise _ended(line, out, DATA) from None
+
+
+def _train_on_images(command: Train, images: Path) -> None:
+    import jax
+
+    jax.config.update("jax_enable_x64", False)  # models of images are of float32
+    if command.run.quick:
+        _compile_quickly()
+    _keep_programs()
+    from hypergrad.strategies import parse_strategy
+    from hypergrad.workbench.studies.whole_images import ImageTraining, form_of, train_on_images
+
+    run = command.run
+    names = ("epochs", "batch_size", "learning_rate", "noise", "seed", "skip_unreadable")
+    given = {name: getattr(run, name) for name in names}
+    try:
+        parse_strategy(command.strategy)
+        form_of(command.filters)
+        settings = ImageTraining(
+            images=images,
+            strategy=command.strategy,
+            filters=command.filters,
+            potentials=command.potentials,
+            seconds=command.seconds,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    except ValueError as error:
+        raise _UsageError(error) from None
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = run.out or Path("results") / f"train-{stamp}"
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        train_on_images(settings.quick() if run.quick else settings, out, console)
+    except KeyboardInterrupt:
+        raise _ended("interrupted", out, INTERRUPTED) from None
 
 
 def _restore(options: Restore) -> None:

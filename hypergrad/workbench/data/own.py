@@ -142,7 +142,8 @@ class ImageFolder(Sequence[Floats]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return _grey_image(Path(self.folder) / self.names[index])
+        folder = Path(self.folder)
+        return read_each([folder / self.names[index]], folder, _grey_image, None).popitem()[1]
 
 
 def _grey_image(file: Path) -> Floats:

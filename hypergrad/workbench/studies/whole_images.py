@@ -1,7 +1,6 @@
-"""What the experiments on whole photographs share: images, models, training, and how to judge.
+"""Models of whole images: banks of filters, learned on crops and applied to any shape.
 
-A model is a bank of filters with one weight, or one learned convex potential, for each filter. It
-is learned on crops and applied to photographs of any shape. Everything is in float32, in grey
+A model has one weight, or one learned convex potential, for each filter. Everything is in grey
 values from 0 to 1.
 """
 
@@ -11,19 +10,41 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich.console import Console
 
 import hypergrad as hg
+from hypergrad._foundation.checks import check_count, check_number
+from hypergrad._foundation.errors import HypergradError
+from hypergrad._foundation.records import claim_folder, write_jsonl
 from hypergrad.problem import operators
 from hypergrad.problem.lower_level import cast_floats
 from hypergrad.workbench import data
-from hypergrad.workbench.sweep import Workspace
+
+__all__ = [
+    "BANK_WEIGHTS",
+    "Form",
+    "HeldOut",
+    "ImageTraining",
+    "Learning",
+    "bank_model",
+    "best_weight",
+    "denoising",
+    "form_of",
+    "mean_psnr",
+    "solve_at",
+    "split",
+    "test_images",
+    "total_variation",
+    "train_on_images",
+    "training_images",
+]
 
 # Observations of images `(count, n)` of one shape: x_tilde, from the truth and a generator.
 Observe = Callable[[np.ndarray, tuple[int, int], np.random.Generator], np.ndarray]
@@ -34,6 +55,9 @@ VALIDATION = 20  # photographs, of which nothing is learned
 SIDE = 120  # of the part of each that judges
 STEP_RATIO = 100.0
 
+# Thresholds of a basis that are tried, in units of the noise.
+BANK_WEIGHTS = (0.9, 1.1, 1.3, 1.5, 1.7)
+
 # Knots of the learned potentials, in grey values that a filter of norm 1 answers with.
 KNOTS = (0.005, 0.015, 0.04, 0.08, 0.15, 0.3)
 LEAST_SLOPE = 0.01  # where they start: nearly L1, and able to bend
@@ -42,10 +66,12 @@ LEAST_SLOPE = 0.01  # where they start: nearly L1, and able to bend
 # ------------------------------------------------------------------------------------------ images
 
 
-def training_images(folder: Path | None) -> Sequence[Any]:
+def training_images(
+    folder: Path | None, skip: Callable[[str], object] | None = None
+) -> Sequence[Any]:
     """The images of a folder, or those packaged with scikit-image."""
     if folder is not None:
-        return data.ImageFolder(folder)
+        return data.ImageFolder(folder, skip)
     return [data.photograph(name) for name in data.PHOTOGRAPHS_TRAIN]
 
 
@@ -78,6 +104,8 @@ class HeldOut:
     def of(
         cls, images: Sequence[Any], observe: Observe, data_term: DataTerm, *, side: int, L: int
     ) -> HeldOut:
+        side = min(side, *(min(image.shape) for image in images))
+
         def middle(image: np.ndarray) -> np.ndarray:
             top, left = (np.array(image.shape) - side) // 2
             return image[top : top + side, left : left + side]
@@ -91,9 +119,9 @@ class HeldOut:
         x = solve_at(problem, (self.side, self.side), self.data_term, self.x_tilde, self.L)
         return float(0.5 * np.mean(np.sum((x - self.x_true) ** 2, axis=1)))
 
-    def psnr(self, problem: hg.LowerLevel) -> float:
-        x = solve_at(problem, (self.side, self.side), self.data_term, self.x_tilde, self.L)
-        return mean_psnr(x, self.x_true)
+    def psnr(self, loss: float) -> float:
+        """The PSNR of a loss."""
+        return float(-10 * np.log10(2 * loss / self.x_true.shape[1]))
 
 
 def mean_psnr(x: np.ndarray, x_true: np.ndarray) -> float:
@@ -104,21 +132,49 @@ def mean_psnr(x: np.ndarray, x_true: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------ models
 
 
-def bank_model(name: str, weight: float, shape: tuple[int, int], G: Any) -> hg.LowerLevel:
-    """`l1 24x5x5` or `potential 48x7x7`: the DCT's filters without the constant one.
+def denoising(shape: tuple[int, int]) -> hg.Quadratic:
+    """The data term of denoising, the same for every shape."""
+    del shape
+    return hg.Quadratic(1.0)
+
+
+class Form(NamedTuple):
+    """The number of filters, and the pixels along each side of one."""
+
+    count: int
+    size: int
+
+
+def form_of(text: str) -> Form:
+    """Read the form of a bank.
+
+    >>> form_of("24x5x5")
+    Form(count=24, size=5)
+    """
+    numbers = text.split("x")
+    if len(numbers) != 3 or not all(n.isdigit() for n in numbers) or numbers[1] != numbers[2]:
+        raise HypergradError(f"filters must be COUNTxSIZExSIZE; got {text!r}: try 24x5x5")
+    form = Form(int(numbers[0]), int(numbers[1]))
+    check_count("filters", form.count, most=form.size**2 - 1)
+    return form
+
+
+def bank_model(
+    form: Form, weight: float, shape: tuple[int, int], G: Any, *, potentials: bool = False
+) -> hg.LowerLevel:
+    """The DCT's filters without the constant one, on images of a shape.
 
     `weight` is the threshold in a basis: that of each filter, times the `size**2` shifts that see a
-    pixel.
+    pixel. With `potentials`, one is learned for each filter; it starts there, as nearly L1.
     """
-    kind, _, form = name.partition(" ")
-    count, size, _ = (int(number) for number in form.split("x"))
+    count, size = form
     filters = np.asarray(operators.dct2((size, size), constant=False))[:count]
     K = operators.FilterBank(jnp.asarray(filters.reshape(-1, size, size)), shape)
     weights = jnp.full(count, weight / size**2)
-    if kind == "l1":
-        F: Any = hg.L1(weights)
+    if potentials:
+        F: Any = hg.ConvexPotential.from_l1(weights, KNOTS, least_slope=LEAST_SLOPE)
     else:
-        F = hg.ConvexPotential.from_l1(weights, KNOTS, least_slope=LEAST_SLOPE)
+        F = hg.L1(weights)
     return cast_floats(hg.LowerLevel(K=K, F=F, G=G), jnp.float32)
 
 
@@ -179,9 +235,8 @@ class Learning:
     batch_size: int = 8
     L: int = 15
     rate: float = 5e-3
-    """Of Adam for the filters; it falls like one over the square root of the step."""
-    rate_of_logarithms: float = 2e-2
-    """Of Adam for weights, slopes and jumps, which are learned in the log."""
+    """Of Adam for the filters; it falls like one over the square root of the step. Four times as
+    large for weights, slopes and jumps, which are learned in the log."""
 
     def learn(
         self,
@@ -190,10 +245,12 @@ class Learning:
         observe: Observe,
         held_out: HeldOut,
         *,
-        strategy: str,
-        seconds: float,
-        seed: int,
-        workspace: Workspace,
+        strategy: hg.AbstractStrategy,
+        seconds: float | None,
+        epochs: int = 1_000_000,
+        seed: int = 0,
+        checkpoint_dir: Path | None = None,
+        progress: Any = True,
     ) -> hg.History:
         shape = (self.crop, self.crop)
         crops = hg.RandomCrops(
@@ -209,17 +266,17 @@ class Learning:
             crops,
             validation=held_out,
             solver=hg.ChambollePock(self.L, step_ratio=STEP_RATIO),
-            strategy=hg.parse_strategy(strategy),
+            strategy=strategy,
             optimizer=self.optimizer(),
-            epochs=100_000,
+            epochs=epochs,
             seconds=seconds,
             batch_size=self.batch_size,
             seed=seed,
-            checkpoint_dir=workspace.checkpoints,
+            checkpoint_dir=checkpoint_dir,
             warm_start=hg.WarmStart(residual=0.05, most=60, share=0.5),
             trainable=lambda p: (p.K, p.F, p.G.weight),  # pyright: ignore[reportAttributeAccessIssue]
             project=zero_mean,
-            progress=workspace.bar,
+            progress=progress,
         )
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -233,7 +290,7 @@ class Learning:
             labels = jax.tree.map(lambda _: "logarithms", problem)
             return eqx.tree_at(lambda p: p.K.filters, labels, "filters")
 
-        rates: Any = {"filters": adam(self.rate), "logarithms": adam(self.rate_of_logarithms)}
+        rates: Any = {"filters": adam(self.rate), "logarithms": adam(4 * self.rate)}
         return optax.multi_transform(rates, groups)
 
 
@@ -242,3 +299,123 @@ def zero_mean(problem: hg.LowerLevel) -> hg.LowerLevel:
     K: Any = problem.K
     filters = K.filters - jnp.mean(K.filters, axis=(1, 2), keepdims=True)
     return dataclasses.replace(problem, K=dataclasses.replace(K, filters=filters))
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTraining:
+    """The settings of `hypergrad train --images`."""
+
+    images: Path
+    strategy: str = "truncation:k=1"
+    filters: str = "24x5x5"
+    potentials: bool = False
+    noise: float = 0.1
+    seconds: float = 600.0
+    epochs: int = 1_000_000
+    batch_size: int = 8
+    learning_rate: float = 5e-3
+    crop: int = 64
+    crops: int = 128
+    side: int = SIDE
+    L: int = 100
+    """Iterations that restore a photograph."""
+    seed: int = 0
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "seconds", "learning_rate"):
+            check_number(name, getattr(self, name))
+        for name in ("epochs", "batch_size"):
+            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, least=0)
+
+    def quick(self) -> ImageTraining:
+        """The same job in miniature: a smoke test, not a result."""
+        small = {"crop": 16, "crops": 8, "side": 32, "L": 20, "epochs": 2, "batch_size": 4}
+        return dataclasses.replace(self, **small)
+
+
+def train_on_images(settings: ImageTraining, out: Path, console: Console) -> None:
+    """Learn a bank for denoising; write `operator.npz`, `records.jsonl` and `loss.png`.
+
+    Started again with the same folder and settings, it goes on there.
+    """
+    sigma, shape = settings.noise, (settings.crop, settings.crop)
+
+    def skip(why: str) -> None:
+        console.print(f"skipped: {why}", markup=False)
+
+    def observe(x_true: np.ndarray, shape: tuple[int, int], rng: Any) -> np.ndarray:
+        del shape
+        return x_true + sigma * rng.standard_normal(x_true.shape)
+
+    images = training_images(settings.images, skip if settings.skip_unreadable else None)
+    if len(images) < 2:
+        raise HypergradError(
+            f"a folder must hold two images or more, to learn from and to choose on; got "
+            f"{len(images)} in {settings.images}: add others"
+        )
+    # Without the budget: a finished run may be given more seconds.
+    claim_folder(out, {"job": "train on images", **_without_places(settings), "seconds": None})
+    learned_from, others = split(images)
+    held_out = HeldOut.of(others, observe, denoising, side=settings.side, L=min(settings.L, 40))
+    weights = [factor * sigma for factor in BANK_WEIGHTS]
+    form, strategy = form_of(settings.filters), hg.parse_strategy(settings.strategy)
+    start = best_weight(
+        lambda weight: bank_model(
+            form, weight, shape, hg.Quadratic(1.0), potentials=settings.potentials
+        ),
+        held_out,
+        weights,
+    )
+    observed = mean_psnr(held_out.x_tilde, held_out.x_true)
+    console.print(
+        f"K = {settings.filters} filters, F = "
+        f"{'a convex potential' if settings.potentials else 'L1 with a weight'} for each; noise "
+        f"{sigma:g}; {len(learned_from)} images to learn from, {len(others)} to choose on",
+        markup=False,
+    )
+    learning = Learning(
+        settings.crop,
+        settings.crops,
+        batch_size=settings.batch_size,
+        rate=settings.learning_rate,
+    )
+    history = learning.learn(
+        start,
+        learned_from,
+        observe,
+        held_out,
+        strategy=strategy,
+        seconds=settings.seconds,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        checkpoint_dir=out / "checkpoints",
+    )
+    write_jsonl(out / "records.jsonl", history.records)
+    solver = hg.ChambollePock(settings.L, step_ratio=STEP_RATIO)
+    about = _without_places(settings)
+    operator = hg.SavedOperator(
+        history.best.problem, solver, strategy, shape, stride=settings.crop, settings=about
+    )
+    operator.save(out / "operator.npz")
+    history.plot().savefig(out / "loss.png", dpi=150)
+    before, after = (
+        held_out.psnr(h.records[e]["validation_loss"])
+        for h, e in ((history, 0), (history, history.best.epoch))
+    )
+    console.print(
+        f"PSNR on the images to choose on: observed {observed:.2f} dB, DCT at its best weight "
+        f"{before:.2f} dB, learned {after:.2f} dB (epoch {history.best.epoch} of "
+        f"{history.records[-1]['epoch']}, {history.records[-1]['seconds']:.0f} s)\n"
+        f"hypergrad restore PHOTOGRAPH --operator {out / 'operator.npz'}",
+        markup=False,
+    )
+
+
+def _without_places(settings: ImageTraining) -> dict[str, Any]:
+    """The settings as they are recorded: of the folder its name (the rest is one machine's)."""
+    return {**dataclasses.asdict(settings), "images": settings.images.name}
