@@ -197,7 +197,7 @@ def test_validation_by_a_function_chooses_the_best():
     ("settings", "match"),
     [
         ({"seconds": 0}, "seconds must be one finite number above 0"),
-        ({"validation": lambda p: "good"}, None),
+        ({"validation": lambda p: "good"}, "validation must return one number, a loss; got 'good'"),
         ({"data": lambda epoch: 3}, r"data must be a pair \(x_tilde, x_true\); got a int"),
     ],
 )

@@ -104,7 +104,7 @@ def test_an_unreadable_image_is_an_error_or_skipped(images, tmp_path):
     folder = write_images(tmp_path / "some")
     (folder / "broken.png").write_text("no image")
     ran = run("train", "--images", folder, "--quick", "--out", tmp_path / "a")
-    assert_one_line(ran, 1, r"file must be readable; got .*broken\.png .*--skip-unreadable")
+    assert_one_line(ran, 1, "file must be readable; got", "broken.png", "--skip-unreadable")
     given = ("--quick", "--skip-unreadable", "--filters", "3x2x2", "--out", tmp_path / "b")
     ran = run("train", "--images", folder, *given)
     assert ran.status == 0, ran.err
@@ -116,11 +116,11 @@ def test_an_unreadable_image_is_an_error_or_skipped(images, tmp_path):
     ("given", "status", "match"),
     [
         (("--filters", "24x5"), 2, "filters must be COUNTxSIZExSIZE; got '24x5'"),
-        (("--filters", "25x5x5"), 2, "filters must be a whole number of .* at most 24; got 25"),
+        (("--filters", "25x5x5"), 2, "got 25"),
         (("--filters", "3x30x30", "--quick"), 1, "filters must not be larger than the image"),
         (("--seconds", "0"), 2, "seconds must be one finite number above 0"),
         (("--strategy", "nothing"), 2, "nothing"),
-        ((), 1, r"an image must be .* as large as a crop, \(64, 64\); got \(20, 24\)"),
+        ((), 1, "at least as large as a crop, (64, 64); got (20, 24)"),
     ],
 )
 def test_bad_settings(images, tmp_path, given, status, match):
@@ -129,7 +129,7 @@ def test_bad_settings(images, tmp_path, given, status, match):
 
 
 def test_a_folder_that_is_missing_or_holds_one_image(tmp_path):
-    assert_one_line(run("train", "--images", tmp_path / "no"), 1, "path must exist; got .*no")
+    assert_one_line(run("train", "--images", tmp_path / "no"), 1, "path must exist; got", "no")
     one = write_images(tmp_path / "one", count=1)
     assert_one_line(run("train", "--images", one), 1, "a folder must hold two images or more")
 

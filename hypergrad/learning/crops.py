@@ -34,6 +34,7 @@ class RandomCrops:
     - `count`: crops in an epoch. Defaults to 256.
     - `rounds`: epochs that share their crops; more than 1 for warm starts. Defaults to 1.
     - `seed`: a whole number. Defaults to 0.
+    - `dtype`: of the pairs, "float64" (default) or "float32".
 
     **Returns**: called with an epoch, `(x_tilde, x_true)`, each `(count, height * width)`.
 
@@ -54,6 +55,7 @@ class RandomCrops:
     count: int = 256
     rounds: int = 1
     seed: int = 0
+    dtype: str = "float64"
 
     def __post_init__(self) -> None:
         check_counts("shape", self.shape)
@@ -69,15 +71,16 @@ class RandomCrops:
         rng = np.random.default_rng([self.seed, (epoch - 1) // self.rounds])
         # Image by image, so that each is read once.
         chosen = np.sort(rng.integers(len(self.images), size=self.count))
-        x_true = np.empty((self.count, self.shape[0] * self.shape[1]))
+        x_true = np.empty((self.count, self.shape[0] * self.shape[1]), self.dtype)
         image, last = np.empty(0), -1
         for row, index in zip(x_true, chosen, strict=True):
             if index != last:
                 image, last = self._image(int(index)), index
             row[:] = _crop(image, self.shape, rng).ravel()
         if callable(self.noise):
-            return self.noise(x_true, rng), x_true
-        return x_true + self.noise * rng.standard_normal(x_true.shape), x_true
+            return np.asarray(self.noise(x_true, rng), self.dtype), x_true
+        noise = self.noise * rng.standard_normal(x_true.shape)
+        return x_true + noise.astype(self.dtype), x_true
 
     def _image(self, index: int) -> np.ndarray:
         image = np.asarray(self.images[index])

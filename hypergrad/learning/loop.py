@@ -388,7 +388,13 @@ class _Recorder:
         if pair is None:
             return None
         if not isinstance(pair, tuple):
-            return _plain_number("validation", pair(problem))
+            loss = _plain_number("validation", pair(problem))
+            if isinstance(loss, bool) or not isinstance(loss, (int, float)):
+                raise HypergradError(
+                    f"validation must return one number, a loss; got {describe(loss)}: return a "
+                    "float"
+                )
+            return loss
         return evaluate(
             problem,
             *pair,

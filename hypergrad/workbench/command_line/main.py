@@ -214,9 +214,6 @@ def _study(
 
 
 def _train_on_images(command: Train, images: Path) -> None:
-    import jax
-
-    jax.config.update("jax_enable_x64", False)  # models of images are of float32
     if command.run.quick:
         _compile_quickly()
     _keep_programs()

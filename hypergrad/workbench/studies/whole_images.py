@@ -260,6 +260,7 @@ class Learning:
             count=self.crops,
             rounds=self.rounds,
             seed=seed,
+            dtype="float32",
         )
         return hg.train(
             problem,
