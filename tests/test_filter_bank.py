@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import relative_error
 from jax.test_util import check_grads
+from scipy import ndimage
 from scipy.signal import correlate2d
 
 import hypergrad as hg
@@ -18,7 +19,9 @@ from hypergrad.problem.operators import (
     Direct,
     FilterBank,
     Periodic,
+    Reflect,
     Symmetric,
+    Valid,
     ZeroOutside,
     apply,
     apply_transpose,
@@ -34,7 +37,25 @@ from hypergrad.problem.operators.convolutions import (
 
 SHAPE = (7, 9)
 N = SHAPE[0] * SHAPE[1]
-SCIPY = {Symmetric(): "symm", ZeroOutside(): "fill", Periodic(): "wrap"}
+
+
+def by_signal(**how):
+    """SciPy's filtering of one image, by `scipy.signal`."""
+    return lambda image, taps: correlate2d(image, taps, **how)
+
+
+def reflected(image, taps):
+    """By `scipy.ndimage`, whose even filters lie one pixel further up and left."""
+    return ndimage.correlate(image, taps, mode="mirror", origin=[n % 2 - 1 for n in taps.shape])
+
+
+SCIPY = {
+    Symmetric(): by_signal(mode="same", boundary="symm"),
+    Reflect(): reflected,
+    ZeroOutside(): by_signal(mode="same", boundary="fill"),
+    Periodic(): by_signal(mode="same", boundary="wrap"),
+    Valid(): by_signal(mode="valid"),
+}
 every_boundary = pytest.mark.parametrize("boundary", SCIPY, ids=lambda b: type(b).__name__)
 every_convolution = pytest.mark.parametrize(
     "convolution", [Direct(), FFT()], ids=lambda c: type(c).__name__
@@ -73,11 +94,10 @@ def products(K: FilterBank, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]
 @every_size
 def test_products(boundary, convolution, size):
     """Filter by filter against SciPy, and the adjoint against the transpose of the matrix."""
-    K, x, y = bank(size, boundary=boundary, convolution=convolution), normal(N), normal(3 * N)
-    image = np.asarray(x).reshape(SHAPE)
-    expected = [
-        correlate2d(image, taps, mode="same", boundary=SCIPY[boundary]) for taps in K.filters
-    ]
+    K, x = bank(size, boundary=boundary, convolution=convolution), normal(N)
+    y, image = normal(K.out_size()), np.asarray(x).reshape(SHAPE)
+    expected = [SCIPY[boundary](image, taps) for taps in np.asarray(K.filters)]
+    assert (3, *K.response_shape) == np.shape(expected)
     K_x, KT_y, matrix = map(np.asarray, products(K, x, y))
     np.testing.assert_allclose(K_x, np.ravel(expected), atol=1e-13)
     np.testing.assert_allclose(matrix @ np.asarray(x), np.ravel(expected), atol=1e-13)
@@ -89,7 +109,7 @@ def test_products(boundary, convolution, size):
 def test_direct_and_fft_agree(boundary):
     size = (5, 4)
     direct, fft = (bank(size, boundary=boundary, convolution=c) for c in (Direct(), FFT()))
-    x, y = normal(2, N), normal(2, 3 * N)
+    x, y = normal(2, N), normal(2, direct.out_size())
     assert relative_error(apply(direct, x), apply(fft, x)) < 1e-14
     assert relative_error(apply_transpose(direct, y), apply_transpose(fft, y)) < 1e-14
     gradients = [bilinear_gradient(K, (y, x)).filters for K in (direct, fft)]
@@ -278,6 +298,13 @@ def test_a_weight_per_filter_holds_at_every_pixel_of_its_output(scene):
     assert other.m == 2 * 28
 
 
+def test_without_a_boundary_a_bank_of_differences_is_the_matrix_of_a_patch():
+    """No row for a difference across the border."""
+    down, right = [[[-1.0], [1.0]]], [[[-1.0, 1.0]]]
+    matrix = np.concatenate([FilterBank(f, SHAPE, Valid()).as_matrix() for f in (down, right)])
+    np.testing.assert_array_equal(matrix, hg.operators.differences2(SHAPE))
+
+
 def test_a_bank_of_differences():
     """Mirrored, the border is repeated: no difference crosses it."""
     taps = np.zeros((2, 2, 2))
@@ -313,6 +340,8 @@ SIZES = [
     ((8, 9), (3, 7, 7)),
     ((5, 5), (2, 5, 5)),
     ((1, 30), (2, 1, 9)),
+    ((1, 60), (2, 1, 9)),
+    ((1, 80), (2, 1, 9)),
     ((24, 3), (1, 4, 3)),
     ((21, 22), (2, 3, 3)),
     ((7, 1), (1, 1, 1)),

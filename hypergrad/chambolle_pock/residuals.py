@@ -125,6 +125,7 @@ def pair_scale(
         shown = safe_norm(K_x) / norm_K + size_r + float(info.eps) ** 0.75 * safe_norm(x)
         share = jnp.minimum(ratio(shown, scale_r, jnp.zeros_like(shown)), 1.0)
         size_r = _at_least(size_r, share * scale_r)
+        share = jnp.where(scale_r < info.max, share, 1.0)  # else nothing is known of r
         scale_y = None if scale_y is None else share * scale_y.astype(share.dtype)
     size_y = _at_least(size_y, scale_y)
     t = ratio(ratio(size_r, size_y, sizes.tau * gain), gain, sizes.tau)
@@ -133,13 +134,18 @@ def pair_scale(
 
 
 def scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
-    """Return how large `r` can be: the radius of G, or what the dual scale of F makes of it."""
+    """Return how large `r` can be: the radius of G, or what the dual scale of F makes of it.
+
+    The largest number where G has no curvature (a weight of 0); None where nothing is known of it.
+    """
     F, G = problem.F, problem.G
     if G.primal_scale is not None:
         return G.primal_scale.astype(norm_K.dtype)
     if F.dual_scale is None or G.strong_convexity is None:
         return None
-    return norm_K * F.dual_scale.astype(norm_K.dtype) / G.strong_convexity.astype(norm_K.dtype)
+    mu = G.strong_convexity.astype(norm_K.dtype)
+    bound = norm_K * F.dual_scale.astype(norm_K.dtype) / jnp.where(mu > 0, mu, 1.0)
+    return jnp.where(mu > 0, bound, jnp.finfo(mu.dtype).max)
 
 
 def _at_least(size: Array, scale: Array | None) -> Array:

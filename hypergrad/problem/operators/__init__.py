@@ -4,7 +4,9 @@ from hypergrad._foundation.renamed import renamed as _renamed
 from hypergrad.problem.operators._base import AbstractOperator as AbstractOperator
 from hypergrad.problem.operators.boundaries import AbstractBoundary as AbstractBoundary
 from hypergrad.problem.operators.boundaries import Periodic as Periodic
+from hypergrad.problem.operators.boundaries import Reflect as Reflect
 from hypergrad.problem.operators.boundaries import Symmetric as Symmetric
+from hypergrad.problem.operators.boundaries import Valid as Valid
 from hypergrad.problem.operators.boundaries import ZeroOutside as ZeroOutside
 from hypergrad.problem.operators.convolutions import FFT as FFT
 from hypergrad.problem.operators.convolutions import AbstractConvolution as AbstractConvolution

@@ -30,15 +30,15 @@ class FilterBank(AbstractOperator):
 
         (K x)[f, i, j] = sum_{p,q} filters[f, p, q] x[i + p - (h-1)//2, j + q - (w-1)//2]
 
-    `n = height * width`, row by row; `m = f n`, filter by filter. The learned leaf is `filters`
-    (`trainable=lambda p: p.K.filters`).
+    `n = height * width`, row by row; `m = f n`, filter by filter (with `Valid()` fewer, see there).
+    The learned leaf is `filters` (`trainable=lambda p: p.K.filters`).
 
     **Arguments**:
 
     - `filters`: an `(f, h, w)` array.
     - `image_shape`: `(height, width)`.
-    - `boundary`: the image's extension outside, `Symmetric()` (default), `ZeroOutside()` or
-      `Periodic()`.
+    - `boundary`: the image's extension outside, `Symmetric()` (default), `Reflect()`,
+      `ZeroOutside()` or `Periodic()`; with `Valid()` none, and no responses at the border.
     - `convolution`: `Direct()` or `FFT()`, which agree to rounding. Defaults to `Direct` for
       filters of up to 100 taps.
 
@@ -94,13 +94,18 @@ class FilterBank(AbstractOperator):
         _, h, w = self.filters.shape
         return ((h - 1) // 2, h // 2), ((w - 1) // 2, w // 2)
 
+    @property
+    def response_shape(self) -> tuple[int, int]:
+        """The number of rows and columns of the responses to one filter."""
+        return self.boundary.response_shape(self.image_shape, self.margins)
+
     def mv(self, vector: Float[Array, " n"]) -> Float[Array, " m"]:
         padded = self.boundary.pad(vector.reshape(self.image_shape), self.margins)
         return correlate(self.filters, padded[None], self.convolution).ravel()
 
     def rmv(self, vector: Float[Array, " m"]) -> Float[Array, " n"]:
         """Return `K^T y`."""
-        responses = vector.reshape(1, len(self.filters), *self.image_shape)
+        responses = vector.reshape(1, len(self.filters), *self.response_shape)
         padded = correlate_adjoint(self.filters, responses, self.convolution)
         return self.boundary.fold(padded[0], self.margins).ravel()
 
@@ -109,7 +114,7 @@ class FilterBank(AbstractOperator):
         return jax.ShapeDtypeStruct((height * width,), self.filters.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
-        height, width = self.image_shape
+        height, width = self.response_shape
         return jax.ShapeDtypeStruct((len(self.filters) * height * width,), self.filters.dtype)
 
     def norm_bound(self) -> Float[Array, ""] | None:
@@ -125,6 +130,8 @@ class FilterBank(AbstractOperator):
         torus = self.boundary.torus(self.image_shape, self.margins)
         if torus is not None:
             return self._norm_on(torus)
+        if not self.boundary.mirrors:
+            return None
         around = [max(8, 4 * sum(margins)) for margins in self.margins]
         small = min(self.image_shape[0], around[0]), min(self.image_shape[1], around[1])
         if small == self.image_shape:
