@@ -34,6 +34,7 @@ from hypergrad.problem.operators import (
     dct2,
     difference_operator,
     differences2,
+    stack,
 )
 
 DTYPES = {"float32": jnp.float32, "float64": jnp.float64}
@@ -193,6 +194,12 @@ def _composed(draw: Numbers, dtype: Any) -> Operator:
     return lx.MatrixLinearOperator(A) @ lx.DiagonalLinearOperator(d)
 
 
+def _stacked(draw: Numbers, dtype: Any) -> Operator:
+    return stack(
+        draw.entries(7, _PIXELS), OPERATORS["valid"].make(draw, dtype), _diagonal(draw, dtype)
+    )
+
+
 OPERATORS = {
     "array": Kind(lambda draw, dtype: jnp.asarray(draw.entries(7, _PIXELS))),
     "DCT": Kind(lambda draw, dtype: dct2(IMAGE)),
@@ -200,6 +207,7 @@ OPERATORS = {
     "image differences": Kind(lambda draw, dtype: difference_operator(IMAGE, dtype), degree=None),
     "diagonal": Kind(_diagonal),
     "composed": Kind(_composed, degree=2),
+    "stacked": Kind(_stacked),
     "convolution": Kind(lambda draw, dtype: Convolution(jnp.asarray(draw.entries(3)), _PIXELS)),
     # Even, odd, and as large as the image.
     "symmetric": _bank((2, 3), Symmetric(), Direct()),

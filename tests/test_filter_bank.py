@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
-from helpers import relative_error
+import scipy.fft
+from helpers import random_data, relative_error
 from jax.test_util import check_grads
 from scipy import ndimage
 from scipy.signal import correlate2d
@@ -370,3 +373,80 @@ def test_norm_in_any_unit(boundary, unit):
             for f in (filters, filters * np.float32(unit))
         )
         assert other == pytest.approx(unit * one, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------- banks of filters
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 3), (5, 24), (7, 48)])
+def test_dct_bank_is_the_dct_by_frequency(size, count):
+    bank = hg.operators.dct_bank(size, (9, 8))
+    filters = np.asarray(bank.filters)
+    spectra = scipy.fft.dctn(filters, axes=(1, 2), norm="ortho")
+    _, u, v = np.unravel_index(np.argmax(spectra.reshape(count, -1), 1), (1, size, size))
+    expected = np.zeros((count, size, size))
+    expected[range(count), u, v] = 1.0  # each filter is one frequency, and each occurs once
+    np.testing.assert_allclose(spectra, expected, atol=1e-14)
+    assert {*zip(u.tolist(), v.tolist(), strict=True)} == {*np.ndindex(size, size)} - {(0, 0)}
+    keys = list(zip((u**2 + v**2).tolist(), u.tolist(), strict=True))
+    assert keys == sorted(keys)
+
+
+def test_dct_bank_takes_the_first_and_the_options_of_a_bank():
+    how = {"boundary": hg.operators.Valid(), "convolution": hg.operators.FFT()}
+    bank = hg.operators.dct_bank(3, (9, 8), count=4, **how)
+    np.testing.assert_array_equal(bank.filters, hg.operators.dct_bank(3, (9, 8)).filters[:4])
+    assert (bank.boundary, bank.convolution) == tuple(how.values())
+    assert bank.image_shape == (9, 8)
+
+
+def test_zero_mean_is_the_projection():
+    bank = hg.operators.FilterBank(normal(3, 2, 4), (6, 7), hg.operators.Reflect())
+    filters, found = np.asarray(bank.filters), hg.operators.zero_mean(bank)
+    ones = np.full((8, 8), 1 / 8)  # onto the constants
+    np.testing.assert_allclose(
+        found.filters, (filters.reshape(3, 8) @ (np.eye(8) - ones)).reshape(3, 2, 4), atol=1e-15
+    )
+    assert eqx.tree_equal(eqx.tree_at(lambda b: b.filters, found, bank.filters), bank)
+    np.testing.assert_allclose(found.mv(jnp.ones(42)), 0.0, atol=1e-14)
+
+
+def test_training_with_filters_of_zero_mean():
+    """Every update ends on the constraint, and moves the filters."""
+    start = hg.LowerLevel(hg.operators.dct_bank(3, (5, 6), count=3), hg.L1(0.1), hg.Quadratic(1.0))
+    x_tilde, x_true = random_data(4, 30)
+    history = hg.train(
+        start,
+        (x_tilde + 1.0, x_true + 1.0),
+        solver=hg.ChambollePock(10),
+        strategy=hg.Truncation(2),
+        epochs=2,
+        batch_size=2,
+        project=lambda p: dataclasses.replace(p, K=hg.operators.zero_mean(p.K)),
+        progress=False,
+    )
+    filters = np.asarray(history.problem.K.filters)
+    np.testing.assert_allclose(np.sum(filters, axis=(1, 2)), 0.0, atol=1e-15)
+    assert np.max(abs(filters - np.asarray(start.K.filters))) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hg.operators.dct_bank(1, (4, 4)), "size must be a whole number of at least 2"),
+        (lambda: hg.operators.dct_bank(3, (4, 4), count=9), "count must be at most 8; got 9"),
+        (lambda: hg.operators.dct_bank(3, (4, 4), count=0), "count must be a whole number of at"),
+        (lambda: hg.operators.dct_bank(5, (4, 4)), "filters must not be larger than the image"),
+        (
+            lambda: hg.operators.zero_mean(hg.operators.dct(4)),
+            "bank must be a FilterBank; got .*subtract",
+        ),
+        (
+            lambda: hg.operators.zero_mean(hg.operators.FilterBank(np.ones((2, 1, 1)), (3, 3))),
+            "filters must have at least two taps",
+        ),
+    ],
+)
+def test_banks_that_cannot_be_made(make, message):
+    with pytest.raises(hg.HypergradError, match=message):
+        make()
