@@ -132,6 +132,13 @@ CLOSED_FORMS = {
     ),
     # x and y are 0: nothing but the scale of F says how small y has to be.
     "L1 alone, G of weight 0": (DCT, hg.L1(0.4), hg.Quadratic(0.0), V, np.zeros(4)),
+    "already solved, G of weight 0": (
+        hg.operators.differences(4),
+        hg.L1(0.4),
+        hg.Quadratic(0.0),
+        np.ones(4),
+        np.ones(4),
+    ),
     "a mean of 0": (np.ones((1, 4)), hg.IndicatorZero(), QUADRATIC, V, V - np.mean(V)),
     "a fixed x": (I4, QUADRATIC, hg.IndicatorZero(), V, V),
     "groups": (

@@ -24,9 +24,9 @@ A residual is at most 1: then one half is wrong as a whole.
 **Where the solution is 0**, on either side, nothing but rounding is left of a half, and it is no
 measure. So `||y||` counts as at least `eps^(1/4)` of the dual scale of `F` (the weight of a norm),
 and `||r||` as at least that part of the primal scale of `G` (the radius of a box) or of what that
-dual scale makes of `r`, `||K|| dual scale / mu`; of these scales no more counts than the pair,
-`K x` and the rounding of `x` show. Where a function has no scale and the pair is 0, the solver's
-step sizes are taken, and a half that is 0 has to stay where it is.
+dual scale makes of `r`, `||K|| dual scale / mu` (unknown where `mu` is 0); of these scales no more
+counts than the pair, `K x` and the rounding of `x` show. Where a function has no scale and the pair
+is 0, the solver's step sizes are taken, and a half that is 0 has to stay where it is.
 
 **Rounding.** `x` resolves `r` to `resolution = eps ||x|| / ||r||`, and `K x` is off by about
 `eps ||K|| ||x||`, so that no residual below about

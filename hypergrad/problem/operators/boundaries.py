@@ -34,8 +34,10 @@ Padded = Float[Array, "*batch P Q"]
 class AbstractBoundary(eqx.Module):
     """The continuation of an image: linear in the image, so that a filter has an adjoint.
 
-    Class variable `mirrors`: pixels near the border are repeated outside, so that the norm may be
-    larger than that of the same filters on a torus; False by default.
+    A subclass defines `pad` and `torus`; `fold` and `response_shape` where the padded image is not
+    the image with its margins. Class variable `mirrors`: pixels near the border are repeated
+    outside, so that the norm may be larger than that of the same filters on a torus; False by
+    default.
     """
 
     mirrors: ClassVar[bool] = False
