@@ -27,11 +27,14 @@ from hypergrad.problem.operators import (
     FilterBank,
     Operator,
     Periodic,
+    Reflect,
     Symmetric,
+    Valid,
     ZeroOutside,
     dct2,
     difference_operator,
     differences2,
+    stack,
 )
 
 DTYPES = {"float32": jnp.float32, "float64": jnp.float64}
@@ -99,8 +102,9 @@ FUNCTIONS = {
     "ConvexPotential smooth": lambda draw: hg.ConvexPotential(
         draw.weights(SIZE, 2), np.cumsum(draw.magnitudes(2))
     ),
-    "Quadratic": lambda draw: hg.Quadratic(draw.magnitudes(SIZE), draw.entries(SIZE)),
+    "Quadratic": lambda draw: hg.Quadratic(draw.weights(SIZE), draw.entries(SIZE)),
     "Zero": lambda draw: hg.Zero(),
+    "IndicatorZero": lambda draw: hg.IndicatorZero(),
     "Box": lambda draw: hg.Box(draw.magnitudes(SIZE)),
     "BoxQuadratic": lambda draw: hg.BoxQuadratic(draw.magnitudes(SIZE), draw.magnitudes(SIZE)),
     "L2Ball": lambda draw: hg.L2Ball(draw.magnitudes()),
@@ -190,6 +194,12 @@ def _composed(draw: Numbers, dtype: Any) -> Operator:
     return lx.MatrixLinearOperator(A) @ lx.DiagonalLinearOperator(d)
 
 
+def _stacked(draw: Numbers, dtype: Any) -> Operator:
+    return stack(
+        draw.entries(7, _PIXELS), OPERATORS["valid"].make(draw, dtype), _diagonal(draw, dtype)
+    )
+
+
 OPERATORS = {
     "array": Kind(lambda draw, dtype: jnp.asarray(draw.entries(7, _PIXELS))),
     "DCT": Kind(lambda draw, dtype: dct2(IMAGE)),
@@ -197,12 +207,17 @@ OPERATORS = {
     "image differences": Kind(lambda draw, dtype: difference_operator(IMAGE, dtype), degree=None),
     "diagonal": Kind(_diagonal),
     "composed": Kind(_composed, degree=2),
+    "stacked": Kind(_stacked),
     "convolution": Kind(lambda draw, dtype: Convolution(jnp.asarray(draw.entries(3)), _PIXELS)),
     # Even, odd, and as large as the image.
     "symmetric": _bank((2, 3), Symmetric(), Direct()),
+    "reflect": _bank((2, 3), Reflect(), Direct()),
+    "valid": _bank((2, 3), Valid(), Direct()),
     "zero outside": _bank((2, 3), ZeroOutside(), Direct()),
     "periodic": _bank((2, 3), Periodic(), Direct()),
     "symmetric by FFT": _bank(IMAGE, Symmetric(), FFT()),
+    "reflect by FFT": _bank(IMAGE, Reflect(), FFT()),
+    "valid by FFT": _bank(IMAGE, Valid(), FFT()),
     "zero outside by FFT": _bank(IMAGE, ZeroOutside(), FFT()),
     "periodic by FFT": _bank(IMAGE, Periodic(), FFT()),
 }

@@ -103,7 +103,9 @@ CASES = {
     "Quadratic rows": Case(
         hg.Quadratic(WEIGHTS, CENTER), lambda v: np.sum(WEIGHTS / 2 * (v - CENTER) ** 2, -1)
     ),
+    "Quadratic of weight 0": Case(hg.Quadratic(0.0, CENTER), lambda v: np.zeros(v.shape[:-1])),
     "Zero": Case(hg.Zero(), lambda v: np.zeros(v.shape[:-1])),
+    "IndicatorZero": Case(hg.IndicatorZero(), lambda v: inside(np.all(v == 0, -1))),
     "Box": Case(hg.Box(0.6), lambda v: inside(np.all(np.abs(v) <= 0.6 + SLACK, -1))),
     "Box rows": Case(hg.Box(RADII), lambda v: inside(np.all(np.abs(v) <= RADII + SLACK, -1))),
     "BoxQuadratic": Case(

@@ -296,7 +296,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: hg.L1(NAN), "L1.weight must be finite; got 1 NaN or infinite entries out of 1"),
     (lambda: hg.GroupL1(INF, shape=(1, 3)),
      "GroupL1.weight must be finite; got 1 NaN or infinite entries out of 1"),
-    (lambda: hg.Quadratic(0.0), "Quadratic.weight must be positive; got 0"),
+    (lambda: hg.Quadratic(-0.5), "Quadratic.weight must be non-negative; got -0.5"),
     (lambda: hg.Quadratic(1.0, jnp.array([0.0, NAN])),
      "Quadratic.center must be finite; got 1 NaN or infinite entries out of 2"),
     (lambda: hg.Box(0.0), "Box.radius must be positive; got 0"),

@@ -129,6 +129,17 @@ CLOSED_FORMS = {
         V,
         np.linalg.solve(0.7 * K.T @ K + 1.5 * np.eye(4), 1.5 * V + 0.7 * K.T @ CENTER),
     ),
+    # x and y are 0: nothing but the scale of F says how small y has to be.
+    "L1 alone, G of weight 0": (DCT, hg.L1(0.4), hg.Quadratic(0.0), V, np.zeros(4)),
+    "already solved, G of weight 0": (
+        hg.operators.differences(4),
+        hg.L1(0.4),
+        hg.Quadratic(0.0),
+        np.ones(4),
+        np.ones(4),
+    ),
+    "a mean of 0": (np.ones((1, 4)), hg.IndicatorZero(), QUADRATIC, V, V - np.mean(V)),
+    "a fixed x": (I4, QUADRATIC, hg.IndicatorZero(), V, V),
     "groups": (
         I4,
         hg.GroupL1(0.4, shape=(2, 2)),  # (V[0], V[2]) and (V[1], V[3])
@@ -160,6 +171,17 @@ def test_closed_form(name):
     np.testing.assert_allclose(solution.x, expected, atol=1e-11)
     assert solution.stats.status == hg.Status.CONVERGED
     assert abs(solution.stats.gap) <= 1e-11
+
+
+def test_a_quadratic_of_weight_0_is_solved_as_zero_is():
+    """Least squares; `K^T y = 0`, so that the residual compares rounding with rounding."""
+    solutions = [
+        run(hg.LowerLevel(K=K, F=hg.Quadratic(0.7, CENTER), G=G), V, iterations=1000)
+        for G in (hg.Quadratic(0.0), hg.Zero())
+    ]
+    for solution in solutions:
+        np.testing.assert_allclose(solution.x, np.linalg.lstsq(K, CENTER)[0], atol=1e-11)
+        assert solution.stats.status == hg.Status.ROUNDING
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

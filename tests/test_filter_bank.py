@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
-from helpers import relative_error
+import scipy.fft
+from helpers import random_data, relative_error
 from jax.test_util import check_grads
+from scipy import ndimage
 from scipy.signal import correlate2d
 
 import hypergrad as hg
@@ -18,7 +22,9 @@ from hypergrad.problem.operators import (
     Direct,
     FilterBank,
     Periodic,
+    Reflect,
     Symmetric,
+    Valid,
     ZeroOutside,
     apply,
     apply_transpose,
@@ -34,7 +40,25 @@ from hypergrad.problem.operators.convolutions import (
 
 SHAPE = (7, 9)
 N = SHAPE[0] * SHAPE[1]
-SCIPY = {Symmetric(): "symm", ZeroOutside(): "fill", Periodic(): "wrap"}
+
+
+def by_signal(**how):
+    """SciPy's filtering of one image, by `scipy.signal`."""
+    return lambda image, taps: correlate2d(image, taps, **how)
+
+
+def reflected(image, taps):
+    """By `scipy.ndimage`, whose even filters lie one pixel further up and left."""
+    return ndimage.correlate(image, taps, mode="mirror", origin=[n % 2 - 1 for n in taps.shape])
+
+
+SCIPY = {
+    Symmetric(): by_signal(mode="same", boundary="symm"),
+    Reflect(): reflected,
+    ZeroOutside(): by_signal(mode="same", boundary="fill"),
+    Periodic(): by_signal(mode="same", boundary="wrap"),
+    Valid(): by_signal(mode="valid"),
+}
 every_boundary = pytest.mark.parametrize("boundary", SCIPY, ids=lambda b: type(b).__name__)
 every_convolution = pytest.mark.parametrize(
     "convolution", [Direct(), FFT()], ids=lambda c: type(c).__name__
@@ -73,11 +97,10 @@ def products(K: FilterBank, x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]
 @every_size
 def test_products(boundary, convolution, size):
     """Filter by filter against SciPy, and the adjoint against the transpose of the matrix."""
-    K, x, y = bank(size, boundary=boundary, convolution=convolution), normal(N), normal(3 * N)
-    image = np.asarray(x).reshape(SHAPE)
-    expected = [
-        correlate2d(image, taps, mode="same", boundary=SCIPY[boundary]) for taps in K.filters
-    ]
+    K, x = bank(size, boundary=boundary, convolution=convolution), normal(N)
+    y, image = normal(K.out_size()), np.asarray(x).reshape(SHAPE)
+    expected = [SCIPY[boundary](image, taps) for taps in np.asarray(K.filters)]
+    assert (3, *K.response_shape) == np.shape(expected)
     K_x, KT_y, matrix = map(np.asarray, products(K, x, y))
     np.testing.assert_allclose(K_x, np.ravel(expected), atol=1e-13)
     np.testing.assert_allclose(matrix @ np.asarray(x), np.ravel(expected), atol=1e-13)
@@ -89,7 +112,7 @@ def test_products(boundary, convolution, size):
 def test_direct_and_fft_agree(boundary):
     size = (5, 4)
     direct, fft = (bank(size, boundary=boundary, convolution=c) for c in (Direct(), FFT()))
-    x, y = normal(2, N), normal(2, 3 * N)
+    x, y = normal(2, N), normal(2, direct.out_size())
     assert relative_error(apply(direct, x), apply(fft, x)) < 1e-14
     assert relative_error(apply_transpose(direct, y), apply_transpose(fft, y)) < 1e-14
     gradients = [bilinear_gradient(K, (y, x)).filters for K in (direct, fft)]
@@ -278,6 +301,13 @@ def test_a_weight_per_filter_holds_at_every_pixel_of_its_output(scene):
     assert other.m == 2 * 28
 
 
+def test_without_a_boundary_a_bank_of_differences_is_the_matrix_of_a_patch():
+    """No row for a difference across the border."""
+    down, right = [[[-1.0], [1.0]]], [[[-1.0, 1.0]]]
+    matrix = np.concatenate([FilterBank(f, SHAPE, Valid()).as_matrix() for f in (down, right)])
+    np.testing.assert_array_equal(matrix, hg.operators.differences2(SHAPE))
+
+
 def test_a_bank_of_differences():
     """Mirrored, the border is repeated: no difference crosses it."""
     taps = np.zeros((2, 2, 2))
@@ -313,6 +343,8 @@ SIZES = [
     ((8, 9), (3, 7, 7)),
     ((5, 5), (2, 5, 5)),
     ((1, 30), (2, 1, 9)),
+    ((1, 60), (2, 1, 9)),
+    ((1, 80), (2, 1, 9)),
     ((24, 3), (1, 4, 3)),
     ((21, 22), (2, 3, 3)),
     ((7, 1), (1, 1, 1)),
@@ -341,3 +373,80 @@ def test_norm_in_any_unit(boundary, unit):
             for f in (filters, filters * np.float32(unit))
         )
         assert other == pytest.approx(unit * one, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------- banks of filters
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 3), (5, 24), (7, 48)])
+def test_dct_bank_is_the_dct_by_frequency(size, count):
+    bank = hg.operators.dct_bank(size, (9, 8))
+    filters = np.asarray(bank.filters)
+    spectra = scipy.fft.dctn(filters, axes=(1, 2), norm="ortho")
+    _, u, v = np.unravel_index(np.argmax(spectra.reshape(count, -1), 1), (1, size, size))
+    expected = np.zeros((count, size, size))
+    expected[range(count), u, v] = 1.0  # each filter is one frequency, and each occurs once
+    np.testing.assert_allclose(spectra, expected, atol=1e-14)
+    assert {*zip(u.tolist(), v.tolist(), strict=True)} == {*np.ndindex(size, size)} - {(0, 0)}
+    keys = list(zip((u**2 + v**2).tolist(), u.tolist(), strict=True))
+    assert keys == sorted(keys)
+
+
+def test_dct_bank_takes_the_first_and_the_options_of_a_bank():
+    how = {"boundary": hg.operators.Valid(), "convolution": hg.operators.FFT()}
+    bank = hg.operators.dct_bank(3, (9, 8), count=4, **how)
+    np.testing.assert_array_equal(bank.filters, hg.operators.dct_bank(3, (9, 8)).filters[:4])
+    assert (bank.boundary, bank.convolution) == tuple(how.values())
+    assert bank.image_shape == (9, 8)
+
+
+def test_zero_mean_is_the_projection():
+    bank = hg.operators.FilterBank(normal(3, 2, 4), (6, 7), hg.operators.Reflect())
+    filters, found = np.asarray(bank.filters), hg.operators.zero_mean(bank)
+    ones = np.full((8, 8), 1 / 8)  # onto the constants
+    np.testing.assert_allclose(
+        found.filters, (filters.reshape(3, 8) @ (np.eye(8) - ones)).reshape(3, 2, 4), atol=1e-15
+    )
+    assert eqx.tree_equal(eqx.tree_at(lambda b: b.filters, found, bank.filters), bank)
+    np.testing.assert_allclose(found.mv(jnp.ones(42)), 0.0, atol=1e-14)
+
+
+def test_training_with_filters_of_zero_mean():
+    """Every update ends on the constraint, and moves the filters."""
+    start = hg.LowerLevel(hg.operators.dct_bank(3, (5, 6), count=3), hg.L1(0.1), hg.Quadratic(1.0))
+    x_tilde, x_true = random_data(4, 30)
+    history = hg.train(
+        start,
+        (x_tilde + 1.0, x_true + 1.0),
+        solver=hg.ChambollePock(10),
+        strategy=hg.Truncation(2),
+        epochs=2,
+        batch_size=2,
+        project=lambda p: dataclasses.replace(p, K=hg.operators.zero_mean(p.K)),
+        progress=False,
+    )
+    filters = np.asarray(history.problem.K.filters)
+    np.testing.assert_allclose(np.sum(filters, axis=(1, 2)), 0.0, atol=1e-15)
+    assert np.max(abs(filters - np.asarray(start.K.filters))) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hg.operators.dct_bank(1, (4, 4)), "size must be a whole number of at least 2"),
+        (lambda: hg.operators.dct_bank(3, (4, 4), count=9), "count must be at most 8; got 9"),
+        (lambda: hg.operators.dct_bank(3, (4, 4), count=0), "count must be a whole number of at"),
+        (lambda: hg.operators.dct_bank(5, (4, 4)), "filters must not be larger than the image"),
+        (
+            lambda: hg.operators.zero_mean(hg.operators.dct(4)),
+            "bank must be a FilterBank; got .*subtract",
+        ),
+        (
+            lambda: hg.operators.zero_mean(hg.operators.FilterBank(np.ones((2, 1, 1)), (3, 3))),
+            "filters must have at least two taps",
+        ),
+    ],
+)
+def test_banks_that_cannot_be_made(make, message):
+    with pytest.raises(hg.HypergradError, match=message):
+        make()

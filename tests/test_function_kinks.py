@@ -208,6 +208,7 @@ MARGINS = {
     ),
     "Quadratic": (hg.Quadratic(0.5), [0.5, -0.25], 1.0, [INF]),
     "Zero": (hg.Zero(), [0.5, -0.25], 1.0, [INF]),
+    "IndicatorZero": (hg.IndicatorZero(), [0.0, -0.25], 1.0, [INF]),
     "Box": (hg.Box(0.5), [0.5, -0.25, 1.0, 0.0], 7.0, [0, 0.5, 1, 1]),
     "Box rows": (hg.Box([0.5, 0.25]), [0.25, 0.25], 7.0, [0.5, 0]),
     "BoxQuadratic": (hg.BoxQuadratic(0.5, 1.0), [1.0, -0.5, 2.0, 0.0], 1.0, [0, 0.5, 1, 1]),

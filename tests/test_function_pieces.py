@@ -17,6 +17,7 @@ FUNCTIONS = [
     hg.ConvexPotential([[0.7, 1.5], [0.3, 0.1]], (0.4, 1.0), [0.2, 0.6]),
     hg.Quadratic(0.7, 0.2),
     hg.Zero(),
+    hg.IndicatorZero(),
     hg.Box(0.7),
     hg.BoxQuadratic(0.7, 0.5),
     hg.NonNegative(),
@@ -36,7 +37,9 @@ def test_a_prox_is_affine_within_a_piece(f, key):
     middle = f.prox_conjugate((a + b) / 2, step)
     ends = (f.prox_conjugate(a, step) + f.prox_conjugate(b, step)) / 2
     assert np.all(jnp.abs(middle - ends)[conjugate] <= 1e-12)
-    assert (np.asarray(crossed) > 0).any() == (type(f) not in (hg.Quadratic, hg.Zero))
+    assert (np.asarray(crossed) > 0).any() == (
+        type(f) not in (hg.Quadratic, hg.Zero, hg.IndicatorZero)
+    )
 
 
 @pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: type(f).__name__)

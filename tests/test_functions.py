@@ -243,6 +243,7 @@ def test_derivatives_at_zero_are_finite(case):
         (hg.ConvexPotential([[1.0, 2.0], [3.0, 0.0], [0.0, 0.0]], (1.0, 1.5), 0.5), 2.5, None),
         (hg.Quadratic(0.7), None, None),
         (hg.Zero(), None, None),
+        (hg.IndicatorZero(), None, None),
         (hg.NonNegative(), None, None),
         (hg.Box([1.0, 2.0, 9.0]), None, 2.0),
         (hg.BoxQuadratic(0.6, 0.7), None, 0.6),
@@ -312,6 +313,31 @@ def test_separable_sum_is_its_parts(key):
     np.testing.assert_allclose(whole.conjugate, sum(conjugate), rtol=1e-15)
     for got, expected in zip(whole[2:], vectors, strict=True):
         np.testing.assert_allclose(got, np.concatenate(expected, axis=-1), rtol=1e-15, atol=1e-15)
+
+
+def test_zero_and_the_indicator_of_zero_are_conjugates():
+    zero, indicator, quadratic = (
+        evaluate(f, POINTS, STEP) for f in (hg.Zero(), hg.IndicatorZero(), hg.Quadratic(0.0))
+    )
+    for f in (zero, quadratic):
+        np.testing.assert_array_equal(f.prox, indicator.prox_conjugate)
+        np.testing.assert_array_equal(f.prox_conjugate, indicator.prox)
+        np.testing.assert_array_equal(f.value, indicator.conjugate)
+        np.testing.assert_array_equal(f.conjugate, indicator.value)
+
+
+def test_a_quadratic_may_have_weight_0_in_some_coordinates():
+    """There it is the zero function, whatever the center; elsewhere it is what it was."""
+    f, on = hg.Quadratic([0.7, 0.0, 2.0, 0.0], CENTER), np.array([0, 2])
+    rest = hg.Quadratic([0.7, 2.0], CENTER[on])
+    got, of_rest = evaluate(f, POINTS, STEP), evaluate(rest, POINTS[:, on], STEP)
+    np.testing.assert_allclose(got.value, of_rest.value, rtol=1e-15)
+    np.testing.assert_allclose(got.prox[:, on], of_rest.prox, rtol=1e-15)
+    np.testing.assert_array_equal(got.prox[:, [1, 3]], POINTS[:, [1, 3]])
+    np.testing.assert_array_equal(got.conjugate, np.full(8, INF))
+    inside = evaluate(f, POINTS * jnp.array([1.0, 0.0, 1.0, 0.0]), STEP).conjugate
+    np.testing.assert_allclose(inside, of_rest.conjugate, rtol=1e-15)
+    assert f.strong_convexity == 0
 
 
 KNOTS_OF_HUBER = (0.1, 0.4, 3.0)  # with its smoothing

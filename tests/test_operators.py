@@ -14,6 +14,7 @@ import pytest
 import scipy.fft
 import scipy.linalg
 from helpers import random_data, relative_error
+from scipy.signal import correlate2d
 
 import hypergrad as hg
 from hypergrad.problem.operators import (
@@ -74,6 +75,8 @@ class Case(NamedTuple):
     matrix: np.ndarray
 
 
+MATRIX_FLOAT32 = jnp.asarray(A, jnp.float32)
+IMAGE_TO_IMAGE = lx.FunctionLinearOperator(jnp.negative, jax.ShapeDtypeStruct((2, 2), jnp.float64))
 MATRIX, DIAGONAL_OPERATOR = (
     lx.MatrixLinearOperator(jnp.asarray(A)),
     lx.DiagonalLinearOperator(jnp.asarray(DIAGONAL)),
@@ -88,6 +91,10 @@ CASES = {
     "sum": Case(MATRIX + lx.MatrixLinearOperator(jnp.asarray(B)), A + B),
     "multiple": Case(-3.0 * MATRIX, -3.0 * A),
     "transpose": Case(MATRIX.T, A.T),
+    "stacked": Case(
+        stack(A, MATRIX @ DIAGONAL_OPERATOR, circular_convolution(jnp.asarray(KERNEL))),
+        np.vstack([A, A @ np.diag(DIAGONAL), scipy.linalg.circulant(KERNEL)]),
+    ),
     "image differences": Case(
         difference_operator((2, 3)),
         np.stack([numpy_image_differences(e, (2, 3)) for e in np.eye(6)], axis=1),
@@ -455,6 +462,82 @@ def test_random_has_norm_one(shape, key):
     assert not np.array_equal(K, random(*shape, key=jax.random.key(1)))
 
 
-def test_stack():
-    K = stack([jnp.asarray(A), jnp.eye(4)])
-    np.testing.assert_array_equal(K, np.vstack([A, np.eye(4)]))
+def test_stacked_matrices_are_a_matrix():
+    expected = np.vstack([A, np.eye(4)])
+    for matrices in (
+        ([jnp.asarray(A), jnp.eye(4)],),
+        (jnp.asarray(A), np.eye(4)),
+        (lx.MatrixLinearOperator(jnp.asarray(A)), jnp.eye(4)),
+        (iter([A, np.eye(4)]),),
+        (np.stack([A[:4], np.eye(4)]),),
+    ):
+        K = stack(*matrices)
+        assert isinstance(K, jax.Array)
+        np.testing.assert_array_equal(K, expected if len(K) == 9 else np.delete(expected, 4, 0))
+    np.testing.assert_array_equal(stack(A), A)
+
+
+def stacked_bank() -> hg.operators.Stacked:
+    """Filters without a boundary, differences, and a matrix, of an image of 4 x 5 pixels."""
+    filters, boundary = normal(2, 2, 3), hg.operators.Valid()
+    bank = hg.operators.FilterBank(filters, (4, 5), boundary)
+    return stack(bank, difference_operator((4, 5)), dct2((4, 5), constant=False))
+
+
+def test_a_bank_differences_and_a_matrix_on_top_of_each_other():
+    K, x = stacked_bank(), normal(20)
+    bank, image = K.operators[0], np.asarray(x).reshape(4, 5)
+    responses = [correlate2d(image, taps, mode="valid").ravel() for taps in bank.filters]
+    down_and_right = numpy_image_differences(np.asarray(x), (4, 5))
+    frequencies = scipy.fft.dctn(image, norm="ortho").ravel()[1:]
+    expected = np.concatenate([*responses, down_and_right, frequencies])
+    np.testing.assert_allclose(K.mv(x), expected, atol=1e-13)
+    assert (operator_shape(K), len(jax.tree.leaves(K))) == ((2 * 9 + 40 + 19, 20), 2)
+    hg.check_operator(K)
+    true = np.linalg.norm(K.as_matrix(), 2)
+    assert true <= float(compiled_norm(K)) <= 1.011 * true
+
+
+def test_a_stack_is_cast_with_operators_that_have_no_leaves():
+    K = stacked_bank().astype(jnp.float32)
+    dtypes = {part.dtype for part in (*jax.tree.leaves(K), K.operators[1])}
+    assert dtypes == {jnp.dtype(jnp.float32)}
+    assert {K.mv(jnp.ones(20, jnp.float32)).dtype, operator_dtype(K)} == {jnp.dtype(jnp.float32)}
+
+
+def test_filters_of_a_stack_are_learned():
+    """By the chain rule from the gradient in the dense matrix."""
+    K, (x_tilde, x_true) = stacked_bank(), random_data(2, 20)
+    F = hg.SeparableSum((hg.L1(0.1), hg.Huber(0.1, 0.1), hg.L1(0.05)), (18, 40, 19))
+    # Far from converged, so that the step sizes count: both operators get the same.
+    solver, strategy = hg.ChambollePock(20, tau=0.2, sigma=0.2), hg.FullUnrolling()
+
+    def grad(K):
+        problem = hg.LowerLevel(K, F, hg.Quadratic(1.0))
+        return hg.hypergradient(problem, x_tilde, x_true, solver=solver, strategy=strategy).grad.K
+
+    in_matrix = np.asarray(grad(K.as_matrix()))
+    of_bank, of_dct = jax.tree.leaves(grad(K))
+    np.testing.assert_allclose(of_dct, in_matrix[58:], rtol=1e-10, atol=1e-13)
+    for i in ((0, 0, 0), (1, 1, 2)):
+        unit = eqx.tree_at(lambda K: K.filters, K.operators[0], jnp.zeros((2, 2, 3)).at[i].set(1.0))
+        expected = np.vdot(in_matrix[:18], unit.as_matrix())
+        assert float(of_bank[i]) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("operators", "message"),
+    [
+        ((), "a stack must have at least one operator; got none"),
+        (([],), "a stack must have at least one operator; got none"),
+        ((A, np.eye(3)), r"must have the same number of columns; got \[4, 3\]"),
+        ((stacked_bank, A), "must be a matrix or a lineax operator; got function"),
+        ((A, np.ones(4)), r"must be a matrix or a lineax operator; got .* of shape \(4,\)"),
+        ((3.0,), "must be a matrix or a lineax operator; got"),
+        ((MATRIX_FLOAT32, CASES["function"].K), "must have one dtype; got float32, float64"),
+        ((IMAGE_TO_IMAGE, A), r"operator 0 of a stack must take vectors \(n,\) to vectors"),
+    ],
+)
+def test_what_cannot_be_stacked(operators, message):
+    with pytest.raises(hg.HypergradError, match=message):
+        stack(*operators)

@@ -185,7 +185,11 @@ def test_settings_that_do_not_fit(changed) -> None:
         dataclasses.replace(ROWS, **changed)
 
 
-@pytest.mark.parametrize("boundary", [operators.Symmetric(), operators.Periodic()], ids=repr)
+@pytest.mark.parametrize(
+    "boundary",
+    [operators.Symmetric(), operators.Reflect(), operators.Periodic(), operators.Valid()],
+    ids=repr,
+)
 def test_a_filter_bank_is_saved_and_restores_images_of_any_shape(boundary, tmp_path) -> None:
     filters = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 2)))
     K = operators.FilterBank(filters, (8, 8), boundary, operators.FFT())

@@ -24,9 +24,9 @@ A residual is at most 1: then one half is wrong as a whole.
 **Where the solution is 0**, on either side, nothing but rounding is left of a half, and it is no
 measure. So `||y||` counts as at least `eps^(1/4)` of the dual scale of `F` (the weight of a norm),
 and `||r||` as at least that part of the primal scale of `G` (the radius of a box) or of what that
-dual scale makes of `r`, `||K|| dual scale / mu`; of these scales no more counts than the pair,
-`K x` and the rounding of `x` show. Where a function has no scale and the pair is 0, the solver's
-step sizes are taken, and a half that is 0 has to stay where it is.
+dual scale makes of `r`, `||K|| dual scale / mu` (unknown where `mu` is 0); of these scales no more
+counts than the pair, `K x` and the rounding of `x` show. Where a function has no scale and the pair
+is 0, the solver's step sizes are taken, and a half that is 0 has to stay where it is.
 
 **Rounding.** `x` resolves `r` to `resolution = eps ||x|| / ||r||`, and `K x` is off by about
 `eps ||K|| ||x||`, so that no residual below about
@@ -118,6 +118,7 @@ def pair_scale(
         shown = safe_norm(K_x) / norm_K + size_r + float(info.eps) ** 0.75 * safe_norm(x)
         share = jnp.minimum(ratio(shown, scale_r, jnp.zeros_like(shown)), 1.0)
         size_r = _at_least(size_r, share * scale_r)
+        share = jnp.where(scale_r < info.max, share, 1.0)  # else nothing is known of r
         scale_y = None if scale_y is None else share * scale_y.astype(share.dtype)
     size_y = _at_least(size_y, scale_y)
     t = ratio(ratio(size_r, size_y, sizes.tau * gain), gain, sizes.tau)
@@ -126,13 +127,18 @@ def pair_scale(
 
 
 def _scale_of_r(problem: LowerLevel, norm_K: Array) -> Array | None:
-    """Return how large `r` can be: the radius of G, or what the dual scale of F makes of it."""
+    """Return how large `r` can be: the radius of G, or what the dual scale of F makes of it.
+
+    The largest number where G has no curvature (a weight of 0); None where nothing is known of it.
+    """
     F, G = problem.F, problem.G
     if G.primal_scale is not None:
         return G.primal_scale.astype(norm_K.dtype)
     if F.dual_scale is None or G.strong_convexity is None:
         return None
-    return norm_K * F.dual_scale.astype(norm_K.dtype) / G.strong_convexity.astype(norm_K.dtype)
+    mu = G.strong_convexity.astype(norm_K.dtype)
+    bound = norm_K * F.dual_scale.astype(norm_K.dtype) / jnp.where(mu > 0, mu, 1.0)
+    return jnp.where(mu > 0, bound, jnp.finfo(mu.dtype).max)
 
 
 def _at_least(size: Array, scale: Array | None) -> Array:

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import (
     as_inexact,
-    cast_leaves,
     check_finite,
     describe,
     is_concrete,
@@ -23,13 +22,14 @@ from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.functions._base import check_is_function
 from hypergrad.problem.operators import (
-    AbstractOperator,
     Operator,
     apply,
     matrix_of,
     operator_dtype,
     operator_shape,
 )
+from hypergrad.problem.operators._base import cast_floats
+from hypergrad.problem.operators.products import check_takes_vectors
 
 
 def _as_operator(K: Any) -> Operator:
@@ -40,17 +40,6 @@ def _as_operator(K: Any) -> Operator:
         "K",
         rule="an (m, n) matrix or a lineax operator",
         advice="pass K.toarray() of a sparse matrix, or a lineax.FunctionLinearOperator",
-    )
-
-
-def cast_floats(tree: Any, dtype: Any) -> Any:
-    """Cast float leaves to a dtype; operators are cast by their `astype`."""
-    return jax.tree.map(
-        lambda node: (
-            node.astype(dtype) if isinstance(node, AbstractOperator) else cast_leaves(node, dtype)
-        ),
-        tree,
-        is_leaf=lambda node: isinstance(node, AbstractOperator),
     )
 
 
@@ -104,14 +93,7 @@ def select_leaves(problem: LowerLevel, select: Callable[[LowerLevel], Any], name
 
 def _check_operator(K: Operator) -> None:
     """Check that K takes vectors to vectors, is real, finite, not zero, and has a usable dtype."""
-    if isinstance(K, lx.AbstractLinearOperator):
-        for name, structure in (("in", K.in_structure()), ("out", K.out_structure())):
-            shapes = [leaf.shape for leaf in jax.tree.leaves(structure)]
-            if len(shapes) != 1 or len(shapes[0]) != 1:
-                raise HypergradError(
-                    f"K must take vectors (n,) to vectors (m,); got {name}_structure {structure}: "
-                    "reshape inside it"
-                )
+    check_takes_vectors("K", K)
     dtype = operator_dtype(K)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise HypergradError(

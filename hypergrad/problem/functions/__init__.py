@@ -16,6 +16,7 @@ from hypergrad.problem.functions._base import prox_conjugate as prox_conjugate
 from hypergrad.problem.functions.fidelity import DataFidelity as DataFidelity
 from hypergrad.problem.functions.indicators import Box as Box
 from hypergrad.problem.functions.indicators import BoxQuadratic as BoxQuadratic
+from hypergrad.problem.functions.indicators import IndicatorZero as IndicatorZero
 from hypergrad.problem.functions.indicators import L2Ball as L2Ball
 from hypergrad.problem.functions.indicators import NonNegative as NonNegative
 from hypergrad.problem.functions.norms import L1 as L1

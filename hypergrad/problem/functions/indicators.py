@@ -23,7 +23,7 @@ from hypergrad.problem.functions._projections import (
     spread,
 )
 
-__all__ = ["Box", "BoxQuadratic", "L2Ball", "NonNegative"]
+__all__ = ["Box", "BoxQuadratic", "IndicatorZero", "L2Ball", "NonNegative"]
 
 
 class Box(AbstractFunction):
@@ -186,6 +186,42 @@ class NonNegative(AbstractFunction):
 
     def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
         return (z > 0).astype(jnp.int32)
+
+
+class IndicatorZero(AbstractFunction):
+    """Indicator of `{0}`: 0 at the origin, infinite elsewhere; the conjugate of `Zero`.
+
+    As a part of F it is the constraint `K x = 0` on its rows (with `SeparableSum`); G = this one
+    fixes `x = x_tilde`. The prox is 0, and that of the conjugate the identity.
+
+    **Caveat**: iterates satisfy `K x = 0` in the limit only, and until then the objective and the
+    primal-dual gap are infinite.
+
+    >>> print(IndicatorZero().prox(jnp.array([2.0]), 1.0), IndicatorZero()(jnp.array([2.0])))
+    [0.] inf
+    """
+
+    homogeneous: ClassVar[bool] = True
+    indicator: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
+
+    def __call__(self, v: Vector) -> Values:
+        return indicator_of(jnp.abs(v), jnp.ones((), v.dtype))
+
+    def prox(self, z: Vector, step: Scalar) -> Vector:
+        return jnp.zeros_like(z)
+
+    def prox_conjugate(self, z: Vector, step: Scalar) -> Vector:
+        return z
+
+    def conjugate(self, y: Vector) -> Values:
+        return jnp.zeros(y.shape[:-1], y.dtype)
+
+    def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
+        return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
+
+    def piece(self, z: Vector, step: Scalar) -> Int[Array, "*batch size"] | None:
+        return jnp.zeros(z.shape, jnp.int32)
 
 
 def _size(v: Vector) -> Array:

@@ -18,8 +18,25 @@ __all__ = ["Quadratic", "Zero"]
 class Quadratic(AbstractFunction):
     """`f(v) = (weight / 2) ||v - center||^2`.
 
+    A weight of 0 is the zero function: the prox is the identity, and the conjugate the indicator of
+    `{0}`. So is a weight of 0 in one coordinate or block, there.
+
+    **Arguments**:
+
+    - `weight`: at least 0; a number, or one for each coordinate or block of coordinates.
+    - `center`: the minimiser, of the same forms. Defaults to 0.
+
+    **Errors**: a `HypergradError` for a negative weight, and for numbers that are not finite.
+
+    **Caveat**: where a weight is 0, `f` is not strongly convex: `MatrixFree` and
+    `ConjugateGradients`, which divide by the curvature of G, report `NON_FINITE`. `hypergrad.train`
+    refuses to learn a weight of 0, since it learns the logarithm.
+
     >>> print(Quadratic(2.0, center=1.0)(jnp.array([2.0, -2.0])))
     10.0
+    >>> zero = Quadratic(0.0)
+    >>> print(zero.prox(jnp.array([2.0]), 1.0), zero.conjugate(jnp.array([2.0])))
+    [2.] inf
     """
 
     weight: Float[Array, "..."] = eqx.field(converter=inexact("Quadratic.weight"))
@@ -29,7 +46,7 @@ class Quadratic(AbstractFunction):
     smooth: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
-        check_positive(self, "weight")
+        check_positive(self, "weight", zero_allowed=True)
         check_finite("Quadratic.center", self.center)
 
     def __call__(self, v: Vector) -> Values:
@@ -46,7 +63,10 @@ class Quadratic(AbstractFunction):
 
     def conjugate(self, y: Vector) -> Values:
         weight, center = spread(self.weight, y), spread(self.center, y)
-        return jnp.sum(y**2 / (2 * weight) + y * center, axis=-1)
+        flat = weight == 0
+        curved = y**2 / (2 * jnp.where(flat, 1.0, weight)) + y * center
+        outside = indicator_of(jnp.where(flat, jnp.abs(y), 0.0), jnp.ones((), y.dtype))
+        return jnp.sum(jnp.where(flat, 0.0, curved), axis=-1) + outside
 
     def margin(self, z: Vector, step: Scalar) -> Inexact[Array, "*batch kinks"]:
         return jnp.full((*z.shape[:-1], 1), jnp.inf, z.dtype)
@@ -68,7 +88,7 @@ class Quadratic(AbstractFunction):
 
 
 class Zero(AbstractFunction):
-    """`f(v) = 0`; its conjugate is the indicator of the origin.
+    """`f(v) = 0`; its conjugate is `IndicatorZero`.
 
     >>> print(Zero().prox(jnp.array([2.0]), 1.0), Zero().conjugate(jnp.array([2.0])))
     [2.] inf

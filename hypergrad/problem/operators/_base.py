@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from hypergrad._foundation.checks import cast_leaves, check_counts
 from hypergrad._foundation.errors import HypergradError
 
-__all__ = ["AbstractOperator", "TransposedOperator", "check_image_shape"]
+__all__ = ["AbstractOperator", "TransposedOperator", "cast_floats", "check_image_shape"]
 
 
 class AbstractOperator(lx.AbstractLinearOperator):
@@ -78,6 +78,18 @@ class TransposedOperator(lx.AbstractLinearOperator):
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
         return self.operator.in_structure()
+
+
+def cast_floats(tree: Any, dtype: Any) -> Any:
+    """Cast float leaves to a dtype; operators are cast by their `astype`."""
+
+    def is_operator(node: Any) -> bool:
+        return isinstance(node, AbstractOperator)
+
+    def cast(node: Any) -> Any:
+        return node.astype(dtype) if is_operator(node) else cast_leaves(node, dtype)
+
+    return jax.tree.map(cast, tree, is_leaf=is_operator)
 
 
 def check_image_shape(image_shape: Any) -> None:

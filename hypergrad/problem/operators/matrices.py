@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,6 @@ __all__ = [
     "differences",
     "differences2",
     "random",
-    "stack",
 ]
 
 
@@ -80,12 +77,3 @@ def random(m: int, n: int, *, key: PRNGKeyArray) -> Float[Array, "m n"]:
     """
     matrix = jax.random.normal(key, (m, n))
     return matrix / jnp.linalg.norm(matrix, 2)
-
-
-def stack(operators: Sequence[Float[Array, "_ n"]]) -> Float[Array, "m n"]:
-    """Stack matrices on top of each other: `operators` of n columns each.
-
-    >>> stack([differences(3), dct(3)]).shape
-    (5, 3)
-    """
-    return jnp.concatenate(list(operators), axis=0)

@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
+from hypergrad._foundation.errors import HypergradError
+
 __all__ = [
     "Operator",
     "apply",
     "apply_transpose",
     "bilinear_gradient",
+    "check_takes_vectors",
     "dense_matrix",
     "matrix_of",
     "of_a_function",
@@ -40,6 +43,19 @@ def operator_shape(K: Operator) -> tuple[int, int]:
         return K.out_size(), K.in_size()
     m, n = K.shape
     return m, n
+
+
+def check_takes_vectors(name: str, K: Operator) -> None:
+    """Check that a lineax operator takes vectors to vectors (and not pytrees or images)."""
+    if not isinstance(K, lx.AbstractLinearOperator):
+        return
+    for side, structure in (("in", K.in_structure()), ("out", K.out_structure())):
+        shapes = [leaf.shape for leaf in jax.tree.leaves(structure)]
+        if len(shapes) != 1 or len(shapes[0]) != 1:
+            raise HypergradError(
+                f"{name} must take vectors (n,) to vectors (m,); got {side}_structure {structure}: "
+                "reshape inside it"
+            )
 
 
 def operator_dtype(K: Operator) -> jnp.dtype:

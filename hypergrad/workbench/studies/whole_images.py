@@ -168,8 +168,7 @@ def bank_model(
     pixel. With `potentials`, one is learned for each filter; it starts there, as nearly L1.
     """
     count, size = form
-    filters = np.asarray(operators.dct2((size, size), constant=False))[:count]
-    K = operators.FilterBank(jnp.asarray(filters.reshape(-1, size, size)), shape)
+    K = operators.dct_bank(size, shape, count=count)
     weights = jnp.full(count, weight / size**2)
     if potentials:
         F: Any = hg.ConvexPotential.from_l1(weights, KNOTS, least_slope=LEAST_SLOPE)
@@ -276,7 +275,7 @@ class Learning:
             checkpoint_dir=checkpoint_dir,
             warm_start=hg.WarmStart(residual=0.05, most=60, share=0.5),
             trainable=lambda p: (p.K, p.F, p.G.weight),  # pyright: ignore[reportAttributeAccessIssue]
-            project=zero_mean,
+            project=blind_to_constants,
             progress=progress,
         )
 
@@ -295,11 +294,10 @@ class Learning:
         return optax.multi_transform(rates, groups)
 
 
-def zero_mean(problem: hg.LowerLevel) -> hg.LowerLevel:
-    """Filters that do not see a constant image, so that brightness is kept."""
+def blind_to_constants(problem: hg.LowerLevel) -> hg.LowerLevel:
+    """Make every filter zero-mean, so that brightness is kept."""
     K: Any = problem.K
-    filters = K.filters - jnp.mean(K.filters, axis=(1, 2), keepdims=True)
-    return dataclasses.replace(problem, K=dataclasses.replace(K, filters=filters))
+    return dataclasses.replace(problem, K=operators.zero_mean(K))
 
 
 # ------------------------------------------------------------------------------------ the command
