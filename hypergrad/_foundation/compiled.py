@@ -56,7 +56,8 @@ def as_arguments(tree: Any) -> Any:
 
 def _is_fixed(function: types.FunctionType) -> bool:
     """Return whether a function is one of this package that closes over nothing."""
-    return function.__module__.startswith("hypergrad.") and function.__closure__ is None
+    module = function.__module__ or ""  # none for a function of `exec`
+    return module.startswith("hypergrad.") and function.__closure__ is None
 
 
 def given_back(tree: Any) -> Any:

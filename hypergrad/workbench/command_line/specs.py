@@ -169,11 +169,11 @@ def _dct_and_random(
     random = jax.random.normal(jax.random.key(seed), (m - n + 1, n))
     random -= jnp.mean(random, axis=1, keepdims=True)
     random /= jnp.linalg.norm(random, axis=1, keepdims=True)
-    return operators.stack([dct(shape), random])
+    return jnp.concatenate([dct(shape), random])
 
 
 def _dct_and_differences(shape: tuple[int, ...]) -> Float[Array, "m n"]:
-    return operators.stack([dct(shape), differences(shape)])
+    return jnp.concatenate([dct(shape), differences(shape)])
 
 
 def _random(

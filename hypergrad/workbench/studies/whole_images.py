@@ -19,12 +19,17 @@ import numpy as np
 import optax
 from rich.console import Console
 
-import hypergrad as hg
 from hypergrad._foundation.checks import check_count, check_number
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.records import claim_folder, write_jsonl
+from hypergrad.bilevel import solve
+from hypergrad.chambolle_pock import ChambollePock
+from hypergrad.learning import History, RandomCrops, WarmStart, train
+from hypergrad.learning.saved_operator import SavedOperator
 from hypergrad.problem import operators
-from hypergrad.problem.lower_level import cast_floats
+from hypergrad.problem.functions import L1, ConvexPotential, GroupL1, Quadratic
+from hypergrad.problem.lower_level import LowerLevel, cast_floats
+from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
 from hypergrad.workbench import data
 
 __all__ = [
@@ -114,7 +119,7 @@ class HeldOut:
         x_tilde = observe(x_true, (side, side), np.random.default_rng(0))
         return cls(x_tilde.astype(np.float32), x_true.astype(np.float32), side, data_term, L)
 
-    def __call__(self, problem: hg.LowerLevel) -> float:
+    def __call__(self, problem: LowerLevel) -> float:
         """The half mean squared error, summed over the pixels, as the training loss is."""
         x = solve_at(problem, (self.side, self.side), self.data_term, self.x_tilde, self.L)
         return float(0.5 * np.mean(np.sum((x - self.x_true) ** 2, axis=1)))
@@ -132,16 +137,16 @@ def mean_psnr(x: np.ndarray, x_true: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------ models
 
 
-def denoising(shape: tuple[int, int]) -> hg.Quadratic:
+def denoising(shape: tuple[int, int]) -> Quadratic:
     """The data term of denoising, the same for every shape."""
     del shape
-    return hg.Quadratic(1.0)
+    return Quadratic(1.0)
 
 
 class Form(NamedTuple):
     """The number of filters, and the pixels along each side of one."""
 
-    count: int
+    filters: int
     size: int
 
 
@@ -149,19 +154,19 @@ def form_of(text: str) -> Form:
     """Read the form of a bank.
 
     >>> form_of("24x5x5")
-    Form(count=24, size=5)
+    Form(filters=24, size=5)
     """
     numbers = text.split("x")
     if len(numbers) != 3 or not all(n.isdigit() for n in numbers) or numbers[1] != numbers[2]:
         raise HypergradError(f"filters must be COUNTxSIZExSIZE; got {text!r}: try 24x5x5")
     form = Form(int(numbers[0]), int(numbers[1]))
-    check_count("filters", form.count, most=form.size**2 - 1)
+    check_count("filters", form.filters, most=form.size**2 - 1)
     return form
 
 
 def bank_model(
     form: Form, weight: float, shape: tuple[int, int], G: Any, *, potentials: bool = False
-) -> hg.LowerLevel:
+) -> LowerLevel:
     """The DCT's filters without the constant one, on images of a shape.
 
     `weight` is the threshold in a basis: that of each filter, times the `size**2` shifts that see a
@@ -171,39 +176,39 @@ def bank_model(
     K = operators.dct_bank(size, shape, count=count)
     weights = jnp.full(count, weight / size**2)
     if potentials:
-        F: Any = hg.ConvexPotential.from_l1(weights, KNOTS, least_slope=LEAST_SLOPE)
+        F: Any = ConvexPotential.from_l1(weights, KNOTS, least_slope=LEAST_SLOPE)
     else:
-        F = hg.L1(weights)
-    return cast_floats(hg.LowerLevel(K=K, F=F, G=G), jnp.float32)
+        F = L1(weights)
+    return cast_floats(LowerLevel(K=K, F=F, G=G), jnp.float32)
 
 
-def total_variation(weight: float, shape: tuple[int, int], G: Any) -> hg.LowerLevel:
+def total_variation(weight: float, shape: tuple[int, int], G: Any) -> LowerLevel:
     """Isotropic, forward differences."""
     K = operators.difference_operator(shape)
-    F = hg.GroupL1(weight, shape=(2, shape[0] * shape[1]))
-    return cast_floats(hg.LowerLevel(K=K, F=F, G=G), jnp.float32)
+    F = GroupL1(weight, shape=(2, shape[0] * shape[1]))
+    return cast_floats(LowerLevel(K=K, F=F, G=G), jnp.float32)
 
 
-def at_shape(problem: hg.LowerLevel, shape: tuple[int, int], data_term: DataTerm) -> hg.LowerLevel:
+def at_shape(problem: LowerLevel, shape: tuple[int, int], data_term: DataTerm) -> LowerLevel:
     """The same model for images of another shape; a learned weight of G is kept."""
     K: Any = problem.K
     if isinstance(K, operators.FilterBank):
         K, F = K.with_image_shape(shape), problem.F
     else:
         K = operators.difference_operator(shape)
-        F = hg.GroupL1(problem.F.weight, shape=(2, shape[0] * shape[1]))  # pyright: ignore[reportAttributeAccessIssue]
+        F = GroupL1(problem.F.weight, shape=(2, shape[0] * shape[1]))  # pyright: ignore[reportAttributeAccessIssue]
     G = dataclasses.replace(data_term(shape), weight=problem.G.weight)  # pyright: ignore[reportAttributeAccessIssue]
-    return cast_floats(hg.LowerLevel(K=K, F=F, G=G), jnp.float32)
+    return cast_floats(LowerLevel(K=K, F=F, G=G), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _solve(problem: hg.LowerLevel, x_tilde: jax.Array, L: int) -> jax.Array:
-    solver = hg.ChambollePock(L, step_ratio=STEP_RATIO)
-    return hg.solve(problem, x_tilde, solver=solver, strategy=hg.Truncation(1)).x
+def _solve(problem: LowerLevel, x_tilde: jax.Array, L: int) -> jax.Array:
+    solver = ChambollePock(L, step_ratio=STEP_RATIO)
+    return solve(problem, x_tilde, solver=solver, strategy=Truncation(1)).x
 
 
 def solve_at(
-    problem: hg.LowerLevel,
+    problem: LowerLevel,
     shape: tuple[int, int],
     data_term: DataTerm,
     x_tilde: np.ndarray,
@@ -214,8 +219,8 @@ def solve_at(
 
 
 def best_weight(
-    model: Callable[[float], hg.LowerLevel], held_out: HeldOut, weights: Sequence[float]
-) -> hg.LowerLevel:
+    model: Callable[[float], LowerLevel], held_out: HeldOut, weights: Sequence[float]
+) -> LowerLevel:
     """The model whose weight restores the held-out training photographs best."""
     return min((model(weight) for weight in weights), key=held_out)
 
@@ -239,20 +244,20 @@ class Learning:
 
     def learn(
         self,
-        problem: hg.LowerLevel,
+        problem: LowerLevel,
         images: Sequence[Any],
         observe: Observe,
         held_out: HeldOut,
         *,
-        strategy: hg.AbstractStrategy,
+        strategy: AbstractStrategy,
         seconds: float | None,
         epochs: int = 1_000_000,
         seed: int = 0,
         checkpoint_dir: Path | None = None,
         progress: Any = True,
-    ) -> hg.History:
+    ) -> History:
         shape = (self.crop, self.crop)
-        crops = hg.RandomCrops(
+        crops = RandomCrops(
             images,
             shape,
             noise=lambda x_true, rng: observe(x_true, shape, rng),
@@ -261,11 +266,11 @@ class Learning:
             seed=seed,
             dtype="float32",
         )
-        return hg.train(
+        return train(
             problem,
             crops,
             validation=held_out,
-            solver=hg.ChambollePock(self.L, step_ratio=STEP_RATIO),
+            solver=ChambollePock(self.L, step_ratio=STEP_RATIO),
             strategy=strategy,
             optimizer=self.optimizer(),
             epochs=epochs,
@@ -273,7 +278,7 @@ class Learning:
             batch_size=self.batch_size,
             seed=seed,
             checkpoint_dir=checkpoint_dir,
-            warm_start=hg.WarmStart(residual=0.05, most=60, share=0.5),
+            warm_start=WarmStart(residual=0.05, most=60, share=0.5),
             trainable=lambda p: (p.K, p.F, p.G.weight),  # pyright: ignore[reportAttributeAccessIssue]
             project=blind_to_constants,
             progress=progress,
@@ -294,7 +299,7 @@ class Learning:
         return optax.multi_transform(rates, groups)
 
 
-def blind_to_constants(problem: hg.LowerLevel) -> hg.LowerLevel:
+def blind_to_constants(problem: LowerLevel) -> LowerLevel:
     """Make every filter zero-mean, so that brightness is kept."""
     K: Any = problem.K
     return dataclasses.replace(problem, K=operators.zero_mean(K))
@@ -362,10 +367,10 @@ def train_on_images(settings: ImageTraining, out: Path, console: Console) -> Non
     learned_from, others = split(images)
     held_out = HeldOut.of(others, observe, denoising, side=settings.side, L=min(settings.L, 40))
     weights = [factor * sigma for factor in BANK_WEIGHTS]
-    form, strategy = form_of(settings.filters), hg.parse_strategy(settings.strategy)
+    form, strategy = form_of(settings.filters), parse_strategy(settings.strategy)
     start = best_weight(
         lambda weight: bank_model(
-            form, weight, shape, hg.Quadratic(1.0), potentials=settings.potentials
+            form, weight, shape, Quadratic(1.0), potentials=settings.potentials
         ),
         held_out,
         weights,
@@ -395,9 +400,9 @@ def train_on_images(settings: ImageTraining, out: Path, console: Console) -> Non
         checkpoint_dir=out / "checkpoints",
     )
     write_jsonl(out / "records.jsonl", history.records)
-    solver = hg.ChambollePock(settings.L, step_ratio=STEP_RATIO)
+    solver = ChambollePock(settings.L, step_ratio=STEP_RATIO)
     about = _without_places(settings)
-    operator = hg.SavedOperator(
+    operator = SavedOperator(
         history.best.problem, solver, strategy, shape, stride=settings.crop, settings=about
     )
     operator.save(out / "operator.npz")
