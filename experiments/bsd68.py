@@ -37,9 +37,9 @@ from hypergrad.workbench.studies.whole_images import (
     denoising,
     form_of,
     mean_psnr,
+    photographs_to_test,
     solve_at,
     split,
-    test_images,
     total_variation,
     training_images,
 )
@@ -129,7 +129,7 @@ def restore_test(
 ) -> list[float]:
     """The PSNR of each test photograph; None restores nothing."""
     found = []
-    photographs = test_images(config.test, config.photographs)
+    photographs = photographs_to_test(config.test, config.photographs)
     for i, image in enumerate(photographs.values()):
         noise = np.random.default_rng([68, i]).standard_normal(image.shape)
         x_true = image.reshape(1, -1)

@@ -43,9 +43,9 @@ __all__ = [
     "denoising",
     "form_of",
     "mean_psnr",
+    "photographs_to_test",
     "solve_at",
     "split",
-    "test_images",
     "total_variation",
     "train_on_images",
     "training_images",
@@ -80,7 +80,7 @@ def training_images(
     return [data.photograph(name) for name in data.PHOTOGRAPHS_TRAIN]
 
 
-def test_images(folder: Path | None, count: int) -> dict[str, np.ndarray]:
+def photographs_to_test(folder: Path | None, count: int) -> dict[str, np.ndarray]:
     """The first test photographs, by name."""
     if folder is None:
         return {name: data.photograph(name) for name in data.PHOTOGRAPHS_HELD_OUT[:count]}
