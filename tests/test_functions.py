@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from function_cases import CASES, INF, KNOTS, PER_BLOCK, POINTS, STEP, evaluate, every_function
+from function_cases import (
+    CASES,
+    CENTER,
+    INF,
+    KNOTS,
+    PER_BLOCK,
+    POINTS,
+    STEP,
+    evaluate,
+    every_function,
+)
 from jax.flatten_util import ravel_pytree
 from scipy.optimize import differential_evolution
 
