@@ -29,10 +29,11 @@ import hypergrad as hg
 from hypergrad._foundation.records import markdown_table
 from hypergrad._foundation.statistics import mean_interval
 from hypergrad.workbench.studies.whole_images import (
-    BANK_WEIGHTS,
+    STEP_RATIO,
     HeldOut,
     Learning,
-    bank_model,
+    add_noise,
+    best_bank,
     best_weight,
     denoising,
     form_of,
@@ -112,15 +113,8 @@ def cells(config: Config) -> list[Cell]:
     return made
 
 
-def add_noise(
-    level: int, x_true: np.ndarray, shape: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
-    del shape
-    return x_true + level / 255 * rng.standard_normal(x_true.shape)
-
-
 def held_out_of(config: Config, level: int, images: Sequence[Any]) -> HeldOut:
-    observe = functools.partial(add_noise, level)
+    observe = functools.partial(add_noise, level / 255)
     return HeldOut.of(images, observe, denoising, side=config.side, L=min(config.L, 40))
 
 
@@ -140,34 +134,21 @@ def restore_test(
     return found
 
 
-def start_of(model: str, weight: float, side: int) -> hg.LowerLevel:
-    kind, _, form = model.partition(" ")
-    is_potential = kind == "potential"
-    G = hg.Quadratic(1.0)
-    return bank_model(form_of(form), weight, (side, side), G, potentials=is_potential)
-
-
 def baselines(config: Config, level: int, workspace: Workspace) -> Result:
     """Nothing restored; total variation and banks of the DCT, each at its best weight."""
     del workspace
     held_out = held_out_of(config, level, split(training_images(config.images))[1])
     shape, sigma = (config.side, config.side), level / 255
-
-    def model(name: str, weight: float) -> hg.LowerLevel:
-        if name == "total variation":
-            return total_variation(weight * sigma, shape, hg.Quadratic(1.0))
-        return start_of(name, weight * sigma, config.side)
-
     found: dict[str, hg.LowerLevel | None] = {"noisy": None}
     found["total variation"] = best_weight(
-        functools.partial(model, "total variation"),
+        lambda weight: total_variation(weight, shape, hg.Quadratic(1.0)),
         dataclasses.replace(held_out, L=TV_DEPTH * held_out.L),
-        TV_WEIGHTS,
+        [factor * sigma for factor in TV_WEIGHTS],
     )
     for name in config.models:
-        if name.startswith("l1"):
-            bank = functools.partial(model, name)
-            found[f"dct {name.partition(' ')[2]}"] = best_weight(bank, held_out, BANK_WEIGHTS)
+        kind, _, form = name.partition(" ")
+        if kind == "l1":
+            found[f"dct {form}"] = best_bank(form_of(form), sigma, config.side, held_out)
     psnrs = {
         name: restore_test(
             config, level, problem, depth=TV_DEPTH if name == "total variation" else 1
@@ -185,15 +166,13 @@ def learn(
     images, others = split(training_images(config.images))
     held_out = held_out_of(config, level, others)
     side, sigma = config.learning.crop, level / 255
-    start = best_weight(
-        lambda weight: start_of(model, weight * sigma, side),
-        held_out,
-        BANK_WEIGHTS,
-    )
+    kind, _, form = model.partition(" ")
+    is_potential = kind == "potential"
+    start = best_bank(form_of(form), sigma, side, held_out, potentials=is_potential)
     history = config.learning.learn(
         start,
         images,
-        functools.partial(add_noise, level),
+        functools.partial(add_noise, sigma),
         held_out,
         strategy=hg.parse_strategy(strategy),
         seconds=config.seconds,
@@ -213,7 +192,7 @@ def learn(
     psnr = restore_test(config, level, best)
     saved = hg.SavedOperator(
         best,
-        hg.ChambollePock(config.L, step_ratio=100.0),
+        hg.ChambollePock(config.L, step_ratio=STEP_RATIO),
         hg.Truncation(1),
         (side, side),
         stride=side,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import hypergrad as hg
+from hypergrad.workbench import data
 
 IMAGES = [np.arange(120.0).reshape(10, 12) / 120, np.eye(11), np.ones((8, 9))]
 
@@ -60,6 +61,15 @@ def test_epochs_of_a_round_share_their_crops():
     drawn = [hg.RandomCrops(IMAGES, (4, 4), noise=0.1, rounds=2)(epoch)[0] for epoch in (1, 2, 3)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[1], drawn[2])
+
+
+def test_a_part_of_a_folder_reads_no_image(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    part = data.ImageFolder(tmp_path)[:-1]
+    assert (len(part), part.names) == (2, ["a.png", "b.png"])
+    with pytest.raises(hg.HypergradError, match=r"got .*b\.png .*skip-unreadable"):
+        part[1]
 
 
 @pytest.mark.parametrize(

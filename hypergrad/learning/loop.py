@@ -179,8 +179,8 @@ def train(
             if seconds is not None and records[-1]["seconds"] >= seconds:
                 break
             started = time.perf_counter()
-            if pairs.of(epoch) is not pair:
-                pair = pairs.of(epoch)
+            if (drawn := pairs.of(epoch)) is not pair:
+                pair = drawn
                 forget(state.memory)
             rows = batches(len(x_tilde), batch_size, seed, epoch)
             state, measured = _one_epoch(learner, compiled, state, pair, rows, show)

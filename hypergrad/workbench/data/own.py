@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -135,13 +136,17 @@ class ImageFolder(Sequence[Floats]):
             usable = read_each(files, folder, lambda file: _grey_image(file).shape, skip)
             files = [folder / name for name in usable]
         object.__setattr__(self, "names", [name_in(file, folder) for file in files])
+        # However it is spelled: the settings of a run on this folder are then the same.
+        object.__setattr__(self, "folder", str(folder.resolve()))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+        if isinstance(index, slice):  # no image is read
+            part = copy.copy(self)
+            object.__setattr__(part, "names", self.names[index])
+            return part
         folder = Path(self.folder)
         return read_each([folder / self.names[index]], folder, _grey_image, None).popitem()[1]
 

@@ -33,12 +33,14 @@ from hypergrad.strategies import AbstractStrategy, Truncation, parse_strategy
 from hypergrad.workbench import data
 
 __all__ = [
-    "BANK_WEIGHTS",
+    "STEP_RATIO",
     "Form",
     "HeldOut",
     "ImageTraining",
     "Learning",
+    "add_noise",
     "bank_model",
+    "best_bank",
     "best_weight",
     "denoising",
     "form_of",
@@ -88,11 +90,18 @@ def photographs_to_test(folder: Path | None, count: int) -> dict[str, np.ndarray
     return {images.names[i]: np.asarray(images[i]) for i in range(min(count, len(images)))}
 
 
-def split(images: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Images to learn from, and the last twenty (or fifth) to choose on."""
+def split(images: Sequence[Any]) -> tuple[Sequence[Any], list[Any]]:
+    """Images to learn from, read when they are asked for, and the last twenty (or fifth)."""
     count = min(VALIDATION, max(1, len(images) // 5))
-    chosen = [np.asarray(images[i]) for i in range(len(images) - count, len(images))]
-    return [images[i] for i in range(len(images) - count)], chosen
+    return images[:-count], [np.asarray(image) for image in images[-count:]]
+
+
+def add_noise(
+    sigma: float, x_true: np.ndarray, shape: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Observe images of any shape with Gaussian noise; `observe` once sigma is given."""
+    del shape
+    return x_true + sigma * rng.standard_normal(x_true.shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,13 +201,10 @@ def total_variation(weight: float, shape: tuple[int, int], G: Any) -> LowerLevel
 def at_shape(problem: LowerLevel, shape: tuple[int, int], data_term: DataTerm) -> LowerLevel:
     """The same model for images of another shape; a learned weight of G is kept."""
     K: Any = problem.K
-    if isinstance(K, operators.FilterBank):
-        K, F = K.with_image_shape(shape), problem.F
-    else:
-        K = operators.difference_operator(shape)
-        F = GroupL1(problem.F.weight, shape=(2, shape[0] * shape[1]))  # pyright: ignore[reportAttributeAccessIssue]
     G = dataclasses.replace(data_term(shape), weight=problem.G.weight)  # pyright: ignore[reportAttributeAccessIssue]
-    return cast_floats(LowerLevel(K=K, F=F, G=G), jnp.float32)
+    if not isinstance(K, operators.FilterBank):
+        return total_variation(problem.F.weight, shape, G)  # pyright: ignore[reportAttributeAccessIssue]
+    return cast_floats(LowerLevel(K=K.with_image_shape(shape), F=problem.F, G=G), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -223,6 +229,17 @@ def best_weight(
 ) -> LowerLevel:
     """The model whose weight restores the held-out training photographs best."""
     return min((model(weight) for weight in weights), key=held_out)
+
+
+def best_bank(
+    form: Form, sigma: float, side: int, held_out: HeldOut, *, potentials: bool = False
+) -> LowerLevel:
+    """The bank of the DCT for denoising at its best weight, on images of `side` pixels squared."""
+
+    def model(weight: float) -> LowerLevel:
+        return bank_model(form, weight, (side, side), Quadratic(1.0), potentials=potentials)
+
+    return best_weight(model, held_out, [factor * sigma for factor in BANK_WEIGHTS])
 
 
 # --------------------------------------------------------------------------------------- learning
@@ -352,10 +369,7 @@ def train_on_images(settings: ImageTraining, out: Path, console: Console) -> Non
     def skip(why: str) -> None:
         console.print(f"skipped: {why}", markup=False)
 
-    def observe(x_true: np.ndarray, shape: tuple[int, int], rng: Any) -> np.ndarray:
-        del shape
-        return x_true + sigma * rng.standard_normal(x_true.shape)
-
+    observe = functools.partial(add_noise, sigma)
     images = training_images(settings.images, skip if settings.skip_unreadable else None)
     if len(images) < 2:
         raise HypergradError(
@@ -366,15 +380,8 @@ def train_on_images(settings: ImageTraining, out: Path, console: Console) -> Non
     claim_folder(out, {"job": "train on images", **_without_places(settings), "seconds": None})
     learned_from, others = split(images)
     held_out = HeldOut.of(others, observe, denoising, side=settings.side, L=min(settings.L, 40))
-    weights = [factor * sigma for factor in BANK_WEIGHTS]
     form, strategy = form_of(settings.filters), parse_strategy(settings.strategy)
-    start = best_weight(
-        lambda weight: bank_model(
-            form, weight, shape, Quadratic(1.0), potentials=settings.potentials
-        ),
-        held_out,
-        weights,
-    )
+    start = best_bank(form, sigma, settings.crop, held_out, potentials=settings.potentials)
     observed = mean_psnr(held_out.x_tilde, held_out.x_true)
     console.print(
         f"K = {settings.filters} filters, F = "
@@ -407,14 +414,12 @@ def train_on_images(settings: ImageTraining, out: Path, console: Console) -> Non
     )
     operator.save(out / "operator.npz")
     history.plot().savefig(out / "loss.png", dpi=150)
-    before, after = (
-        held_out.psnr(h.records[e]["validation_loss"])
-        for h, e in ((history, 0), (history, history.best.epoch))
-    )
+    psnr = [held_out.psnr(record["validation_loss"]) for record in history.records]
+    best, last = history.best.epoch, history.records[-1]
     console.print(
         f"PSNR on the images to choose on: observed {observed:.2f} dB, DCT at its best weight "
-        f"{before:.2f} dB, learned {after:.2f} dB (epoch {history.best.epoch} of "
-        f"{history.records[-1]['epoch']}, {history.records[-1]['seconds']:.0f} s)\n"
+        f"{psnr[0]:.2f} dB, learned {psnr[best]:.2f} dB (epoch {best} of {last['epoch']}, "
+        f"{last['seconds']:.0f} s)\n"
         f"hypergrad restore PHOTOGRAPH --operator {out / 'operator.npz'}",
         markup=False,
     )
