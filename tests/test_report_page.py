@@ -407,7 +407,7 @@ def test_in_a_browser(browser, run, tmp_path, width, count):
     tab.mouse.up()
     assert "80%" in tab.evaluate(share)
     shown = viewer.locator("img.right").get_attribute("src")
-    viewer.locator("select.right").select_option(label="true (first)" if count > 1 else "true")
+    viewer.locator("select.right").select_option(label="truth (first)" if count > 1 else "truth")
     assert viewer.locator("img.right").get_attribute("src") != shown
     assert tab.evaluate("[...document.images].every(image => image.src.startsWith('data:'))")
 
