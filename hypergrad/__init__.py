@@ -63,6 +63,7 @@ from hypergrad.problem.functions import (
     Zero,
 )
 from hypergrad.problem.lower_level import LowerLevel, stop_gradient
+from hypergrad.problem.measurements import with_measurements
 from hypergrad.strategies import (
     CGLS,
     STRATEGIES,
@@ -189,6 +190,7 @@ __all__ = [
     "steps_needed",
     "stop_gradient",
     "train",
+    "with_measurements",
 ]
 
 

@@ -120,6 +120,16 @@ def test_every_shape_of_K_is_certified(m, G):
     assert np.max(np.abs((K @ x.T).T[free_D])) <= 1e-12
 
 
+def test_rows_that_differ_only_where_x_is_held_count_once():
+    """The second coordinate is held at the end of the box; on the first, both rows are the same."""
+    K = np.array([[1.0, 0.0], [1.0, 3.0]])
+    x_tilde = np.array([[0.28, 0.3]])
+    h = _exact(hg.LowerLevel(K, hg.L1(1.0), BOX_Q), x_tilde, np.ones((1, 2)))
+    np.testing.assert_allclose(h.solution.x, [[0.0, 0.0]], atol=1e-14)
+    np.testing.assert_allclose(h.solution.y, [[0.154, 0.154]], atol=1e-12)  # free, the shortest
+    assert h.solution.stats.rank.tolist() == [np.linalg.matrix_rank(K[:, :1])]
+
+
 # --------------------------------------------------------------------------------------- scales
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import (
-    as_inexact,
     check_finite,
     describe,
     is_concrete,
@@ -29,18 +28,7 @@ from hypergrad.problem.operators import (
     operator_shape,
 )
 from hypergrad.problem.operators._base import cast_floats
-from hypergrad.problem.operators.products import check_takes_vectors
-
-
-def _as_operator(K: Any) -> Operator:
-    if isinstance(K, lx.AbstractLinearOperator):
-        return K
-    return as_inexact(
-        K,
-        "K",
-        rule="an (m, n) matrix or a lineax operator",
-        advice="pass K.toarray() of a sparse matrix, or a lineax.FunctionLinearOperator",
-    )
+from hypergrad.problem.operators.products import as_operator, check_takes_vectors
 
 
 def stop_gradient(tree: Any) -> Any:
@@ -134,15 +122,11 @@ class LowerLevel(eqx.Module):
     (4, 5)
     """
 
-    K: Float[Array, "..."] | lx.AbstractLinearOperator = eqx.field(converter=_as_operator)
+    K: Float[Array, "..."] | lx.AbstractLinearOperator = eqx.field(converter=as_operator)
     F: AbstractFunction
     G: AbstractFunction
 
     def __check_init__(self) -> None:
-        if not isinstance(self.K, lx.AbstractLinearOperator) and jnp.ndim(self.K) != 2:
-            raise HypergradError(
-                f"K must be an (m, n) matrix or a lineax operator; got shape {jnp.shape(self.K)}"
-            )
         if 0 in (self.m, self.n):
             raise HypergradError(f"K must have at least one row and column; got {(self.m, self.n)}")
         _check_operator(self.K)

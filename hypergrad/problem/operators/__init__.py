@@ -38,6 +38,7 @@ from hypergrad.problem.operators.products import matrix_of as matrix_of
 from hypergrad.problem.operators.products import of_a_function as of_a_function
 from hypergrad.problem.operators.products import operator_dtype as operator_dtype
 from hypergrad.problem.operators.products import operator_shape as operator_shape
+from hypergrad.problem.operators.radon import Radon as Radon
 from hypergrad.problem.operators.stacked import Stacked as Stacked
 from hypergrad.problem.operators.stacked import stack as stack
 

@@ -8,6 +8,7 @@ operator its `mv` is mapped over the batch.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
+from hypergrad._foundation.checks import as_inexact
 from hypergrad._foundation.errors import HypergradError
 
 __all__ = [
     "Operator",
     "apply",
     "apply_transpose",
+    "as_operator",
     "bilinear_gradient",
     "check_takes_vectors",
     "dense_matrix",
@@ -43,6 +46,28 @@ def operator_shape(K: Operator) -> tuple[int, int]:
         return K.out_size(), K.in_size()
     m, n = K.shape
     return m, n
+
+
+def as_operator(K: Any, name: str = "K") -> Operator:
+    """Return an operator as it is, and a matrix as an array.
+
+    >>> as_operator([[1.0, 2.0]]).shape
+    (1, 2)
+    """
+    if isinstance(K, lx.AbstractLinearOperator):
+        return K
+    matrix = as_inexact(
+        K,
+        name,
+        rule="an (m, n) matrix or a lineax operator",
+        advice=f"pass {name}.toarray() of a sparse matrix, or a lineax.FunctionLinearOperator",
+    )
+    if matrix.ndim != 2:
+        raise HypergradError(
+            f"{name} must be an (m, n) matrix or a lineax operator; got shape {matrix.shape}: pass "
+            "a single row as row[None]"
+        )
+    return matrix
 
 
 def check_takes_vectors(name: str, K: Operator) -> None:

@@ -15,12 +15,13 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
-from hypergrad._foundation.checks import as_inexact, describe
 from hypergrad._foundation.errors import HypergradError
 from hypergrad.problem.operators._base import AbstractOperator, cast_floats
 from hypergrad.problem.operators.products import (
+    Operator,
     apply,
     apply_transpose,
+    as_operator,
     check_takes_vectors,
     matrix_of,
     operator_dtype,
@@ -57,7 +58,7 @@ class Stacked(AbstractOperator):
     """
 
     operators: tuple[Float[Array, "_ n"] | lx.AbstractLinearOperator, ...] = eqx.field(
-        converter=lambda operators: tuple(map(_as_operator, operators))
+        converter=lambda operators: _as_operators(operators)
     )
 
     def __check_init__(self) -> None:
@@ -107,7 +108,7 @@ def stack(*operators: Any) -> Float[Array, "m n"] | Stacked:
     >>> hg.operators.operator_shape(K)
     (18, 6)
     """
-    parts = tuple(map(_as_operator, _unpacked(operators)))
+    parts = _as_operators(_unpacked(operators))
     _check_fit(parts)
     matrices = [matrix for K in parts if (matrix := matrix_of(K)) is not None]
     return jnp.concatenate(matrices) if len(matrices) == len(parts) else Stacked(parts)
@@ -121,16 +122,8 @@ def _unpacked(operators: tuple[Any, ...]) -> Iterable[Any]:
     return operators[0] if is_sequence else operators
 
 
-def _as_operator(K: Any) -> Float[Array, "m n"] | lx.AbstractLinearOperator:
-    if isinstance(K, lx.AbstractLinearOperator):
-        return K
-    matrix = as_inexact(K, "each operator of a stack", rule="a matrix or a lineax operator")
-    if matrix.ndim != 2:
-        raise HypergradError(
-            f"each operator of a stack must be a matrix or a lineax operator; got {describe(K)}: "
-            "pass a single row as row[None]"
-        )
-    return matrix
+def _as_operators(operators: Iterable[Any]) -> tuple[Operator, ...]:
+    return tuple(as_operator(K, f"operator {i} of a stack") for i, K in enumerate(operators))
 
 
 def _check_fit(operators: Sequence[Array | lx.AbstractLinearOperator]) -> None:
