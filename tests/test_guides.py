@@ -36,7 +36,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 BLOCKS = blocks("own.md")
 TRAIN, RESTORE, LOAD, PARTS, CHECKED, NAMED, USED, GIVEN, COMPOSED = range(9)
-LOOP, RIGHT = blocks("library.md")
+LOOP, BY_SAMPLE, RIGHT = blocks("library.md")
 
 
 def shown(page: Path) -> tuple[str, str]:
@@ -209,6 +209,16 @@ def test_an_operator_of_low_rank_has_its_gradients() -> None:
 def test_the_loop_of_the_library_guide_learns() -> None:
     values = run_block(LOOP)["values"]
     assert values[-1] < 0.9 * values[0]
+
+
+def test_the_parameters_of_each_sample_make_its_gradient() -> None:
+    found = run_block(BY_SAMPLE)
+    i, problem = 3, found["problem"]
+    seen = np.asarray(found["masks"][i], int)
+    alone = dataclasses.replace(problem, G=hg.DataFidelity(hg.operators.Mask(seen)))
+    sample = found["x_tilde"][i], found["x_true"][i]
+    h = hg.hypergradient(alone, *sample, strategy=hg.Truncation(k=1))
+    np.testing.assert_allclose(found["h"].grad.K[i], h.grad.K, atol=1e-12)
 
 
 def test_the_gradient_of_the_library_guide_is_right() -> None:

@@ -174,3 +174,28 @@ def test_an_operator_for_other_images_is_refused():
         hg.with_measurements(problem, hg.operators.Radon((3, 3), ANGLES), hg.Quadratic(1.0))
     with pytest.raises(ValueError, match=r"shape \(2,\); got shape \(3,\): give one entry"):
         hg.with_measurements(problem, jnp.ones((2, 6)), hg.Quadratic(jnp.ones(3)))
+
+
+# ------------------------------------------------------------------------- parameters by sample
+
+
+def test_a_mask_and_a_noise_level_of_each_sample(rng):
+    """`jax.vmap` over samples and their parameters says what one call for each of them says."""
+    n, count = 5, 3
+    masks = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0], [1, 1, 1, 1, 1]], bool)
+    noise = np.array([0.5, 1.0, 2.0])
+    x_tilde, x_true = masks * rng.normal(size=(count, n)), rng.normal(size=(count, n))
+    G = hg.DataFidelity(hg.operators.Mask(np.ones(n)), 1.0)
+    problem = hg.LowerLevel(K=rng.normal(size=(6, n)), F=hg.Huber(0.3, 0.1), G=G)
+    solver, strategy = hg.ChambollePock(500), hg.LimitFormula(hg.CGLS())
+
+    def one(mask, noise, x_tilde, x_true):
+        mine = eqx.tree_at(lambda p: (p.G.A.mask, p.G.weight), problem, (mask, 1 / noise**2))
+        return hg.hypergradient(mine, x_tilde, x_true, solver=solver, strategy=strategy)
+
+    together = jax.vmap(one)(masks, noise, x_tilde, x_true)
+    for i in range(count):
+        alone = one(*map(jnp.asarray, (masks[i], noise[i], x_tilde[i], x_true[i])))
+        np.testing.assert_allclose(together.solution.x[i], alone.solution.x, atol=1e-12)
+        np.testing.assert_allclose(together.grad.K[i], alone.grad.K, atol=1e-10)
+        np.testing.assert_allclose(together.grad.G.weight[i], alone.grad.G.weight, atol=1e-10)
