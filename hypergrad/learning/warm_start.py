@@ -72,7 +72,7 @@ def _approach(
     problem: LowerLevel, x_tilde: Array, solver: ChambollePock, state: State
 ) -> tuple[State, Bool[Array, " batch"]]:
     """Return the states that the solves start from, and which samples are near enough to count."""
-    solution = cast_floats(solver, problem.dtype).on(problem, x_tilde).solve(state)
+    solution = solver.on(problem, x_tilde).solve(state)
     near = solution.stats.status == Status.CONVERGED
     # A limit formula is linear in g and in its initial adjoint: it gives 0 only if both are 0.
     adjoint = jax.tree.map(lambda Delta: jnp.where(near[:, None], Delta, 0.0), state.adjoint)
@@ -117,14 +117,16 @@ def make_batch_gradient(
 
     if warm_start is None:
         return cold
-    approach = dataclasses.replace(
-        solver, iterations=warm_start.most, tolerance=warm_start.residual
-    )
+    most, tolerance = warm_start.most, warm_start.residual
 
     def warm(problem: LowerLevel, x_tilde: Array, x_true: Array, state: State) -> BatchGradient:
+        # Both solves take the same steps: one norm of K.
+        stepped = cast_floats(solver, problem.dtype).with_step_sizes(problem)
+        approach = dataclasses.replace(stepped, iterations=most, tolerance=tolerance)
         init, near = _approach(problem, x_tilde, approach, state)
         on_near = OnSamples(loss, near)
-        h = hypergradient(problem, x_tilde, x_true, loss=on_near, init=init, **settings)
+        now = {**settings, "solver": stepped, "init": init}
+        h = hypergradient(problem, x_tilde, x_true, loss=on_near, **now)
         return _batch_gradient(h, near, h.state)
 
     return warm
