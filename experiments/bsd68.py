@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class Config(AbstractSettings):
     levels: tuple[int, ...] = (15, 25)
     """Standard deviations of the noise, in grey values of 255."""
     models: tuple[str, ...] = (
+        "noisy",
+        "total variation",
+        "dct 24x5x5",
+        "dct 48x7x7",
         "l1 24x5x5",
         "l1 48x7x7",
         "potential 24x5x5",
@@ -85,7 +90,7 @@ class Config(AbstractSettings):
         return dataclasses.replace(
             self,
             levels=(25,),
-            models=("l1 2x3x3", "potential 2x3x3"),
+            models=("noisy", "total variation", "dct 2x3x3", "l1 2x3x3", "potential 2x3x3"),
             strategies=("truncation:k=1", "limit:steps=10"),
             seconds=0.5,
             seeds=1,
@@ -97,25 +102,29 @@ class Config(AbstractSettings):
 
 
 def cells(config: Config) -> list[Cell]:
-    """What is not learned, then every model by every strategy and seed."""
+    """Every model that is not learned, then every other by every strategy and seed."""
     made = []
-    for level in config.levels:
-        key = {"part": "baselines", "level": level}
-        made.append(Cell(key, functools.partial(baselines, config, level), 600.0))
-    for seed in range(config.seeds):
-        for level in config.levels:
-            for model in config.models:
-                for strategy in config.strategies:
-                    key = {"part": "learned", "level": level, "model": model}
-                    key |= {"strategy": strategy, "seed": seed}
-                    compute = functools.partial(learn, config, level, model, strategy, seed)
-                    made.append(Cell(key, compute, config.seconds + 300))
+    for level, model in itertools.product(config.levels, config.models):
+        if not _is_learned(model):
+            key = {"level": level, "model": model}
+            made.append(Cell(key, functools.partial(not_learned, config, level, model), 300.0))
+    for seed, level, model, strategy in itertools.product(
+        range(config.seeds), config.levels, config.models, config.strategies
+    ):
+        if _is_learned(model):
+            key = {"level": level, "model": model, "strategy": strategy, "seed": seed}
+            compute = functools.partial(learn, config, level, model, strategy, seed)
+            made.append(Cell(key, compute, config.seconds + 300))
     return made
+
+
+def _is_learned(model: str) -> bool:
+    return model.startswith(("l1 ", "potential "))
 
 
 def held_out_of(config: Config, level: int, images: Sequence[Any]) -> HeldOut:
     observe = functools.partial(add_noise, level / 255)
-    return HeldOut.of(images, observe, denoising, side=config.side, L=min(config.L, 40))
+    return HeldOut.of(images, observe, denoising, side=config.side, L=config.L)
 
 
 def restore_test(
@@ -134,29 +143,25 @@ def restore_test(
     return found
 
 
-def baselines(config: Config, level: int, workspace: Workspace) -> Result:
-    """Nothing restored; total variation and banks of the DCT, each at its best weight."""
+def not_learned(config: Config, level: int, model: str, workspace: Workspace) -> Result:
+    """Nothing restored, total variation, or a bank of the DCT, each at its best weight."""
     del workspace
+    sigma, depth = level / 255, 1
     held_out = held_out_of(config, level, split(training_images(config.images))[1])
-    shape, sigma = (config.side, config.side), level / 255
-    found: dict[str, hg.LowerLevel | None] = {"noisy": None}
-    found["total variation"] = best_weight(
-        lambda weight: total_variation(weight, shape, hg.Quadratic(1.0)),
-        dataclasses.replace(held_out, L=TV_DEPTH * held_out.L),
-        [factor * sigma for factor in TV_WEIGHTS],
-    )
-    for name in config.models:
-        kind, _, form = name.partition(" ")
-        if kind == "l1":
-            found[f"dct {form}"] = best_bank(form_of(form), sigma, config.side, held_out)
-    psnrs = {
-        name: restore_test(
-            config, level, problem, depth=TV_DEPTH if name == "total variation" else 1
+    if model == "noisy":
+        problem = None
+    elif model == "total variation":
+        depth, shape = TV_DEPTH, (config.side, config.side)
+        problem = best_weight(
+            lambda weight: total_variation(weight, shape, hg.Quadratic(1.0)),
+            dataclasses.replace(held_out, L=depth * held_out.L),
+            [factor * sigma for factor in TV_WEIGHTS],
         )
-        for name, problem in found.items()
-    }
-    records = [{"method": name, "psnr": float(np.mean(p))} for name, p in psnrs.items()]
-    return Result(records, {name: np.array(p) for name, p in psnrs.items()})
+    else:
+        form = form_of(model.removeprefix("dct "))
+        problem = best_bank(form, sigma, config.side, held_out)
+    psnr = restore_test(config, level, problem, depth=depth)
+    return Result([{"kind": "result", "psnr": float(np.mean(psnr))}], {"psnr": np.array(psnr)})
 
 
 def learn(
@@ -211,18 +216,14 @@ def learn(
 
 def report(config: Config, records: Sequence[Record]) -> str:
     """The mean PSNR on the test photographs, and the seconds until a held-out PSNR is passed."""
-    rows = [
-        {"level": r["level"], "model": r["method"], "strategy": "-", "psnr": f"{r['psnr']:.2f}"}
-        for r in records
-        if r["part"] == "baselines"
-    ]
-    results = [r for r in records if r.get("kind") == "result"]
-    for level in config.levels:
-        for model in config.models:
-            for strategy in config.strategies:
-                key = {"level": level, "model": model, "strategy": strategy}
-                psnr = [r["psnr"] for r in results if key.items() <= r.items()]
-                rows.append({**key, "psnr": f"{mean_interval(psnr)}"})
+    results = [r for r in records if r["kind"] == "result"]
+    rows = []
+    for level, model in itertools.product(config.levels, config.models):
+        for strategy in config.strategies if _is_learned(model) else ["-"]:
+            key = {"level": level, "model": model}
+            chosen = key if strategy == "-" else {**key, "strategy": strategy}
+            psnr = [r["psnr"] for r in results if chosen.items() <= r.items()]
+            rows.append({**key, "strategy": strategy, "psnr": f"{mean_interval(psnr)}"})
     headings = {"level": "noise", "model": "model", "strategy": "strategy", "psnr": "PSNR (dB)"}
     return f"{markdown_table(rows, headings)}\n"
 

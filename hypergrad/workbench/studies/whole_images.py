@@ -250,14 +250,14 @@ class Learning:
     """How a model is learned on crops; each solve starts from the last state of its crop."""
 
     crop: int = 64
-    crops: int = 128
-    rounds: int = 20
+    crops: int = 512
+    rounds: int = 2
     """Epochs that share their crops."""
     batch_size: int = 8
     L: int = 15
-    rate: float = 5e-3
-    """Of Adam for the filters; it falls like one over the square root of the step. Four times as
-    large for weights, slopes and jumps, which are learned in the log."""
+    rate: float = 2e-2
+    """Of Adam for the filters; it falls like one over the step. Four times as large for weights,
+    slopes and jumps, which are learned in the log."""
 
     def learn(
         self,
@@ -303,7 +303,7 @@ class Learning:
 
     def optimizer(self) -> optax.GradientTransformation:
         def rate(step: Any) -> Any:
-            return 1 / jnp.sqrt(1 + step / 200)
+            return 1 / (1 + step / 150)
 
         def adam(most: float) -> optax.GradientTransformation:
             return optax.adam(lambda step: most * rate(step))
@@ -337,9 +337,9 @@ class ImageTraining:
     seconds: float = 600.0
     epochs: int = 1_000_000
     batch_size: int = 8
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-2
     crop: int = 64
-    crops: int = 128
+    crops: int = 512
     side: int = SIDE
     L: int = 100
     """Iterations that restore a photograph."""
@@ -379,7 +379,7 @@ def train_on_images(settings: ImageTraining, out: Path, console: Console) -> Non
     # Without the budget: a finished run may be given more seconds.
     claim_folder(out, {"job": "train on images", **_without_places(settings), "seconds": None})
     learned_from, others = split(images)
-    held_out = HeldOut.of(others, observe, denoising, side=settings.side, L=min(settings.L, 40))
+    held_out = HeldOut.of(others, observe, denoising, side=settings.side, L=settings.L)
     form, strategy = form_of(settings.filters), parse_strategy(settings.strategy)
     start = best_bank(form, sigma, settings.crop, held_out, potentials=settings.potentials)
     observed = mean_psnr(held_out.x_tilde, held_out.x_true)
