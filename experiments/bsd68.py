@@ -79,7 +79,10 @@ class Config(AbstractSettings):
     compared: str = "l1 24x5x5"
     """The model that is learned by every strategy and seed; the others by the first of each."""
     strategies: tuple[str, ...] = ("limit:steps=10", "truncation:k=1", "full", "limit:cg")
-    seconds: float = 180.0
+    seconds: float = 120.0
+    """Of the updates of the compared model."""
+    longer: float = 600.0
+    """Of those of the others."""
     seeds: int = 3
     photographs: int = 68
     L: int = 100
@@ -97,6 +100,7 @@ class Config(AbstractSettings):
             compared="l1 2x3x3",
             strategies=("truncation:k=1", "limit:steps=10"),
             seconds=0.5,
+            longer=0.5,
             seeds=1,
             photographs=1,
             L=10,
@@ -114,7 +118,7 @@ def cells(config: Config) -> list[Cell]:
             for strategy in strategies_of(config, model) if seed < seeds_of(config, model) else ():
                 names = {**key, "strategy": strategy, "seed": seed}
                 compute = functools.partial(learn, config, level, model, strategy, seed)
-                made.append(Cell(names, compute, config.seconds + 300))
+                made.append(Cell(names, compute, seconds_of(config, model) + 300))
         elif seed == 0:
             made.append(Cell(key, functools.partial(not_learned, config, level, model), 300.0))
     return made
@@ -122,6 +126,10 @@ def cells(config: Config) -> list[Cell]:
 
 def strategies_of(config: Config, model: str) -> tuple[str, ...]:
     return config.strategies if model == config.compared else config.strategies[:1]
+
+
+def seconds_of(config: Config, model: str) -> float:
+    return config.seconds if model == config.compared else config.longer
 
 
 def seeds_of(config: Config, model: str) -> int:
@@ -190,7 +198,7 @@ def learn(
         functools.partial(add_noise, sigma),
         held_out,
         strategy=hg.parse_strategy(strategy),
-        seconds=config.seconds,
+        seconds=seconds_of(config, model),
         seed=seed,
         checkpoint_dir=workspace.checkpoints,
         progress=workspace.bar,

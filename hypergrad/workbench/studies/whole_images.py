@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -256,8 +255,7 @@ class Learning:
     batch_size: int = 8
     L: int = 15
     rate: float = 2e-2
-    """Of Adam for the filters; it falls like one over the step. Four times as large for weights,
-    slopes and jumps, which are learned in the log."""
+    """Of Adam; it falls like one over the step. Weights, slopes and jumps are learned in the log."""
 
     def learn(
         self,
@@ -289,31 +287,17 @@ class Learning:
             validation=held_out,
             solver=ChambollePock(self.L, step_ratio=STEP_RATIO),
             strategy=strategy,
-            optimizer=self.optimizer(),
+            optimizer=optax.adam(lambda step: self.rate / (1 + step / 150)),
             epochs=epochs,
             seconds=seconds,
             batch_size=self.batch_size,
             seed=seed,
             checkpoint_dir=checkpoint_dir,
             warm_start=WarmStart(residual=0.05, most=60, share=0.5),
-            trainable=lambda p: (p.K, p.F, p.G.weight),  # pyright: ignore[reportAttributeAccessIssue]
+            trainable=lambda p: (p.K, p.F),
             project=blind_to_constants,
             progress=progress,
         )
-
-    def optimizer(self) -> optax.GradientTransformation:
-        def rate(step: Any) -> Any:
-            return 1 / (1 + step / 150)
-
-        def adam(most: float) -> optax.GradientTransformation:
-            return optax.adam(lambda step: most * rate(step))
-
-        def groups(problem: Any) -> Any:
-            labels = jax.tree.map(lambda _: "logarithms", problem)
-            return eqx.tree_at(lambda p: p.K.filters, labels, "filters")
-
-        rates: Any = {"filters": adam(self.rate), "logarithms": adam(4 * self.rate)}
-        return optax.multi_transform(rates, groups)
 
 
 def blind_to_constants(problem: LowerLevel) -> LowerLevel:
