@@ -255,7 +255,7 @@ class Learning:
     batch_size: int = 8
     L: int = 15
     rate: float = 2e-2
-    """Of Adam; it falls like one over the step. Weights, slopes and jumps are learned in the log."""
+    """Of Adam, also for the logarithms of weights and slopes; it falls like one over the step."""
 
     def learn(
         self,
