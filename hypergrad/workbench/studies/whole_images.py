@@ -220,7 +220,8 @@ def solve_at(
     L: int,
 ) -> np.ndarray:
     """Restore images `(count, n)` of a shape."""
-    return np.asarray(_solve(at_shape(problem, shape, data_term), jnp.asarray(x_tilde), L))
+    rows = jnp.asarray(x_tilde, jnp.float32)
+    return np.asarray(_solve(at_shape(problem, shape, data_term), rows, L))
 
 
 def best_weight(
