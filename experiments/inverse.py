@@ -65,13 +65,16 @@ class Config(AbstractSettings):
     """Standard deviation of the measurements' noise, in grey values of 255."""
     denoising_noise: float = 15.0
     """That of the denoising for which a bank is learned."""
-    models: tuple[str, ...] = ("l1 24x5x5", "potential 24x5x5")
-    """The first model is learned by the first strategy alone, the last one by all (and for
-    denoising by the first)."""
-    strategies: tuple[str, ...] = ("limit:steps=10", "truncation:k=1")
-    more_strategies: tuple[str, ...] = ("full",)
-    """For the first problem only."""
-    seconds: float = 60.0
+    learned: tuple[str, ...] = ("potential 24x5x5 limit:steps=10",)
+    """What is learned for every problem: kind of F, filters and strategy. The first is learned for
+    denoising, too."""
+    compared: tuple[str, ...] = (
+        "l1 24x5x5 limit:steps=10",
+        "potential 24x5x5 truncation:k=1",
+        "potential 24x5x5 full",
+    )
+    """What else is learned for the first problem."""
+    seconds: float = 40.0
     photographs: int = 4
     """To restore, and as many training photographs to choose on."""
     L: int = 50
@@ -92,8 +95,8 @@ class Config(AbstractSettings):
         """Two filters learned for half a second, on a few small crops."""
         return dataclasses.replace(
             self,
-            models=("l1 2x3x3", "potential 2x3x3"),
-            more_strategies=("full",),
+            learned=("potential 2x3x3 limit:steps=10",),
+            compared=("l1 2x3x3 truncation:k=1",),
             seconds=0.5,
             photographs=1,
             L=10,
@@ -202,18 +205,22 @@ def cells(config: Config) -> list[Cell]:
         )
         for problem in config.problems
     ]
-    model = config.models[-1]
-    key = {"part": "denoising", "model": model, "strategy": config.strategies[0]}
-    made.append(Cell(key, functools.partial(learn_for_denoising, config, model)))
-    for problem in config.problems:
-        more = config.more_strategies if problem == config.problems[0] else ()
-        by = [(config.models[0], config.strategies[0])]
-        by += [(config.models[-1], strategy) for strategy in (*config.strategies, *more)]
-        for model, strategy in dict.fromkeys(by):
-            key = {"part": "learned", "problem": problem, "model": model, "strategy": strategy}
-            compute = functools.partial(learn_for_problem, config, problem, model, strategy)
-            made.append(Cell(key, compute))
+    model, strategy = model_and_strategy(config.learned[0])
+    key = {"part": "denoising", "model": model, "strategy": strategy}
+    made.append(Cell(key, functools.partial(learn_for_denoising, config, model, strategy)))
+    todo = [(problem, text) for problem in config.problems for text in config.learned]
+    todo += [(config.problems[0], text) for text in config.compared]
+    for problem, text in dict.fromkeys(todo):
+        model, strategy = model_and_strategy(text)
+        key = {"part": "learned", "problem": problem, "model": model, "strategy": strategy}
+        compute = functools.partial(learn_for_problem, config, problem, model, strategy)
+        made.append(Cell(key, compute))
     return made
+
+
+def model_and_strategy(text: str) -> tuple[str, str]:
+    model, _, strategy = text.rpartition(" ")
+    return model, strategy
 
 
 def judge(
@@ -247,7 +254,8 @@ def baselines(config: Config, problem: str, workspace: Workspace) -> Result:
     shape = (config.side, config.side)
     tv = total_variation(THRESHOLD, shape, data_term(problem, shape))
     tv = best_scale(tv, images_to_choose_on(config, problem, depth=TV_DEPTH))
-    dct = start_of(config, problem, config.models[0], images_to_choose_on(config, problem))
+    form = config.learned[0].split()[1]
+    dct = start_of(config, problem, f"l1 {form}", images_to_choose_on(config, problem))
 
     x_true = images_to_restore(config, problem).x_true
     b = measure(problem, config.sigma(problem), x_true, shape, np.random.default_rng(0))
@@ -284,9 +292,9 @@ def learn(
     return history.best.problem, about
 
 
-def learn_for_denoising(config: Config, model: str, workspace: Workspace) -> Result:
+def learn_for_denoising(config: Config, model: str, strategy: str, workspace: Workspace) -> Result:
     """A bank learned for denoising, at its best scale for every problem."""
-    bank, about = learn(config, "denoising", model, config.strategies[0], workspace)
+    bank, about = learn(config, "denoising", model, strategy, workspace)
     records, arrays = [], {}
     for problem in config.problems:
         held_out = images_to_choose_on(config, problem)
