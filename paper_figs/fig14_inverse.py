@@ -31,7 +31,7 @@ def draw_psnr(folder: Path) -> Figure:
     records = [r for r in read(folder) if r["method"] != "observed"]
     methods, problems = list(dict.fromkeys(r["method"] for r in records)), _problems(records)
     figure = new_figure(10.0, 0.8 + 0.22 * len(methods))
-    panels = list(figure.subplots(1, len(problems), sharey=True))
+    panels = list(figure.subplots(1, len(problems), sharey=True, squeeze=False).flat)
     for panel, problem in zip(panels, problems, strict=True):
         for r in select(records, problem=problem):
             look = marker_of(_style(r), 6.0)
@@ -40,7 +40,8 @@ def draw_psnr(folder: Path) -> Figure:
         panel.axvline(level["psnr"], color="0.45", linestyle=(0, (4, 2)), linewidth=1)
         tidy(panel, "PSNR (dB)")
         panel.margins(x=0.12)
-    panels[0].set_yticks(range(len(methods)), methods)
+    names = [method.replace("learned for the problem, ", "learned: ") for method in methods]
+    panels[0].set_yticks(range(len(methods)), names)
     panels[0].invert_yaxis()
     label_panels(panels, problems)
     return figure
