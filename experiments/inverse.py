@@ -68,12 +68,8 @@ class Config(AbstractSettings):
     learned: tuple[str, ...] = ("potential 24x5x5 limit:steps=10",)
     """What is learned for every problem: kind of F, filters and strategy. The first is learned for
     denoising, too."""
-    compared: tuple[str, ...] = (
-        "l1 24x5x5 limit:steps=10",
-        "potential 24x5x5 truncation:k=1",
-        "potential 24x5x5 full",
-    )
-    """What else is learned for the first problem."""
+    compared: tuple[str, ...] = ("l1 24x5x5 limit:steps=10",)
+    """What else is learned for the first problem, by other strategies for instance."""
     seconds: float = 40.0
     photographs: int = 4
     """To restore, and as many training photographs to choose on."""
