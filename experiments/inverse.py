@@ -6,10 +6,10 @@ The lower level is `F(Kx) + (w/2) ||A (x - x_tilde)||^2` with `x_tilde = A^+ b` 
 with noise of 2/255. For every A: total variation; a bank of DCT filters; a bank that was learned
 for denoising; one that is learned for the problem, in as many seconds; and for the first A whatever
 else is to be compared, such as L1 or another strategy (`--compared "potential 24x5x5 full"`). The
-scale of F of all that is not learned for the problem is the best on held-out training photographs. The
-middle of each test photograph is restored, by L iterations and by four times as many: the latter
-count, and the difference shows how far the former were converged. Without folders, the photographs
-of scikit-image are used: a miniature.
+scale of F of all that is not learned for the problem is the best on held-out training photographs.
+The middle of each test photograph is restored, by L iterations and by four times as many: the
+latter count, and the difference shows how far the former were converged. Without folders, the
+photographs of scikit-image are used: a miniature.
 
 Budget: `seconds` for each learned model, and half as much again to choose its best epoch and to
 restore the test photographs. A run that is interrupted goes on.
