@@ -40,6 +40,7 @@ __all__ = [
     "add_noise",
     "bank_model",
     "best_bank",
+    "best_scale",
     "best_weight",
     "denoising",
     "form_of",
@@ -127,10 +128,14 @@ class HeldOut:
         x_tilde = observe(x_true, (side, side), np.random.default_rng(0))
         return cls(x_tilde.astype(np.float32), x_true.astype(np.float32), side, data_term, L)
 
+    def restore(self, problem: LowerLevel, *, depth: int = 1) -> np.ndarray:
+        """The images restored by so many times L iterations."""
+        shape = (self.side, self.side)
+        return solve_at(problem, shape, self.data_term, self.x_tilde, depth * self.L)
+
     def __call__(self, problem: LowerLevel) -> float:
         """The half mean squared error, summed over the pixels, as the training loss is."""
-        x = solve_at(problem, (self.side, self.side), self.data_term, self.x_tilde, self.L)
-        return float(0.5 * np.mean(np.sum((x - self.x_true) ** 2, axis=1)))
+        return float(0.5 * np.mean(np.sum((self.restore(problem) - self.x_true) ** 2, axis=1)))
 
     def psnr(self, loss: float) -> float:
         """The PSNR of a loss."""
@@ -229,6 +234,27 @@ def best_weight(
 ) -> LowerLevel:
     """The model whose weight restores the held-out training photographs best."""
     return min((model(weight) for weight in weights), key=held_out)
+
+
+def best_scale(problem: LowerLevel, held_out: Callable[[LowerLevel], float]) -> LowerLevel:
+    """The model with F scaled so that the held-out photographs are restored best.
+
+    A bank that was learned for one problem serves another so. What is scaled is the weight of G,
+    whose ratio to F alone matters: that is one number for every F. Steps of a factor 4 as long as
+    they help, then of 2, then of its root.
+    """
+
+    @functools.cache
+    def scaled(exponent: float) -> LowerLevel:
+        return eqx.tree_at(lambda p: p.G.weight, problem, problem.G.weight * 2.0**-exponent)  # pyright: ignore[reportAttributeAccessIssue]
+
+    loss = functools.cache(lambda exponent: held_out(scaled(exponent)))
+    best, step = 0.0, 2.0
+    while step >= 0.5:
+        nearer = min((best, best - step, best + step), key=loss)
+        step = step / 2 if nearer == best else step
+        best = nearer
+    return scaled(best)
 
 
 def best_bank(
