@@ -36,6 +36,7 @@ from hypergrad.workbench.studies.whole_images import (
     Learning,
     add_noise,
     best_bank,
+    best_scale,
     best_weight,
     denoising,
     form_of,
@@ -54,6 +55,8 @@ TV_WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 # Total variation converges more slowly than a bank: it gets this many times the iterations.
 TV_DEPTH = 4
+
+LEAST_STEP = 1 / 16  # of the search for the scale of F, as a power of 2
 
 NEAR = 0.05  # dB, of a held-out PSNR that is as good as the best
 
@@ -77,13 +80,14 @@ class Config(AbstractSettings):
         "potential 24x5x5",
     )
     compared: str = "l1 24x5x5"
-    """The model that is learned by every strategy and seed; the others by the first of each."""
+    """The model that is learned by every strategy; the others by the first."""
     strategies: tuple[str, ...] = ("limit:steps=10", "truncation:k=1", "full", "limit:cg")
-    seconds: float = 120.0
+    seconds: float = 90.0
     """Of the updates of the compared model."""
-    longer: float = 600.0
+    longer: float = 360.0
     """Of those of the others."""
     seeds: int = 3
+    """For the compared model by the first strategy; one for all others."""
     photographs: int = 68
     L: int = 100
     """Iterations that restore a test photograph."""
@@ -110,30 +114,28 @@ class Config(AbstractSettings):
 
 
 def cells(config: Config) -> list[Cell]:
-    """Every model once; the compared one by every strategy and seed."""
+    """Every model once; the compared one by every strategy, and by the first for every seed."""
     made = []
     for seed, level, model in itertools.product(range(config.seeds), config.levels, config.models):
         key = {"level": level, "model": model}
-        if _is_learned(model):
-            for strategy in strategies_of(config, model) if seed < seeds_of(config, model) else ():
-                names = {**key, "strategy": strategy, "seed": seed}
-                compute = functools.partial(learn, config, level, model, strategy, seed)
-                made.append(Cell(names, compute, seconds_of(config, model) + 300))
-        elif seed == 0:
+        if not _is_learned(model) and seed == 0:
             made.append(Cell(key, functools.partial(not_learned, config, level, model), 300.0))
+        for strategy in strategies_of(config, model, seed):
+            names = {**key, "strategy": strategy, "seed": seed}
+            compute = functools.partial(learn, config, level, model, strategy, seed)
+            made.append(Cell(names, compute, seconds_of(config, model) + 300))
     return made
 
 
-def strategies_of(config: Config, model: str) -> tuple[str, ...]:
-    return config.strategies if model == config.compared else config.strategies[:1]
+def strategies_of(config: Config, model: str, seed: int = 0) -> tuple[str, ...]:
+    """Those that a model is learned by."""
+    if not _is_learned(model) or (seed > 0 and model != config.compared):
+        return ()
+    return config.strategies if model == config.compared and seed == 0 else config.strategies[:1]
 
 
 def seconds_of(config: Config, model: str) -> float:
     return config.seconds if model == config.compared else config.longer
-
-
-def seeds_of(config: Config, model: str) -> int:
-    return config.seeds if model == config.compared else 1
 
 
 def _is_learned(model: str) -> bool:
@@ -185,7 +187,7 @@ def not_learned(config: Config, level: int, model: str, workspace: Workspace) ->
 def learn(
     config: Config, level: int, model: str, strategy: str, seed: int, workspace: Workspace
 ) -> Result:
-    """One model learned by one strategy, from the DCT at its best weight."""
+    """One model learned by one strategy, from the DCT at its best weight; then its best scale."""
     images, others = split(training_images(config.images))
     held_out = held_out_of(config, level, others)
     side, sigma = config.learning.crop, level / 255
@@ -203,7 +205,7 @@ def learn(
         checkpoint_dir=workspace.checkpoints,
         progress=workspace.bar,
     )
-    best = history.best.problem
+    best = best_scale(history.best.problem, held_out, LEAST_STEP)
     curve = [
         {
             "kind": "epoch",
@@ -237,7 +239,7 @@ def report(config: Config, records: Sequence[Record]) -> str:
     results = [r for r in records if r["kind"] == "result"]
     rows = []
     for level, model in itertools.product(config.levels, config.models):
-        for strategy in strategies_of(config, model) if _is_learned(model) else ("-",):
+        for strategy in strategies_of(config, model) or ("-",):
             key = {"level": level, "model": model}
             chosen = key if strategy == "-" else {**key, "strategy": strategy}
             psnr = [r["psnr"] for r in results if chosen.items() <= r.items()]
