@@ -28,7 +28,7 @@ REGIMES: tuple[AbstractRegime, ...] = (ActiveSet(), StrongConvexity())
 def bound_error(
     pair: ReturnedPair,
     grad: LowerLevel,
-    pullback: Callable[[Bool[Array, " batch"]], LowerLevel],
+    pullback: Callable[[Bool[Array, " batch"]], LowerLevel] | None,
     loss_gradient: Callable[[Array], Array],
     *,
     smoothness: float | None,
@@ -36,11 +36,12 @@ def bound_error(
 ) -> ErrorBound:
     """The bound for a gradient `grad`, however it was computed, at the pair that was returned.
 
-    **Arguments**: `pullback`, the gradient that the strategy gives for chosen samples alone;
-    `loss_gradient` `(batch, n)` to `(batch, n)`; `smoothness`, the Lipschitz constant of that where
-    it is known to act on each sample by itself. Where it is not (None) the second derivative of the
-    loss is bounded at the point, by the power method, and only the active set can certify.
-    `regimes`, in the order in which they are tried.
+    **Arguments**: `pullback`, the gradient that the strategy gives for chosen samples alone (None:
+    without it nothing is known unless every sample is certified); `loss_gradient`, `(batch, n)` to
+    `(batch, n)`; `smoothness`, the Lipschitz constant of that where it is known to act on each
+    sample by itself. Where it is not (None) the second derivative of the loss is bounded at the
+    point, by the power method, and only the active set can certify. `regimes`, in the order in
+    which they are tried.
 
     **Cost**: see `hypergradient`; a second pullback where a sample is not certified.
     """
@@ -78,10 +79,13 @@ def bound_error(
     held = certified != Regime.NEITHER
     everything = jnp.all(held)
 
-    def on_certified() -> LowerLevel:
-        return eqx.filter(pullback(held), eqx.is_inexact_array)
+    ours, any_held = grad, everything
+    if pullback is not None:
 
-    ours = jax.lax.cond(everything, lambda: grad, on_certified)
+        def on_certified() -> LowerLevel:
+            return eqx.filter(pullback(held), eqx.is_inexact_array)
+
+        ours, any_held = jax.lax.cond(everything, lambda: grad, on_certified), jnp.any(held)
     distances = jax.tree.map(_distance, ours, reference)
     bounds = jax.tree.map(lambda a, b: _known(a + b), distances, errors)
     total = _root_sum_of_squares(distances) + _root_sum_of_squares(errors)
@@ -90,7 +94,7 @@ def bound_error(
         total=jnp.where(everything, total, jnp.inf),
         grad=jax.tree.map(lambda bound: jnp.where(everything, bound, jnp.inf), bounds),
         certified=certified,
-        on_certified=jnp.where(jnp.any(held), total, jnp.inf),
+        on_certified=jnp.where(any_held, total, jnp.inf),
     )
 
 
