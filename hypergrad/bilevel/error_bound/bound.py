@@ -18,11 +18,20 @@ from hypergrad.bilevel.error_bound._base import (
     zero_unless,
 )
 from hypergrad.bilevel.error_bound.active_set import ActiveSet
+from hypergrad.bilevel.error_bound.as_returned import AsReturned
 from hypergrad.bilevel.error_bound.result import ErrorBound, Regime
 from hypergrad.bilevel.error_bound.strong_convexity import StrongConvexity
 from hypergrad.problem.lower_level import LowerLevel
 
 REGIMES: tuple[AbstractRegime, ...] = (ActiveSet(), StrongConvexity())
+
+
+def regimes_of(problem: LowerLevel, smoothness: float | None) -> tuple[AbstractRegime, ...]:
+    """The regimes that apply, for an upper level that asks often: the cheap one alone if it can."""
+    cheap = AsReturned()
+    if cheap.applies(problem, smoothness):
+        return (cheap,)
+    return tuple(regime for regime in REGIMES if regime.applies(problem, smoothness))
 
 
 def bound_error(

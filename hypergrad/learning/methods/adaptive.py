@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -36,7 +37,8 @@ from hypergrad.learning.methods.evaluations import (
 
 _SHORTER = 0.5  # a refused step
 _LONGEST = 10.0  # a first trial, in units of the last step
-_MORE_ACCURATE, _RELAXED = 0.1, 2.0  # tolerances where the bounds do not suffice, after success
+_MORE_ACCURATE, _MOST_ACCURATE = 0.2, 1e-3  # tolerances where the bounds do not suffice
+_RELAXED = 2.0  # tolerances after an accepted step
 
 
 class _State(NamedTuple):
@@ -145,18 +147,20 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
                     accuracy=accuracy, backtracks=backtracks, promised=wanted,
                 )  # fmt: skip
             is_refused = float(there.lower) > upper - wanted
-            if is_refused or evaluations.is_finest(accuracy, there):
+            is_finest = evaluations.is_finest(accuracy, there)
+            if is_refused or is_finest:
+                if is_finest and upper - lower > 2 * wanted / self.decrease:
+                    break  # a step of this length decreases the loss by less than it is known to
                 step_size, warm, backtracks = _SHORTER * step_size, here.state, backtracks + 1
                 continue
             # The gradient in hand, and the bound on its error, stay as good as they were.
-            accuracy = accuracy.times(_MORE_ACCURATE, evaluations.finest)
+            accuracy = accuracy.times(_needed(lower, upper, there, wanted), evaluations.finest)
             again = evaluations.loss(free, accuracy, here.state)
             here = here._replace(state=again.state)
             lower, upper = max(lower, float(again.lower)), min(upper, float(again.upper))
             warm = there.state
-        return step._replace(
-            backtracks=backtracks, stopped="no step decreases the loss by more than its bounds tell"
-        )
+        reason = f"no step decreases a loss that is known to {upper - lower:.1e}"
+        return step._replace(backtracks=backtracks, stopped=reason)
 
     def _descent_direction(
         self, evaluations: Evaluations, free: Any, state: _State
@@ -182,6 +186,14 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
         known = jnp.vdot(moved, moved) / jnp.where(curvature > 0, curvature, 1.0)
         step_size = jnp.where(curvature > 0, known, longest)
         return jnp.clip(step_size, state.step_size / _LONGEST, longest)
+
+
+def _needed(lower: float, upper: float, there: Evaluation, wanted: float) -> float:
+    """Return by how much narrower bounds would show the decrease that their centres have."""
+    width = upper - lower + float(there.upper) - float(there.lower)
+    shown = (upper + lower) / 2 - (float(there.upper) + float(there.lower)) / 2 - wanted
+    known = 0 < shown < math.inf and math.isfinite(width)
+    return min(max(shown / width, _MOST_ACCURATE), _MORE_ACCURATE) if known else _MORE_ACCURATE
 
 
 def _moved(free: Any, gradient: Any, step_size: Array) -> Any:

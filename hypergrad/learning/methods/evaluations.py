@@ -15,11 +15,10 @@ from hypergrad._foundation.samples import float_vector, safe_norm
 from hypergrad._foundation.status import Status
 from hypergrad.bilevel import Loss, half_mean_squared_error
 from hypergrad.bilevel.error_bound import (
-    REGIMES,
     AbstractRegime,
-    AsReturned,
     ReturnedPair,
     bound_error,
+    regimes_of,
 )
 from hypergrad.bilevel.hypergradients import compute_hypergradient
 from hypergrad.bilevel.loss_bound import bound_distance, bound_loss, has_distance_bound
@@ -84,12 +83,8 @@ class Evaluator:
 
     @functools.cached_property
     def regimes(self) -> tuple[AbstractRegime, ...]:
-        """The regimes that can bound the error of the gradient, the cheapest alone if it can."""
-        smoothness = self._smoothness(1)
-        cheap = AsReturned()
-        if cheap.applies(self.problem, smoothness):
-            return (cheap,)
-        return tuple(r for r in REGIMES if r.applies(self.problem, smoothness))
+        """The regimes that can bound the error of the gradient."""
+        return regimes_of(self.problem, self._smoothness(1))
 
     @property
     def has_loss_bound(self) -> bool:
@@ -168,8 +163,9 @@ class Evaluator:
         value = self.loss(x, x_true)
         lower, upper = jnp.full_like(value, -jnp.inf), jnp.full_like(value, jnp.inf)
         if self.has_loss_bound:
-            pair = ReturnedPair(problem, x_tilde, self.solver.step_sizes(problem), x, solution.y)
-            bound = bound_loss(x, x_true, bound_distance(pair, stats.gap))
+            sizes = self.solver.step_sizes(problem)
+            pair = ReturnedPair(problem, x_tilde, sizes, x, solution.y, adjoint)
+            bound = bound_loss(x, x_true, bound_distance(pair, stats.gap, self.regimes))
             lower, upper = jnp.mean(bound.lower), jnp.mean(bound.upper)
         converged = stats.status == Status.CONVERGED
         return Evaluation(

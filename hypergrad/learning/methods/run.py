@@ -86,7 +86,8 @@ class MethodRun:
 
     def start(self, problem: LowerLevel, memory: None, example: tuple[Any, Any]) -> RunState:
         """Return the state before the first step, for these samples."""
-        free, warm = self.evaluator.variables.free(problem), self.evaluator.start(example[0])
+        free = self.evaluator.variables.free(problem)
+        warm = self.evaluator.start(jnp.asarray(example[0]))
         return RunState(problem, self.method.init(free, warm, self.evaluator.finest), memory)
 
     def replicate(self, state: RunState) -> RunState:
