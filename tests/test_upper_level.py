@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from helpers import solve_l1_quadratic
+from training_runs import after_saving_epoch_2, assert_same_run
 
 import hypergrad as hg
 

@@ -35,9 +35,10 @@ from hypergrad.learning.methods.evaluations import (
 #    step; there, it is the last step times a constant. The rule of acceptance is the same.
 # 4. The accuracies are relative tolerances of both solves, and each sample stops by itself.
 
-_SHORTER = 0.5  # a refused step
+_SHORTER, _SHORTEST = 0.5, 0.1  # the next trial after a refused one
 _LONGEST = 10.0  # a first trial, in units of the last step
-_MORE_ACCURATE, _MOST_ACCURATE = 0.2, 1e-3  # tolerances where the bounds do not suffice
+_MORE_ACCURATE, _MOST_ACCURATE = 0.1, 1e-3  # tolerances where the bounds do not suffice
+_NARROW = 0.25  # bounds so much narrower than those of the trial are not the reason
 _RELAXED = 2.0  # tolerances after an accepted step
 
 
@@ -60,8 +61,8 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
         upper(p - a z)  <=  lower(p) - decrease a ||z||^2,
 
     so that the true loss decreases by at least that. Where the bounds leave it open both solves
-    continue, to a tenth of the tolerance; where the true loss cannot have decreased so much, the
-    step is halved; after an accepted step the tolerances are doubled.
+    continue, to a tenth of the tolerance or less; where the true loss cannot have decreased so
+    much, the step is shortened; after an accepted step the tolerances are doubled.
 
     **Arguments**: `eta`, between 0 and 1; `decrease`, below `eta`; `first_step`, the length of the
     first trial in the free variables; `tolerance`, at which both solves begin; `max_backtracks`,
@@ -151,14 +152,16 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
             if is_refused or is_finest:
                 if is_finest and upper - lower > 2 * wanted / self.decrease:
                     break  # a step of this length decreases the loss by less than it is known to
-                step_size, warm, backtracks = _SHORTER * step_size, here.state, backtracks + 1
+                step_size = _shorter(step_size, (lower + upper) / 2, norm, float(there.loss))
+                warm, backtracks = here.state, backtracks + 1
                 continue
             # The gradient in hand, and the bound on its error, stay as good as they were.
             accuracy = accuracy.times(_needed(lower, upper, there, wanted), evaluations.finest)
-            again = evaluations.loss(free, accuracy, here.state)
-            here = here._replace(state=again.state)
-            lower, upper = max(lower, float(again.lower)), min(upper, float(again.upper))
             warm = there.state
+            if upper - lower > _NARROW * float(there.upper - there.lower):
+                again = evaluations.loss(free, accuracy, here.state)
+                here = here._replace(state=again.state)
+                lower, upper = max(lower, float(again.lower)), min(upper, float(again.upper))
         reason = f"no step decreases a loss that is known to {upper - lower:.1e}"
         return step._replace(backtracks=backtracks, stopped=reason)
 
@@ -186,6 +189,14 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
         known = jnp.vdot(moved, moved) / jnp.where(curvature > 0, curvature, 1.0)
         step_size = jnp.where(curvature > 0, known, longest)
         return jnp.clip(step_size, state.step_size / _LONGEST, longest)
+
+
+def _shorter(step_size: Array, loss: float, norm: float, trial: float) -> Array:
+    """Return the minimiser of the parabola through both losses and the slope, within a factor."""
+    length = float(step_size)
+    above = trial - loss + length * norm**2
+    least = length**2 * norm**2 / (2 * above) if above > 0 else length
+    return step_size * min(max(least / length, _SHORTEST), _SHORTER)
 
 
 def _needed(lower: float, upper: float, there: Evaluation, wanted: float) -> float:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypergrad._foundation.checks import check_count
+from hypergrad._foundation.checks import check_count, check_number
 from hypergrad._foundation.samples import float_vector
 from hypergrad.chambolle_pock import State
 from hypergrad.learning.methods.base import AbstractUpperLevelMethod, Step, lost_in_error
@@ -30,13 +30,20 @@ if TYPE_CHECKING:
 # start each solve where the last one ended nor count its iterations.
 
 
+_LONGEST = 5.0  # a direction, in units of twice the last step
+
+
 class _State(NamedTuple):
-    """`gradient` and `loss` at the variables (before the first step there are none)."""
+    """`gradient` and `loss` at the variables (before the first step there are none).
+
+    `length`, of a step along the gradient where nothing is known of the curvature.
+    """
 
     memory: Any
     gradient: Any
     loss: Float[Array, ""]
     error: Float[Array, ""]
+    length: Float[Array, ""]
     warm: State
 
 
@@ -50,8 +57,8 @@ class LBFGS(AbstractUpperLevelMethod):
     default that at which a solve counts as converged), since a gradient that is off misleads `H`.
     The first epoch evaluates the start.
 
-    **Arguments**: `memory`, the number of steps that H remembers; `max_backtracks`, after which the
-    run stops.
+    **Arguments**: `memory`, the number of steps that H remembers; `first_step`, the length of the
+    first trial in the free variables; `max_backtracks`, after which the run stops.
 
     **Errors**: a `HypergradError` where `train` is given a `batch_size`.
 
@@ -76,10 +83,12 @@ class LBFGS(AbstractUpperLevelMethod):
     """
 
     memory: int = eqx.field(static=True, default=10)
+    first_step: float = eqx.field(static=True, default=0.5)
     max_backtracks: int = eqx.field(static=True, default=20)
 
     def __check_init__(self) -> None:
         check_count("memory", self.memory)
+        check_number("first_step", self.first_step)
         check_count("max_backtracks", self.max_backtracks)
 
     def check(self, evaluator: Evaluator) -> None:
@@ -93,9 +102,15 @@ class LBFGS(AbstractUpperLevelMethod):
     def init(self, free: Any, warm: State, finest: Accuracy) -> _State:
         nothing = jax.tree.map(jnp.zeros_like, free)
         unknown = jnp.full_like(finest.tolerance, jnp.inf)
-        return _State(self._direction().init(free), nothing, unknown, unknown, warm)
+        length = jnp.full_like(unknown, self.first_step)
+        return _State(self._direction().init(free), nothing, unknown, unknown, length, warm)
 
     def step(self, evaluations: Evaluations, free: Any, state: _State) -> Step:
+        # optax adds counts of two widths, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return self._step(evaluations, free, state)
+
+    def _step(self, evaluations: Evaluations, free: Any, state: _State) -> Step:
         from optimistix import BacktrackingArmijo, FunctionInfo
 
         accuracy = evaluations.finest
@@ -117,7 +132,8 @@ class LBFGS(AbstractUpperLevelMethod):
                 start, free, trial, at_start, info, search_state
             )
             if is_accepted:
-                after = _State(memory, there.gradient, there.loss, there.error, there.state)
+                length = 2 * tried * tree_norm(direction)
+                after = _State(memory, there.gradient, there.loss, there.error, length, there.state)
                 step = self._stepped(accuracy, trial, after, there, float(tried))
                 return step._replace(backtracks=backtracks)
         here = evaluations.loss(free, accuracy, state.warm)
@@ -126,14 +142,22 @@ class LBFGS(AbstractUpperLevelMethod):
         )
 
     def _descent(self, free: Any, state: _State) -> tuple[Any, Any]:
-        """Return a direction of descent and the new memory, without the past where it misleads."""
-        transform = self._direction()
-        for memory in (state.memory, transform.init(free)):
-            direction, updated = transform.update(state.gradient, memory, free)
-            slope = jnp.vdot(float_vector(direction), float_vector(state.gradient))
-            if slope > 0:
-                return direction, updated
-        return state.gradient, transform.init(free)
+        """Return a direction of descent and the new memory.
+
+        The memory is emptied where the loss is concave along the last step, and with nothing in it
+        the direction is the gradient, as long as twice the last step. A loss that is nearly linear
+        would send it anywhere: no direction is longer than ten times the last step.
+        """
+        transform, memory = self._direction(), state.memory
+        moved = float_vector(free) - float_vector(memory.params)
+        turned = float_vector(state.gradient) - float_vector(memory.updates)
+        is_convex = memory.count > 0 and jnp.vdot(moved, turned) > 0
+        memory = memory if is_convex else transform.init(free)
+        direction, memory = transform.update(state.gradient, memory, free)
+        longest = _LONGEST * state.length if is_convex else state.length
+        size = jnp.maximum(tree_norm(direction), jnp.finfo(moved.dtype).tiny)
+        scale = jnp.minimum(1.0, longest / size) if is_convex else longest / size
+        return jax.tree.map(lambda d: scale * d, direction), memory
 
     def _stepped(
         self, accuracy: Accuracy, free: Any, state: _State, at: Evaluation, step_size: float
