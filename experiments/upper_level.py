@@ -8,7 +8,7 @@ method, with L-BFGS, and with Adam on truncated gradients at its best of several
 problems: K of a smooth analysis model on patches of photographs, the weight of a Lasso, the weight
 of total variation.
 
-Budget: 10 minutes on 2 cores, by itself: it measures time.
+Budget: 30 minutes on 2 cores, by itself: it measures time.
 """
 
 from __future__ import annotations
