@@ -32,6 +32,7 @@ FIXED = {"low accuracy": 1e-2, "middle accuracy": 1e-4, "high accuracy": 1e-8}
 METHODS = (*FIXED, "HOAG", "adaptive", "L-BFGS")
 # Truncation: iterations of each solve, and backpropagated ones.
 L, STEPS = 50, 10
+SIZE = 8  # of a patch
 # A run has arrived where it has gained this share of what the best run of its problem gained.
 SHARE = 0.99
 
@@ -75,13 +76,15 @@ def task_of(config: Config, name: str, seed: int) -> Task:
         problem = hg.LowerLevel(A, hg.Quadratic(1.0, b), hg.L1(0.2))
         pair = np.zeros((1, 30)), truth[None]
         return Task(problem, pair, lambda p: p.G.weight, 1.0)
-    samples = data.noisy_patches(data.PHOTOGRAPHS_TRAIN, config.samples, noise=0.1, seed=seed)
+    samples = data.noisy_patches(
+        data.PHOTOGRAPHS_TRAIN, config.samples, size=SIZE, noise=0.1, seed=seed
+    )
     pair = samples.x_tilde, samples.x_true
     if name == "patches":
-        K = hg.operators.dct2(samples.shape, constant=False)
+        K = hg.operators.dct2((SIZE, SIZE), constant=False)
         problem = hg.LowerLevel(K, hg.Huber(0.1, smoothing=0.05), hg.Quadratic(1.0))
         return Task(problem, pair, lambda p: p.K, 1.0)
-    K = hg.operators.differences2(samples.shape)
+    K = hg.operators.differences2((SIZE, SIZE))
     problem = hg.LowerLevel(K, hg.L1(0.3), hg.Quadratic(1.0))
     return Task(problem, pair, lambda p: p.F.weight, 30.0)
 

@@ -32,7 +32,7 @@ from hypergrad.learning.result import Best, History, best_epoch
 from hypergrad.learning.updates import Learner, RunState
 from hypergrad.learning.variables import Variables, rescale_K, scale_is_free
 from hypergrad.learning.warm_start import WarmStart, empty_memory, forget, make_batch_gradient
-from hypergrad.problem.lower_level import LowerLevel, cast_floats
+from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import of_a_function
 from hypergrad.strategies._base import AbstractStrategy
 
@@ -150,8 +150,7 @@ def train(
     place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
     if method is not None:
-        solver = cast_floats(with_tolerance(solver, problem.dtype), problem.dtype)
-        solver.check_step_sizes(problem)
+        solver = with_tolerance(solver, problem)
         learner = MethodRun(method, Evaluator(variables, problem, solver, strategy, loss))
     else:
         learner = Learner(

@@ -62,8 +62,8 @@ class Evaluation(NamedTuple):
     residual: Float[Array, ""]
     converged: Float[Array, ""]
     exhausted: Bool[Array, ""]
+    error: Float[Array, ""]
     gradient: Any = None
-    error: Float[Array, ""] | None = None
 
 
 def tree_norm(tree: Any) -> Float[Array, ""]:
@@ -134,7 +134,7 @@ class Evaluator:
         steps = jnp.zeros_like(evaluation.iterations)
         if h.adjoint.steps is not None:
             steps = jnp.mean(h.adjoint.steps.astype(steps.dtype))
-        error = jnp.full_like(h.value, jnp.inf)
+        error = evaluation.error
         if self.regimes:
             sizes = solver.step_sizes(problem)
             pair = ReturnedPair(problem, x_tilde, sizes, h.solution.x, h.solution.y, h.adjoint_pair)
@@ -178,6 +178,7 @@ class Evaluator:
             residual=jnp.max(stats.residual),
             converged=jnp.mean(converged.astype(value.dtype)),
             exhausted=~jnp.all(converged),
+            error=jnp.full_like(value, jnp.inf),
         )
 
 
@@ -191,7 +192,8 @@ class Programs(NamedTuple):
     def lower(cls, evaluator: Evaluator, free: Any, x_tilde: Array, x_true: Array) -> Programs:
         arguments = free, x_tilde, x_true, evaluator.finest, evaluator.start(x_tilde)
         both = evaluator.evaluate_loss, evaluator.evaluate_gradient
-        return cls(*(eqx.filter_jit(function).lower(*arguments) for function in both))
+        programs: list[Any] = [eqx.filter_jit(function) for function in both]
+        return cls(*(program.lower(*arguments) for program in programs))
 
     def compile(self) -> Programs:
         return Programs(self.loss.compile(), self.gradient.compile())

@@ -17,7 +17,7 @@ from hypergrad.chambolle_pock import ChambollePock, default_tolerance
 from hypergrad.learning.methods.base import AbstractUpperLevelMethod, Step
 from hypergrad.learning.methods.evaluations import Evaluations, Evaluator, Programs
 from hypergrad.learning.updates import RunState
-from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.lower_level import LowerLevel, cast_floats
 
 __all__ = ["METHOD_COLUMNS", "MethodRun", "check_method", "with_tolerance"]
 
@@ -54,16 +54,17 @@ def check_method(method: Any, others: dict[str, Any], data: Any) -> None:
         )
 
 
-def with_tolerance(solver: ChambollePock, dtype: Any) -> ChambollePock:
-    """Return the solver with a tolerance, by default that at which a solve counts as converged."""
-    if solver.tolerance is not None:
-        return solver
-    return eqx.tree_at(
-        lambda s: s.tolerance,
-        solver,
-        jnp.asarray(default_tolerance(dtype), dtype),
-        is_leaf=lambda leaf: leaf is None,
-    )
+def with_tolerance(solver: ChambollePock, problem: LowerLevel) -> ChambollePock:
+    """Return the solver in the dtype of the problem, with a tolerance.
+
+    By default that at which a solve counts as converged.
+    """
+    solver.check_step_sizes(problem)
+    cast: ChambollePock = cast_floats(solver, problem.dtype)
+    if cast.tolerance is not None:
+        return cast
+    tolerance = jnp.asarray(default_tolerance(problem.dtype), problem.dtype)
+    return eqx.tree_at(lambda s: s.tolerance, cast, tolerance, is_leaf=lambda leaf: leaf is None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class MethodRun:
         """What makes the steps, as the identity of a run names it."""
         return self.method
 
-    def start(self, problem: LowerLevel, memory: None, example: tuple[Any, Any]) -> RunState:
+    def start(self, problem: LowerLevel, memory: Any, example: tuple[Any, Any]) -> RunState:
         """Return the state before the first step, for these samples."""
         free = self.evaluator.variables.free(problem)
         warm = self.evaluator.start(jnp.asarray(example[0]))
@@ -102,7 +103,7 @@ class MethodRun:
 
     def epoch(
         self,
-        compiled: Programs,
+        compiled: Any,
         state: RunState,
         pair: tuple[Rows, Rows],
         rows: Any,
