@@ -37,9 +37,10 @@ from hypergrad.learning.methods.evaluations import (
 
 _SHORTER, _SHORTEST = 0.5, 0.1  # the next trial after a refused one
 _LONGEST = 10.0  # a first trial, in units of the last step
-_MORE_ACCURATE, _MOST_ACCURATE = 0.1, 1e-3  # tolerances where the bounds do not suffice
+_MORE_ACCURATE = 0.1  # tolerances where the bounds do not suffice; if they tell by how much,
+_LEAST, _MOST, _SPARE = 0.5, 1e-3, 0.7  # by that and a little more, within a range
 _NARROW = 0.25  # bounds so much narrower than those of the trial are not the reason
-_RELAXED = 2.0  # tolerances after an accepted step
+_RELAXED = 10.0  # tolerances after an accepted step, at most
 
 
 class _State(NamedTuple):
@@ -62,7 +63,8 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
 
     so that the true loss decreases by at least that. Where the bounds leave it open both solves
     continue, to a tenth of the tolerance or less; where the true loss cannot have decreased so
-    much, the step is shortened; after an accepted step the tolerances are doubled.
+    much, the step is shortened. After an accepted step both tolerances relax, by what the bounds
+    had to spare.
 
     **Arguments**: `eta`, between 0 and 1; `decrease`, below `eta`; `first_step`, the length of the
     first trial in the free variables; `tolerance`, at which both solves begin; `max_backtracks`,
@@ -141,7 +143,12 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
             there = evaluations.loss(trial, accuracy, warm)
             wanted = self.decrease * float(step_size) * norm**2
             if float(there.upper) <= lower - wanted:
-                relaxed = accuracy.times(_RELAXED, evaluations.finest)
+                decrease, width = (upper + lower) / 2 - float(there.loss), _width(there)
+                relaxed = accuracy.times(
+                    _relaxed(decrease, upper - lower + width),
+                    _relaxed((1 - self.eta) * norm, bound),
+                    evaluations.finest,
+                )
                 after = _State(step_size, free, here.gradient, relaxed, there.state)
                 return step._replace(
                     free=trial, state=after, at=there, step_size=float(step_size),
@@ -156,9 +163,10 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
                 warm, backtracks = here.state, backtracks + 1
                 continue
             # The gradient in hand, and the bound on its error, stay as good as they were.
-            accuracy = accuracy.times(_needed(lower, upper, there, wanted), evaluations.finest)
+            needed = _needed(lower, upper, there, wanted)
+            accuracy = accuracy.times(needed, 1.0, evaluations.finest)
             warm = there.state
-            if upper - lower > _NARROW * float(there.upper - there.lower):
+            if upper - lower > _NARROW * _width(there):
                 again = evaluations.loss(free, accuracy, here.state)
                 here = here._replace(state=again.state)
                 lower, upper = max(lower, float(again.lower)), min(upper, float(again.upper))
@@ -176,7 +184,8 @@ class AdaptiveInexactDescent(AbstractUpperLevelMethod):
             is_enough = float(here.error) <= (1 - self.eta) * norm
             if is_enough or evaluations.is_finest(accuracy, here):
                 return here, accuracy, norm
-            accuracy, warm = accuracy.times(_MORE_ACCURATE, evaluations.finest), here.state
+            accuracy = accuracy.times(_MORE_ACCURATE, _MORE_ACCURATE, evaluations.finest)
+            warm = here.state
 
     def _first_trial(self, free: Any, gradient: Any, state: _State) -> Float[Array, ""]:
         """Return the step of Barzilai & Borwein, within a factor of the last one."""
@@ -201,10 +210,19 @@ def _shorter(step_size: Array, loss: float, norm: float, trial: float) -> Array:
 
 def _needed(lower: float, upper: float, there: Evaluation, wanted: float) -> float:
     """Return by how much narrower bounds would show the decrease that their centres have."""
-    width = upper - lower + float(there.upper) - float(there.lower)
+    width = upper - lower + _width(there)
     shown = (upper + lower) / 2 - (float(there.upper) + float(there.lower)) / 2 - wanted
     known = 0 < shown < math.inf and math.isfinite(width)
-    return min(max(shown / width, _MOST_ACCURATE), _MORE_ACCURATE) if known else _MORE_ACCURATE
+    return min(max(_SPARE * shown / width, _MOST), _LEAST) if known else _MORE_ACCURATE
+
+
+def _relaxed(enough: float, error: float) -> float:
+    """Return by how much larger an error would still have been half of what is enough."""
+    return min(max(enough / (2 * error), 1.0), _RELAXED) if error > 0 else _RELAXED
+
+
+def _width(evaluation: Evaluation) -> float:
+    return float(evaluation.upper) - float(evaluation.lower)
 
 
 def _moved(free: Any, gradient: Any, step_size: Array) -> Any:

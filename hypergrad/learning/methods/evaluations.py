@@ -36,10 +36,11 @@ class Accuracy(NamedTuple):
     tolerance: Float[Array, ""]
     rtol: Float[Array, ""]
 
-    def times(self, factor: float, at_least: Accuracy) -> Accuracy:
-        """Return both tolerances multiplied, at least the finest and below 1."""
+    def times(self, of_tolerance: float, of_rtol: float, at_least: Accuracy) -> Accuracy:
+        """Return both multiplied, at least the finest and at most a half."""
         return Accuracy(
-            *(jnp.clip(old * factor, least, 0.5) for old, least in zip(self, at_least, strict=True))
+            jnp.clip(of_tolerance * self.tolerance, at_least.tolerance, 0.5),
+            jnp.clip(of_rtol * self.rtol, at_least.rtol, 0.5),
         )
 
 
@@ -223,6 +224,10 @@ class Evaluations:
         return evaluation
 
     def is_finest(self, accuracy: Accuracy, evaluation: Evaluation) -> bool:
-        """Return whether no evaluation at this point can be more accurate."""
-        at_least = zip(accuracy, self.finest, strict=True)
-        return bool(evaluation.exhausted) or all(bool(a <= least) for a, least in at_least)
+        """Return whether no evaluation at this point can be more accurate.
+
+        The loss depends on the first tolerance alone.
+        """
+        at_least = list(zip(accuracy, self.finest, strict=True))
+        relevant = at_least[:1] if evaluation.gradient is None else at_least
+        return bool(evaluation.exhausted) or all(bool(a <= least) for a, least in relevant)

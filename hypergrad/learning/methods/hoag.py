@@ -84,7 +84,7 @@ class HOAG(AbstractUpperLevelMethod):
         free = jax.tree.map(lambda p, z: p - state.step_size * z, free, state.gradient)
         here = evaluations.gradient(free, state.accuracy, state.warm)
         norm, bound = float(tree_norm(here.gradient)), float(here.error)
-        accuracy = state.accuracy.times(self.factor, evaluations.finest)
+        accuracy = state.accuracy.times(self.factor, self.factor, evaluations.finest)
         step_size = self._next_step(state, here.loss, norm)
         after = _State(step_size, here.gradient, here.loss, accuracy, here.state)
         step = Step(free, after, here, norm, bound, state.accuracy, float(state.step_size))

@@ -124,7 +124,9 @@ class LBFGS(AbstractUpperLevelMethod):
         search, at_start = BacktrackingArmijo(), FunctionInfo.EvalGrad(state.loss, state.gradient)
         search_state = search.init(free, at_start)
         step_size, warm, start = search_state.step_size, state.warm, jnp.array(False)
-        for backtracks in range(self.max_backtracks + 1):
+        slope = jnp.vdot(float_vector(direction), float_vector(state.gradient))
+        is_rounding = slope <= float(jnp.finfo(slope.dtype).eps) * jnp.abs(state.loss)
+        for backtracks in range(0 if is_rounding else self.max_backtracks + 1):
             trial = jax.tree.map(lambda p, d, a=step_size: p - a * d, free, direction)
             there = evaluations.gradient(trial, accuracy, warm)
             tried, info = step_size, FunctionInfo.Eval(there.loss)
@@ -138,7 +140,8 @@ class LBFGS(AbstractUpperLevelMethod):
                 return step._replace(backtracks=backtracks)
         here = evaluations.loss(free, accuracy, state.warm)
         return self._stepped(accuracy, free, state, here, 0.0)._replace(
-            backtracks=self.max_backtracks, stopped="no step decreases the computed loss"
+            backtracks=0 if is_rounding else self.max_backtracks,
+            stopped="no step decreases the computed loss",
         )
 
     def _descent(self, free: Any, state: _State) -> tuple[Any, Any]:
