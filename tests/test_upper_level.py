@@ -67,7 +67,15 @@ PROBLEMS: dict[str, tuple[hg.LowerLevel, Any, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("problem", "trainable", "pair"), PROBLEMS.values(), ids=PROBLEMS)
+# Each compiles for some seconds: every day a smooth K and weights, and two that are not smooth.
+EVERY_DAY = ("weights and K", "total variation", "Lasso")
+CASES = [
+    pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name not in EVERY_DAY))
+    for name, case in PROBLEMS.items()
+]
+
+
+@pytest.mark.parametrize(("problem", "trainable", "pair"), CASES)
 def test_every_accepted_step_decreases_the_true_loss_as_promised(problem, trainable, pair) -> None:
     visited = []
     history = learn(

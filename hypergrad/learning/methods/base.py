@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -59,4 +60,6 @@ def lost_in_error(norm: float, bound: float, share: float = 1.0) -> str | None:
     """Return the reason to stop if a gradient's error can be more than a share of it."""
     if bound <= share * norm and norm > 0:
         return None
+    if math.isinf(bound):
+        return "the error of the gradient is unknown: no bound holds for one of the samples"
     return f"a gradient of norm {norm:.1e} cannot be told from its error of at most {bound:.1e}"
