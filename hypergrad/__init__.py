@@ -12,10 +12,12 @@ from hypergrad._foundation.status import Status
 from hypergrad.adjoint import AdjointStats, Cotangent, Gradients
 from hypergrad.bilevel import (
     Hypergradient,
+    LossBound,
     TargetReport,
     half_mean_squared_error,
     hypergradient,
     hypergradient_to_target,
+    loss_bound,
     solve,
 )
 from hypergrad.bilevel.error_bound import ErrorBound, Regime
@@ -41,7 +43,18 @@ from hypergrad.diagnostics import (
     ssim,
     steps_needed,
 )
-from hypergrad.learning import History, RandomCrops, WarmStart, devices, evaluate, train
+from hypergrad.learning import (
+    HOAG,
+    LBFGS,
+    AbstractUpperLevelMethod,
+    AdaptiveInexactDescent,
+    History,
+    RandomCrops,
+    WarmStart,
+    devices,
+    evaluate,
+    train,
+)
 from hypergrad.learning.restoration import restore
 from hypergrad.learning.saved_operator import SavedOperator, load_operator
 from hypergrad.problem import functions, lower_level, operators
@@ -99,11 +112,15 @@ from hypergrad.testing import check_function, check_operator, check_strategy
 
 __all__ = [
     "CGLS",
+    "HOAG",
     "L1",
+    "LBFGS",
     "STRATEGIES",
     "AbstractDifferentiableStrategy",
     "AbstractFunction",
     "AbstractStrategy",
+    "AbstractUpperLevelMethod",
+    "AdaptiveInexactDescent",
     "AdjointStats",
     "AdjointTrajectory",
     "Box",
@@ -139,6 +156,7 @@ __all__ = [
     "LimitFormula",
     "LinearSolve",
     "LinearWeights",
+    "LossBound",
     "LowerLevel",
     "MatrixFree",
     "NonNegative",
@@ -178,6 +196,7 @@ __all__ = [
     "hypergradient",
     "hypergradient_to_target",
     "load_operator",
+    "loss_bound",
     "operators",
     "parse_strategy",
     "per_sample_errors",

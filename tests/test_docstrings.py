@@ -15,7 +15,7 @@ import hypergrad as hg
 # What calls return: their examples are those of the calls.
 RETURNED = {
     "AdjointTrajectory", "Comparison", "Contraction", "ErrorBound", "History",
-    "Hypergradient", "SampleErrors", "Solution", "SolverStats", "State", "StepsNeeded",
+    "Hypergradient", "LossBound", "SampleErrors", "Solution", "SolverStats", "State", "StepsNeeded",
     "TargetReport", "Trace",
 }  # fmt: skip
 # What `train` makes of its `devices`: nobody builds one.

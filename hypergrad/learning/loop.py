@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,16 @@ from hypergrad._foundation.checks import check_count, check_number, describe
 from hypergrad._foundation.contents import contents_on_disk
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.progress import progress_bar
-from hypergrad._foundation.rows import Rows
 from hypergrad.bilevel import Loss, half_mean_squared_error
 from hypergrad.bilevel.arguments import check_compatible, check_loss, check_problem, default_solver
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning.checkpoints import Checkpoints
-from hypergrad.learning.chunks import evaluate
 from hypergrad.learning.devices import Placement
+from hypergrad.learning.methods import AbstractUpperLevelMethod, MethodRun
+from hypergrad.learning.methods.evaluations import Evaluator
+from hypergrad.learning.methods.run import check_method, with_tolerance
 from hypergrad.learning.pairs import Draw, Pair, TrainingPairs, batches, check_pair
+from hypergrad.learning.recorder import HeldOut, Recorder, out_of_patience
 from hypergrad.learning.result import Best, History, best_epoch
 from hypergrad.learning.updates import Learner, RunState
 from hypergrad.learning.variables import Variables, rescale_K, scale_is_free
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 Projection = Callable[[LowerLevel], LowerLevel]
-HeldOut = tuple[Rows, Rows] | Callable[[LowerLevel], float] | None
 
 
 def train(
@@ -53,9 +53,11 @@ def train(
     solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     optimizer: optax.GradientTransformation | None = None,
+    method: AbstractUpperLevelMethod | None = None,
     epochs: int = 50,
     seconds: float | None = None,
-    batch_size: int = 256,
+    patience: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
     warm_start: WarmStart | bool = False,
@@ -79,7 +81,12 @@ def train(
     - `validation`: such a pair, or a function of the problem that returns its loss (with another
       solver, or on images of another shape).
     - `seconds`: no epoch begins after so many seconds of updates. Defaults to no limit.
+    - `patience`: stop after so many epochs without a smaller loss on validation data.
     - `optimizer`: from optax; by default Adam with rate 2e-3.
+    - `method`: in place of an optimizer `LBFGS()`, `AdaptiveInexactDescent()` or `HOAG()`, which
+      choose their steps, take all samples at once, and continue every solve. An epoch is one step;
+      the solver's tolerance is the finest that they ask for, its iterations the most per solve.
+    - `batch_size`: by default 256.
     - `checkpoint_dir`: a folder, written after every epoch. A call with the same arguments resumes
       the run; with other arguments it raises an error that names them.
     - `warm_start`: True or a `WarmStart` starts the solves of each training sample from its last
@@ -122,37 +129,43 @@ def train(
     3
     """
     check_count("epochs", epochs, least=0)
-    check_count("batch_size", batch_size)
     safeguard = _safeguard(warm_start)
+    if method is not None:
+        others = {"optimizer": optimizer, "batch_size": batch_size, "warm_start": safeguard}
+        check_method(method, {**others, "project": project, "devices": devices}, data)
+    check_count("batch_size", batch_size := 256 if batch_size is None else batch_size)
     check_problem(problem)
     solver = default_solver(solver)
     check_compatible(strategy, solver)
-    updates = _default_optimizer(optimizer)
     if seconds is not None:
         check_number("seconds", seconds)
+    _check_patience(patience, validation)
     pairs = TrainingPairs(data, problem)
     problem, pair = problem.astype(pairs.dtype), pairs.of(1)
     held_out = _held_out(validation, problem)
     x_tilde, x_true = pair
-    batch_size = min(batch_size, len(x_tilde))
+    batch_size = len(x_tilde) if method is not None else min(batch_size, len(x_tilde))
     first = slice(batch_size)
     example = x_tilde[first], x_true[first]
     place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
-    learner = Learner(
-        variables,
-        make_batch_gradient(solver, strategy, loss, safeguard, trainable),
-        updates,
-        _default_projection(project, problem, variables),
-        0.0 if safeguard is None else safeguard.share,
-        place,
-    )
+    if method is not None:
+        solver = with_tolerance(solver, problem)
+        learner = MethodRun(method, Evaluator(variables, problem, solver, strategy, loss))
+    else:
+        learner = Learner(
+            variables,
+            make_batch_gradient(solver, strategy, loss, safeguard, trainable),
+            _default_optimizer(optimizer),
+            _default_projection(project, problem, variables),
+            0.0 if safeguard is None else safeguard.share,
+            place,
+        )
     memory = None
     if safeguard is not None:
         settings = {"solver": solver, "strategy": strategy, "parameters": trainable}
         memory = empty_memory(len(x_tilde), problem, *example, **settings)
-    with jax.numpy_dtype_promotion("standard"):  # see make_update
-        start = RunState(problem, updates.init(variables.free(problem)), memory)
+    start = learner.start(problem, memory, example)
     lowered = learner.lower(start, pair, first)
 
     @functools.cache
@@ -160,13 +173,16 @@ def train(
         return {
             **_data_digests(pairs, held_out),
             **_setting_digests(learner, start, solver, strategy, loss, safeguard),
+            "choice of what is learned": variables.names,
             "number of epochs": str(epochs),
             "batch size": str(batch_size),
             "seed": str(seed),
+            **({} if patience is None else {"patience": str(patience)}),
         }
 
     place.check_alike(lambda: contents_on_disk((run(), checkpoint_dir is None)))
-    recorder = _Recorder(pair, held_out, solver, strategy, loss, batch_size, measure)
+    more = learner.columns + (("stopped",) if method is not None or patience is not None else ())
+    recorder = Recorder(pair, held_out, solver, strategy, loss, batch_size, measure, more)
     records = [recorder.first_record(problem)]
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, run())
     state, best, records = _resumed(checkpoints, place, start, records)
@@ -176,17 +192,20 @@ def train(
         show = _shown(bar, strategy.label, len(x_tilde) // batch_size, done, epochs)
         compiled = lowered.compile() if done < epochs else None
         for epoch in range(done + 1, epochs + 1):
-            if seconds is not None and records[-1]["seconds"] >= seconds:
+            is_over = seconds is not None and records[-1]["seconds"] >= seconds
+            if is_over or records[-1].get("stopped") is not None:
                 break
             started = time.perf_counter()
             if (drawn := pairs.of(epoch)) is not pair:
                 pair = drawn
                 forget(state.memory)
             rows = batches(len(x_tilde), batch_size, seed, epoch)
-            state, measured = _one_epoch(learner, compiled, state, pair, rows, show)
+            state, measured = learner.epoch(compiled, state, pair, rows, show)
             elapsed = records[-1]["seconds"] + time.perf_counter() - started
             current = place.to_host(state.problem)
             records.append(recorder.record(current, epoch, elapsed, measured))
+            if patience is not None and records[-1]["stopped"] is None:
+                records[-1]["stopped"] = out_of_patience(records, patience)
             best = current if best_epoch(records) == epoch else best
             if checkpoints is not None and place.writes:
                 checkpoints.save(epoch, (state, best), records)
@@ -202,6 +221,17 @@ def _safeguard(warm_start: WarmStart | bool) -> WarmStart | None:
             f"warm_start must be a WarmStart, True or False; got {warm_start!r}: try True"
         )
     return WarmStart() if warm_start is True else warm_start or None
+
+
+def _check_patience(patience: int | None, validation: Any) -> None:
+    if patience is None:
+        return
+    check_count("patience", patience)
+    if validation is None:
+        raise HypergradError(
+            f"patience must have validation data to judge by; got patience={patience} and none: "
+            "pass validation=(x_tilde, x_true)"
+        )
 
 
 def _held_out(
@@ -279,7 +309,7 @@ def _data_digests(pairs: TrainingPairs, held_out: HeldOut) -> dict[str, str]:
 
 
 def _setting_digests(
-    learner: Learner,
+    learner: Learner | MethodRun,
     start: RunState,
     solver: ChambollePock,
     strategy: AbstractStrategy,
@@ -296,8 +326,7 @@ def _setting_digests(
         "loss": loss,
         "warm start": safeguard,
     }
-    digests = {name: contents_on_disk(part) for name, part in parts.items()}
-    return {**digests, "choice of what is learned": learner.variables.names}
+    return {name: contents_on_disk(part) for name, part in parts.items()}
 
 
 # -------------------------------------------------------------------------------------- stages
@@ -318,23 +347,6 @@ def _resumed(
     return state._replace(memory=memory), best, records
 
 
-def _one_epoch(
-    learner: Learner,
-    compiled: Any,
-    state: RunState,
-    pair: tuple[Rows, Rows],
-    rows: Iterable[np.ndarray],
-    show: Callable[[float], None],
-) -> tuple[RunState, list[dict[str, float]]]:
-    """Make one update per batch of rows; return the measurements before each."""
-    measured = []
-    for batch in rows:
-        state, measurement = learner.step(compiled, state, pair, batch)
-        measured.append(measurement)
-        show(measurement["train_loss"])
-    return state, measured
-
-
 def _shown(
     bar: Progress, label: str, steps: int, done: int, epochs: int
 ) -> Callable[[float], None]:
@@ -350,103 +362,3 @@ def _bar(progress: Progress | bool) -> contextlib.AbstractContextManager[Progres
     if isinstance(progress, Progress):
         return contextlib.nullcontext(progress)
     return progress_bar(disable=not progress)
-
-
-# ------------------------------------------------------------------------------------- records
-
-_COLUMNS = frozenset(
-    ("epoch", "seconds", "train_loss", "validation_loss", "residual", "converged", "counted")
-)
-
-
-def _plain_number(name: Any, value: Any) -> Any:
-    """Convert a number of NumPy or JAX to one of Python; leave text and None as they are."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    array = np.asarray(value) if hasattr(value, "dtype") else None
-    if array is None or array.ndim > 0 or not isinstance(array.item(), (bool, int, float)):
-        raise HypergradError(
-            f"measure must return one number for each name; got {describe(value)} for {name!r}: "
-            "return one name for each number"
-        )
-    return array.item()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recorder:
-    """Record the losses and measurements of a problem before the first epoch and after each."""
-
-    data: tuple[Rows, Rows]
-    validation: HeldOut
-    solver: ChambollePock
-    strategy: AbstractStrategy
-    loss: Loss
-    piece: int
-    measure: Callable[[LowerLevel], Mapping[str, float]]
-
-    def _loss_on(self, pair: HeldOut, problem: LowerLevel) -> float | None:
-        if pair is None:
-            return None
-        if not isinstance(pair, tuple):
-            loss = _plain_number("validation", pair(problem))
-            if isinstance(loss, bool) or not isinstance(loss, (int, float)):
-                raise HypergradError(
-                    f"validation must return one number, a loss; got {describe(loss)}: return a "
-                    "float"
-                )
-            return loss
-        return evaluate(
-            problem,
-            *pair,
-            solver=self.solver,
-            strategy=self.strategy,
-            loss=self.loss,
-            piece=self.piece,
-        )
-
-    def _measured(self, problem: LowerLevel) -> dict[str, Any]:
-        """Return the user's measurements as numbers of Python, which can be written to JSON."""
-        measured = self.measure(problem)
-        if not isinstance(measured, Mapping):
-            raise HypergradError(
-                f"measure must return numbers by name; got {describe(measured)}: return a "
-                'dictionary, as in {"norm": 1.0}'
-            )
-        if taken := _COLUMNS.intersection(measured):
-            raise HypergradError(
-                f"measure must return new names; got {', '.join(sorted(taken))}, which "
-                "train records itself: choose others"
-            )
-        return {str(name): _plain_number(name, value) for name, value in measured.items()}
-
-    def first_record(self, problem: LowerLevel) -> dict[str, Any]:
-        """Return the record of the untrained problem, without statistics of training solves."""
-        return {
-            "epoch": 0,
-            "seconds": 0.0,
-            "train_loss": self._loss_on(self.data, problem),
-            "validation_loss": self._loss_on(self.validation, problem),
-            "residual": None,
-            "converged": None,
-            "counted": None,
-            **self._measured(problem),
-        }
-
-    def record(
-        self, problem: LowerLevel, epoch: int, seconds: float, measured: list[dict[str, float]]
-    ) -> dict[str, Any]:
-        """Return the record of an epoch, from the measurements at each of its steps."""
-
-        def column(name: str) -> np.ndarray:
-            return np.array([entry[name] for entry in measured])
-
-        return {
-            "epoch": epoch,
-            "seconds": seconds,
-            "train_loss": float(np.mean(column("train_loss"))),
-            "validation_loss": self._loss_on(self.validation, problem),
-            "residual": float(np.max(column("residual"))),
-            "converged": float(np.mean(column("converged"))),
-            "counted": float(np.mean(column("counted"))),
-            **self._measured(problem),
-        }

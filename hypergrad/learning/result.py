@@ -61,11 +61,24 @@ class History:
     validation data), `residual` (the largest relative residual of a forward solve), `converged`
     (the share of samples whose forward solve converged) and `counted` (the share whose gradient
     counted: all, unless a `WarmStart` excluded some).
+
+    With a `method` an epoch is one step, and `train_loss` that of the problem after it. Its records
+    also hold `evaluations` (of the loss, with or without gradient), `iterations`, `adjoint_steps`
+    (of all evaluations, the mean over the samples), `backtracks`, `tolerance` and `rtol` (of the
+    two solves), `loss_lower` and `loss_upper` (bounds on the true loss), `gradient_norm` and
+    `gradient_bound` (on the error of the gradient), `step_size`, and `promised` (by how much the
+    true loss is known to have decreased); None where nothing is known. Where a method or `patience`
+    ended the run, the last record holds the reason as `stopped`.
     """
 
     problem: LowerLevel
     records: list[dict[str, Any]]
     best: Best
+
+    @property
+    def stopped(self) -> str | None:
+        """The reason why a method or `patience` ended the run before its last epoch, or None."""
+        return self.records[-1].get("stopped")
 
     def column(self, name: str) -> np.ndarray:
         """Return one entry of every record, NaN if a record has none (`residual` in epoch 0).

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from hypergrad._foundation.rows import Rows
@@ -89,6 +90,15 @@ class Learner:
     share: float
     place: Placement
 
+    columns = ()  # it measures nothing beside what every run does
+
+    def start(self, problem: LowerLevel, memory: State | None, example: Any) -> RunState:
+        """Return the state before the first step."""
+        del example
+        with jax.numpy_dtype_promotion("standard"):  # see make_update
+            state = self.optimizer.init(self.variables.free(problem))
+        return RunState(problem, state, memory)
+
     def replicate(self, state: RunState) -> RunState:
         """Copy the problem and the state of the optimiser to every device."""
         problem, optimizer_state = self.place.replicate((state.problem, state.optimizer_state))
@@ -115,3 +125,19 @@ class Learner:
         problem, optimizer_state, measured, next_state = compiled(*arguments)
         scatter(state.memory, rows, next_state)
         return RunState(problem, optimizer_state, state.memory), jax.tree.map(float, measured)
+
+    def epoch(
+        self,
+        compiled: Any,
+        state: RunState,
+        pair: tuple[Rows, Rows],
+        rows: Iterable[np.ndarray],
+        show: Callable[[float], None],
+    ) -> tuple[RunState, list[dict[str, float]]]:
+        """Make one update per batch of rows; return the measurements before each."""
+        measured = []
+        for batch in rows:
+            state, measurement = self.step(compiled, state, pair, batch)
+            measured.append(measurement)
+            show(measurement["train_loss"])
+        return state, measured

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from hypergrad._foundation.errors import HypergradError
+from hypergrad._foundation.samples import safe_norm
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel, select_leaves
 from hypergrad.problem.operators import FilterBank, operator_norm
@@ -83,6 +84,14 @@ class Variables:
         """Return the gradient in the free variables: `d/d log p = p d/dp`."""
         gradient, learned = eqx.filter((gradient, problem), (self.mask, self.mask))
         return jax.tree.map(lambda log, g, p: g * p if log else g, self.in_log, gradient, learned)
+
+    def error_bound(self, bounds: LowerLevel, problem: LowerLevel) -> Array:
+        """Return a bound on the error of that gradient, from one on each leaf of the problem's."""
+        bounds, learned = eqx.filter((bounds, problem), (self.mask, self.mask))
+        in_free = jax.tree.map(
+            lambda log, e, p: jnp.max(p) * e if log else e, self.in_log, bounds, learned
+        )
+        return safe_norm(jnp.stack(jax.tree.leaves(in_free)))
 
 
 # Operators that are linear in their learned arrays.

@@ -13,9 +13,12 @@ condition numbers whose bound holds but for a small probability (`ActiveSystem.i
 from hypergrad.bilevel.error_bound._base import AbstractPoint as AbstractPoint
 from hypergrad.bilevel.error_bound._base import AbstractRegime as AbstractRegime
 from hypergrad.bilevel.error_bound._base import ReturnedPair as ReturnedPair
+from hypergrad.bilevel.error_bound._base import gap_distance as gap_distance
 from hypergrad.bilevel.error_bound.active_set import ActiveSet as ActiveSet
+from hypergrad.bilevel.error_bound.as_returned import AsReturned as AsReturned
 from hypergrad.bilevel.error_bound.bound import REGIMES as REGIMES
 from hypergrad.bilevel.error_bound.bound import bound_error as bound_error
+from hypergrad.bilevel.error_bound.bound import regimes_of as regimes_of
 from hypergrad.bilevel.error_bound.result import ErrorBound as ErrorBound
 from hypergrad.bilevel.error_bound.result import Regime as Regime
 from hypergrad.bilevel.error_bound.strong_convexity import StrongConvexity as StrongConvexity

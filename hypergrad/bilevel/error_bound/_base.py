@@ -15,19 +15,24 @@ from jaxtyping import Array, Bool, Float
 from hypergrad._foundation.samples import safe_norm, where
 from hypergrad.adjoint import problem_gradient
 from hypergrad.bilevel.error_bound.result import Regime
-from hypergrad.chambolle_pock import StepSizes
+from hypergrad.chambolle_pock import AdjointPair, StepSizes
 from hypergrad.problem.functions import AbstractFunction
 from hypergrad.problem.lower_level import LowerLevel
+from hypergrad.problem.operators import apply, apply_transpose
 
 
 class ReturnedPair(NamedTuple):
-    """The result of a solve, one row per sample, with the step sizes of its prox arguments."""
+    """The result of a solve, one row per sample, with the step sizes of its prox arguments.
+
+    `adjoint` is that of its backward solve, if there is one.
+    """
 
     problem: LowerLevel
     x_tilde: Float[Array, "batch n"]
     sizes: StepSizes
     x: Float[Array, "batch n"]
     y: Float[Array, "batch m"]
+    adjoint: AdjointPair | None = None
 
 
 class AbstractPoint(eqx.Module):
@@ -76,6 +81,22 @@ def rounding_of(problem: LowerLevel, dtype: Any) -> float:
     The roundings of a sum of n terms are taken to add up like `sqrt(n)` (Higham & Mary 2019).
     """
     return (4 + max(problem.shape) ** 0.5) * float(jnp.finfo(dtype).eps)
+
+
+def gap_distance(pair: ReturnedPair, gap: Array) -> Float[Array, " batch"]:
+    """Bound `||x - x*||` by `sqrt(2 gap / mu)`: infinite where the gap or `mu` says nothing.
+
+    The gap is a difference of sums, and so no better known than the rounding of these.
+    """
+    problem, x_tilde, _, x, y, _ = pair
+    K_x, KT_y = apply(problem.K, x), apply_transpose(problem.K, y)
+    size = 2 * jnp.abs(problem.F(K_x)) + jnp.abs(problem.F.conjugate(y)) + jnp.abs(gap)
+    size = size + jnp.sum(jnp.abs(KT_y * x_tilde), axis=-1)
+    known = jnp.maximum(gap, 0.0) + rounding_of(problem, x.dtype) * size
+    mu = problem.G.strong_convexity
+    curved = jnp.zeros_like(gap) if mu is None else mu + jnp.zeros_like(gap)
+    distance = jnp.sqrt(2 * known / jnp.where(curved > 0, curved, 1.0))
+    return jnp.where((curved > 0) & jnp.isfinite(distance), distance, jnp.inf)
 
 
 def zero_unless(chosen: Array, tree: Any) -> Any:

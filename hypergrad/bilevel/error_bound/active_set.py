@@ -59,7 +59,7 @@ class ActiveSet(AbstractRegime):
         return known and matrix_of(problem.K) is not None
 
     def locate(self, pair: ReturnedPair, wanted: Bool[Array, " batch"]) -> AbstractPoint:
-        problem, x_tilde, sizes, x, y = pair
+        problem, x_tilde, sizes, x, y, _ = pair
         tau, sigma, _ = sizes
         rounding = rounding_of(problem, x.dtype)
         normal_map, none = NormalMap(problem, x_tilde, sizes), jnp.zeros(x.shape[:1], x.dtype)

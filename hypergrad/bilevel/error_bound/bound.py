@@ -18,6 +18,7 @@ from hypergrad.bilevel.error_bound._base import (
     zero_unless,
 )
 from hypergrad.bilevel.error_bound.active_set import ActiveSet
+from hypergrad.bilevel.error_bound.as_returned import AsReturned
 from hypergrad.bilevel.error_bound.result import ErrorBound, Regime
 from hypergrad.bilevel.error_bound.strong_convexity import StrongConvexity
 from hypergrad.problem.lower_level import LowerLevel
@@ -25,10 +26,18 @@ from hypergrad.problem.lower_level import LowerLevel
 REGIMES: tuple[AbstractRegime, ...] = (ActiveSet(), StrongConvexity())
 
 
+def regimes_of(problem: LowerLevel, smoothness: float | None) -> tuple[AbstractRegime, ...]:
+    """The regimes that apply, for an upper level that asks often: the cheap one alone if it can."""
+    cheap = AsReturned()
+    if cheap.applies(problem, smoothness):
+        return (cheap,)
+    return tuple(regime for regime in REGIMES if regime.applies(problem, smoothness))
+
+
 def bound_error(
     pair: ReturnedPair,
     grad: LowerLevel,
-    pullback: Callable[[Bool[Array, " batch"]], LowerLevel],
+    pullback: Callable[[Bool[Array, " batch"]], LowerLevel] | None,
     loss_gradient: Callable[[Array], Array],
     *,
     smoothness: float | None,
@@ -36,11 +45,12 @@ def bound_error(
 ) -> ErrorBound:
     """The bound for a gradient `grad`, however it was computed, at the pair that was returned.
 
-    **Arguments**: `pullback`, the gradient that the strategy gives for chosen samples alone;
-    `loss_gradient` `(batch, n)` to `(batch, n)`; `smoothness`, the Lipschitz constant of that where
-    it is known to act on each sample by itself. Where it is not (None) the second derivative of the
-    loss is bounded at the point, by the power method, and only the active set can certify.
-    `regimes`, in the order in which they are tried.
+    **Arguments**: `pullback`, the gradient that the strategy gives for chosen samples alone (None:
+    without it nothing is known unless every sample is certified); `loss_gradient`, `(batch, n)` to
+    `(batch, n)`; `smoothness`, the Lipschitz constant of that where it is known to act on each
+    sample by itself. Where it is not (None) the second derivative of the loss is bounded at the
+    point, by the power method, and only the active set can certify. `regimes`, in the order in
+    which they are tried.
 
     **Cost**: see `hypergradient`; a second pullback where a sample is not certified.
     """
@@ -78,10 +88,13 @@ def bound_error(
     held = certified != Regime.NEITHER
     everything = jnp.all(held)
 
-    def on_certified() -> LowerLevel:
-        return eqx.filter(pullback(held), eqx.is_inexact_array)
+    ours, any_held = grad, everything
+    if pullback is not None:
 
-    ours = jax.lax.cond(everything, lambda: grad, on_certified)
+        def on_certified() -> LowerLevel:
+            return eqx.filter(pullback(held), eqx.is_inexact_array)
+
+        ours, any_held = jax.lax.cond(everything, lambda: grad, on_certified), jnp.any(held)
     distances = jax.tree.map(_distance, ours, reference)
     bounds = jax.tree.map(lambda a, b: _known(a + b), distances, errors)
     total = _root_sum_of_squares(distances) + _root_sum_of_squares(errors)
@@ -90,7 +103,7 @@ def bound_error(
         total=jnp.where(everything, total, jnp.inf),
         grad=jax.tree.map(lambda bound: jnp.where(everything, bound, jnp.inf), bounds),
         certified=certified,
-        on_certified=jnp.where(jnp.any(held), total, jnp.inf),
+        on_certified=jnp.where(any_held, total, jnp.inf),
     )
 
 

@@ -29,6 +29,13 @@ from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import apply, apply_transpose, matrix_of, operator_norm
 
 
+def is_smooth(problem: LowerLevel) -> bool:
+    """Return whether F and G are smooth with known pieces, and G strongly convex."""
+    sides = (problem.F, problem.m), (problem.G, problem.n)
+    known = all(f.smooth and has_pieces(f, size, problem.dtype) for f, size in sides)
+    return known and problem.G.strong_convexity is not None
+
+
 class StrongConvexity(AbstractRegime):
     """G is `mu`-strongly convex and F and G are smooth: the primal problem alone tells.
 
@@ -49,56 +56,79 @@ class StrongConvexity(AbstractRegime):
     code: ClassVar[Regime] = Regime.STRONG_CONVEXITY
 
     def applies(self, problem: LowerLevel, smoothness: float | None) -> bool:
-        sides = (problem.F, problem.m), (problem.G, problem.n)
-        known = all(f.smooth and has_pieces(f, size, problem.dtype) for f, size in sides)
-        return known and problem.G.strong_convexity is not None and smoothness is not None
+        return is_smooth(problem) and smoothness is not None
 
     def locate(self, pair: ReturnedPair, wanted: Bool[Array, " batch"]) -> AbstractPoint:
         problem, x_tilde = pair.problem, pair.x_tilde
-        K, F, G = problem.K, problem.F, problem.G
-        mu, norm_K, rows = G.strong_convexity, operator_norm(K), _row_norms(problem)
-        assert mu is not None  # that is what `applies` asks
         rounding = rounding_of(problem, x_tilde.dtype)
 
-        def gradient(x: Array) -> Array:
-            return apply_transpose(K, _slope(F, apply(K, x))) + _slope(G, x - x_tilde)
-
         def newton_step(x: Array) -> Array:
-            right = jnp.where(wanted[:, None], gradient(x), 0.0)
+            right = jnp.where(wanted[:, None], gradient_at(pair, x), 0.0)
             return x - _solve_hessian(problem, *_curvatures(problem, x_tilde, x), right)
 
-        def residual(x: Array) -> tuple[Array, Array]:
-            """That of the gradient, relative to the sizes that rounding in it has; and those."""
-            size = safe_norm(x)
-            in_row = rounding * rows * size[:, None]
-            steepest = jnp.max(_steepest(F, apply(K, x), in_row), axis=-1)
-            steepest_G = jnp.max(_steepest(G, x - x_tilde, jnp.zeros_like(x)), axis=-1)
-            forces = norm_K * safe_norm(_slope(F, apply(K, x))) + safe_norm(_slope(G, x - x_tilde))
-            scale = forces + (norm_K**2 * steepest + steepest_G) * (size + safe_norm(x_tilde))
-            return safe_norm(gradient(x)) / jnp.where(scale > 0, scale, 1.0), scale
-
         def relative_residual(x: Array) -> Array:
-            return jnp.where(wanted, residual(x)[0], 0.0)  # nothing waits for what is not wanted
+            relative, _ = residual_at(pair, x)
+            return jnp.where(wanted, relative, 0.0)  # nothing waits for what is not wanted
 
         x = best_of_newton(newton_step, relative_residual, pair.x, rounding)
-        relative, scale = residual(x)
-        error = (relative + rounding) * scale / mu
-        reach = rows * error[:, None]
-        crossed = _crossed(F, apply(K, x), reach)
-        crossed_G = _crossed(G, x - x_tilde, error[:, None] * jnp.ones_like(x))
-        simple = jnp.all(crossed <= 1, axis=-1) & jnp.all(crossed_G == 0, axis=-1)
-        holds = wanted & jnp.isfinite(error) & simple
-        return _SmoothPoint(
-            holds=holds,
-            x=zero_unless(holds, x),
-            error_x=error,
-            problem=problem,
-            x_tilde=zero_unless(holds, x_tilde),
-            reach=zero_unless(holds, reach),
-            uncertain=crossed > 0,
-            norm_K=norm_K,
-            mu=mu,
-        )
+        return smooth_point(pair, wanted, x, gradient_distance(pair, x), None)
+
+
+def gradient_at(pair: ReturnedPair, x: Array) -> Array:
+    """The gradient of the objective at x."""
+    K = pair.problem.K
+    return apply_transpose(K, _slope(pair.problem.F, apply(K, x))) + _slope(
+        pair.problem.G, x - pair.x_tilde
+    )
+
+
+def residual_at(pair: ReturnedPair, x: Array) -> tuple[Array, Array]:
+    """The norm of the gradient at x, relative to the sizes that rounding in it has; and those."""
+    problem, x_tilde = pair.problem, pair.x_tilde
+    K, F, G, norm_K = problem.K, problem.F, problem.G, operator_norm(problem.K)
+    size = safe_norm(x)
+    in_row = rounding_of(problem, x.dtype) * _row_norms(problem) * size[:, None]
+    steepest = jnp.max(_steepest(F, apply(K, x), in_row), axis=-1)
+    steepest_G = jnp.max(_steepest(G, x - x_tilde, jnp.zeros_like(x)), axis=-1)
+    forces = norm_K * safe_norm(_slope(F, apply(K, x))) + safe_norm(_slope(G, x - x_tilde))
+    scale = forces + (norm_K**2 * steepest + steepest_G) * (size + safe_norm(x_tilde))
+    return safe_norm(gradient_at(pair, x)) / jnp.where(scale > 0, scale, 1.0), scale
+
+
+def gradient_distance(pair: ReturnedPair, x: Array) -> Array:
+    """Bound `||x - x*||` by `||gradient|| / mu`, per sample."""
+    relative, scale = residual_at(pair, x)
+    return (relative + rounding_of(pair.problem, x.dtype)) * scale / _convexity(pair.problem)
+
+
+def smooth_point(
+    pair: ReturnedPair, wanted: Array, x: Array, error: Array, v: Array | None
+) -> _SmoothPoint:
+    """The point x, within `error` of the solution; v, an approximation of `H^-1 g` (or None)."""
+    problem, x_tilde = pair.problem, pair.x_tilde
+    reach = _row_norms(problem) * error[:, None]
+    crossed = _crossed(problem.F, apply(problem.K, x), reach)
+    crossed_G = _crossed(problem.G, x - x_tilde, error[:, None] * jnp.ones_like(x))
+    simple = jnp.all(crossed <= 1, axis=-1) & jnp.all(crossed_G == 0, axis=-1)
+    holds = wanted & jnp.isfinite(error) & simple
+    return _SmoothPoint(
+        holds=holds,
+        x=zero_unless(holds, x),
+        error_x=error,
+        problem=problem,
+        x_tilde=zero_unless(holds, x_tilde),
+        reach=zero_unless(holds, reach),
+        uncertain=crossed > 0,
+        norm_K=operator_norm(problem.K),
+        mu=_convexity(problem),
+        v=None if v is None else zero_unless(holds, v),
+    )
+
+
+def _convexity(problem: LowerLevel) -> Array:
+    mu = problem.G.strong_convexity
+    assert mu is not None  # that is what `applies` asks
+    return mu
 
 
 def _row_norms(problem: LowerLevel) -> Float[Array, "1 m"]:
@@ -171,13 +201,16 @@ class _SmoothPoint(AbstractPoint):
     uncertain: Bool[Array, "batch m"]
     norm_K: Float[Array, ""]
     mu: Float[Array, ""]
+    v: Float[Array, "batch n"] | None
 
     def reference(self, g: Array, error_g: Array) -> tuple[LowerLevel, LowerLevel]:
         problem, x, x_tilde = self.problem, self.x, self.x_tilde
         K, F, norm_K, error_x = problem.K, problem.F, self.norm_K, self.error_x
         rounding = rounding_of(problem, g.dtype)
         S, S_G = _curvatures(problem, x_tilde, x)
-        v = zero_unless(self.holds, _solve_hessian(problem, S, S_G, g))
+        v = self.v
+        if v is None:
+            v = zero_unless(self.holds, _solve_hessian(problem, S, S_G, g))
         K_x, K_v = apply(K, x), apply(K, v)
 
         def derivative_along_v(problem: LowerLevel) -> Array:
