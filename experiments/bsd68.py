@@ -81,7 +81,7 @@ class Config(AbstractSettings):
     )
     compared: str = "l1 24x5x5"
     """The model that is learned by every strategy; the others by the first."""
-    strategies: tuple[str, ...] = ("limit:steps=10", "truncation:k=1", "full", "limit:cg")
+    strategies: tuple[str, ...] = ("limit:steps=10", "truncation:k=1", "full")
     seconds: float = 90.0
     """Of the updates of the compared model."""
     longer: float = 360.0

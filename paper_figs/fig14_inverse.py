@@ -42,7 +42,7 @@ def draw_psnr(folder: Path) -> Figure:
         panel.margins(x=0.12)
     names = [method.replace("learned for the problem, ", "learned: ") for method in methods]
     panels[0].set_yticks(range(len(methods)), names)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(methods) - 0.5, -0.5)
     label_panels(panels, problems)
     return figure
 
