@@ -478,7 +478,8 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_pages_with_output_are_found() -> None:
     with_output = [page for page, (_, output) in SHOWN.items() if output]
-    assert with_output == ["README", "comparing", "concepts", "index", "inverse", "learning"]
+    executed = ["README", "comparing", "concepts", "index", "inverse", "learning", "upper_level"]
+    assert with_output == executed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
