@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 STORED = sorted(path.parent for path in (ROOT / "experiments" / "records").glob("*/config.json"))
 # The data of the stored runs that are not packaged.
 FOLDERS = {
+    "bsd68": {"images": Path("train400"), "test": Path("bsd68")},
     "dequantization": {"speech": Path("en_US_f_Allison")},
     "inverse": {"images": Path("train400"), "test": Path("bsd68")},
 }
