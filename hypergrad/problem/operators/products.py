@@ -60,7 +60,7 @@ def as_operator(K: Any, name: str = "K") -> Operator:
         K,
         name,
         rule="an (m, n) matrix or a lineax operator",
-        advice=f"pass {name}.toarray() of a sparse matrix, or a lineax.FunctionLinearOperator",
+        advice="pass .toarray() of a sparse matrix, or a lineax.FunctionLinearOperator",
     )
     if matrix.ndim != 2:
         raise HypergradError(
