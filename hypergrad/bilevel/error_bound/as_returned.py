@@ -15,6 +15,7 @@ from hypergrad.bilevel.error_bound._base import (
 )
 from hypergrad.bilevel.error_bound.result import Regime
 from hypergrad.bilevel.error_bound.strong_convexity import (
+    OperatorSizes,
     gradient_distance,
     is_smooth,
     smooth_point,
@@ -46,6 +47,7 @@ class AsReturned(AbstractRegime):
         problem, x_tilde, (tau, _, _), x, y, adjoint = pair
         r, K_x, KT_y = x - x_tilde, apply(problem.K, x), apply_transpose(problem.K, y)
         gap = problem.gap(r, y, x_tilde, K_x=K_x, KT_y=KT_y)
-        error = jnp.fmin(gap_distance(pair, gap), gradient_distance(pair, x))
+        sizes = OperatorSizes.of(problem)
+        error = jnp.fmin(gap_distance(pair, gap), gradient_distance(pair, x, sizes))
         v = None if adjoint is None else tau * adjoint.Delta_P
-        return smooth_point(pair, wanted, x, error, v)
+        return smooth_point(pair, wanted, x, error, sizes, v)

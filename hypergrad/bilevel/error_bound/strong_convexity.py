@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -60,18 +60,36 @@ class StrongConvexity(AbstractRegime):
 
     def locate(self, pair: ReturnedPair, wanted: Bool[Array, " batch"]) -> AbstractPoint:
         problem, x_tilde = pair.problem, pair.x_tilde
-        rounding = rounding_of(problem, x_tilde.dtype)
+        rounding, sizes = rounding_of(problem, x_tilde.dtype), OperatorSizes.of(problem)
 
         def newton_step(x: Array) -> Array:
             right = jnp.where(wanted[:, None], gradient_at(pair, x), 0.0)
             return x - _solve_hessian(problem, *_curvatures(problem, x_tilde, x), right)
 
         def relative_residual(x: Array) -> Array:
-            relative, _ = residual_at(pair, x)
+            relative, _ = residual_at(pair, x, sizes)
             return jnp.where(wanted, relative, 0.0)  # nothing waits for what is not wanted
 
         x = best_of_newton(newton_step, relative_residual, pair.x, rounding)
-        return smooth_point(pair, wanted, x, gradient_distance(pair, x), None)
+        error = gradient_distance(pair, x, sizes)
+        return smooth_point(pair, wanted, x, error, sizes, None)
+
+
+class OperatorSizes(NamedTuple):
+    """`||K||` and `||K_i||` of its rows (`||K||` for each, if it is no matrix).
+
+    Taken once, outside the loop of Newton steps.
+    """
+
+    norm: Float[Array, ""]
+    rows: Float[Array, "1 m"]
+
+    @classmethod
+    def of(cls, problem: LowerLevel) -> OperatorSizes:
+        norm, matrix = operator_norm(problem.K), matrix_of(problem.K)
+        if matrix is None:
+            return cls(norm, jnp.broadcast_to(norm, (1, problem.m)))
+        return cls(norm, safe_norm(matrix)[None])
 
 
 def gradient_at(pair: ReturnedPair, x: Array) -> Array:
@@ -82,31 +100,36 @@ def gradient_at(pair: ReturnedPair, x: Array) -> Array:
     )
 
 
-def residual_at(pair: ReturnedPair, x: Array) -> tuple[Array, Array]:
+def residual_at(pair: ReturnedPair, x: Array, sizes: OperatorSizes) -> tuple[Array, Array]:
     """The norm of the gradient at x, relative to the sizes that rounding in it has; and those."""
     problem, x_tilde = pair.problem, pair.x_tilde
-    K, F, G, norm_K = problem.K, problem.F, problem.G, operator_norm(problem.K)
+    K, F, G = problem.K, problem.F, problem.G
     size = safe_norm(x)
-    in_row = rounding_of(problem, x.dtype) * _row_norms(problem) * size[:, None]
+    in_row = rounding_of(problem, x.dtype) * sizes.rows * size[:, None]
     steepest = jnp.max(_steepest(F, apply(K, x), in_row), axis=-1)
     steepest_G = jnp.max(_steepest(G, x - x_tilde, jnp.zeros_like(x)), axis=-1)
-    forces = norm_K * safe_norm(_slope(F, apply(K, x))) + safe_norm(_slope(G, x - x_tilde))
-    scale = forces + (norm_K**2 * steepest + steepest_G) * (size + safe_norm(x_tilde))
+    forces = sizes.norm * safe_norm(_slope(F, apply(K, x))) + safe_norm(_slope(G, x - x_tilde))
+    scale = forces + (sizes.norm**2 * steepest + steepest_G) * (size + safe_norm(x_tilde))
     return safe_norm(gradient_at(pair, x)) / jnp.where(scale > 0, scale, 1.0), scale
 
 
-def gradient_distance(pair: ReturnedPair, x: Array) -> Array:
+def gradient_distance(pair: ReturnedPair, x: Array, sizes: OperatorSizes) -> Array:
     """Bound `||x - x*||` by `||gradient|| / mu`, per sample."""
-    relative, scale = residual_at(pair, x)
+    relative, scale = residual_at(pair, x, sizes)
     return (relative + rounding_of(pair.problem, x.dtype)) * scale / _convexity(pair.problem)
 
 
 def smooth_point(
-    pair: ReturnedPair, wanted: Array, x: Array, error: Array, v: Array | None
+    pair: ReturnedPair,
+    wanted: Array,
+    x: Array,
+    error: Array,
+    sizes: OperatorSizes,
+    v: Array | None,
 ) -> _SmoothPoint:
     """The point x, within `error` of the solution; v, an approximation of `H^-1 g` (or None)."""
     problem, x_tilde = pair.problem, pair.x_tilde
-    reach = _row_norms(problem) * error[:, None]
+    reach = sizes.rows * error[:, None]
     crossed = _crossed(problem.F, apply(problem.K, x), reach)
     crossed_G = _crossed(problem.G, x - x_tilde, error[:, None] * jnp.ones_like(x))
     simple = jnp.all(crossed <= 1, axis=-1) & jnp.all(crossed_G == 0, axis=-1)
@@ -119,7 +142,7 @@ def smooth_point(
         x_tilde=zero_unless(holds, x_tilde),
         reach=zero_unless(holds, reach),
         uncertain=crossed > 0,
-        norm_K=operator_norm(problem.K),
+        norm_K=sizes.norm,
         mu=_convexity(problem),
         v=None if v is None else zero_unless(holds, v),
     )
@@ -129,14 +152,6 @@ def _convexity(problem: LowerLevel) -> Array:
     mu = problem.G.strong_convexity
     assert mu is not None  # that is what `applies` asks
     return mu
-
-
-def _row_norms(problem: LowerLevel) -> Float[Array, "1 m"]:
-    """`|| K_i ||`, or of an operator that is no matrix `|| K ||` for each."""
-    matrix = matrix_of(problem.K)
-    if matrix is None:
-        return jnp.broadcast_to(operator_norm(problem.K), (1, problem.m))
-    return safe_norm(matrix)[None]
 
 
 def _slope(f: AbstractFunction, v: Array) -> Array:

@@ -14,7 +14,12 @@ from hypergrad._foundation.checks import check_count, check_fraction, check_numb
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import float_vector
 from hypergrad.chambolle_pock import State
-from hypergrad.learning.methods.base import AbstractUpperLevelMethod, Step, lost_in_error
+from hypergrad.learning.methods.base import (
+    AbstractUpperLevelMethod,
+    Step,
+    check_has_tolerance,
+    lost_in_error,
+)
 from hypergrad.learning.methods.evaluations import (
     Accuracy,
     Evaluation,
@@ -227,13 +232,3 @@ def _width(evaluation: Evaluation) -> float:
 
 def _moved(free: Any, gradient: Any, step_size: Array) -> Any:
     return jax.tree.map(lambda p, z: p - step_size * z, free, gradient)
-
-
-def check_has_tolerance(method: AbstractUpperLevelMethod, evaluator: Evaluator) -> None:
-    """Refuse a strategy whose adjoint cannot be solved to a tolerance."""
-    rtol = evaluator.finest.rtol
-    if evaluator.strategy.with_tolerance(rtol) is None:
-        raise HypergradError(
-            f"{type(method).__name__} must have a strategy with a tolerance; got "
-            f"{evaluator.strategy.label}: pass hg.LimitFormula(hg.Tolerance())"
-        )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 
+from hypergrad._foundation.errors import HypergradError
 from hypergrad.chambolle_pock import State
 from hypergrad.learning.methods.evaluations import Accuracy, Evaluation, Evaluations, Evaluator
 
@@ -63,3 +64,13 @@ def lost_in_error(norm: float, bound: float, share: float = 1.0) -> str | None:
     if math.isinf(bound):
         return "the error of the gradient is unknown: no bound holds for one of the samples"
     return f"a gradient of norm {norm:.1e} cannot be told from its error of at most {bound:.1e}"
+
+
+def check_has_tolerance(method: AbstractUpperLevelMethod, evaluator: Evaluator) -> None:
+    """Refuse a strategy whose adjoint cannot be solved to a tolerance."""
+    rtol = evaluator.finest.rtol
+    if evaluator.strategy.with_tolerance(rtol) is None:
+        raise HypergradError(
+            f"{type(method).__name__} must have a strategy with a tolerance; got "
+            f"{evaluator.strategy.label}: pass hg.LimitFormula(hg.Tolerance())"
+        )

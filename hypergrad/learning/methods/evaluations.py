@@ -107,40 +107,49 @@ class Evaluator:
         zero = AdjointPair(jnp.zeros_like(state.r), jnp.zeros_like(state.y))
         return State(state.r, state.r_bar, state.y, zero)
 
-    def _settings(self, accuracy: Accuracy) -> tuple[ChambollePock, AbstractStrategy]:
-        """Return solver and strategy at an accuracy; a strategy without one as it is."""
+    def _settings(
+        self, problem: LowerLevel, accuracy: Accuracy
+    ) -> tuple[ChambollePock, AbstractStrategy]:
+        """Return solver and strategy at an accuracy; a strategy without one as it is.
+
+        The solver has its step sizes, which solve and bounds share: one norm of K.
+        """
         solver = eqx.tree_at(lambda s: s.tolerance, self.solver, accuracy.tolerance)
-        return solver, self.strategy.with_tolerance(accuracy.rtol) or self.strategy
+        return solver.with_step_sizes(problem), self.strategy.with_tolerance(
+            accuracy.rtol
+        ) or self.strategy
 
     def evaluate_loss(
         self, free: Any, x_tilde: Array, x_true: Array, accuracy: Accuracy, state: State
     ) -> Evaluation:
         """Solve the lower level alone."""
         problem = self.variables.problem(free, self.problem)
-        solver, strategy = self._settings(accuracy)
+        solver, strategy = self._settings(problem, accuracy)
         solution, _ = strategy.forward(problem, x_tilde, solver, state)
-        return self._evaluation(problem, x_tilde, x_true, solution, state.adjoint)
+        sizes = solver.step_sizes(problem)
+        pair = ReturnedPair(problem, x_tilde, sizes, solution.x, solution.y, state.adjoint)
+        return self._evaluation(pair, x_true, solution)
 
     def evaluate_gradient(
         self, free: Any, x_tilde: Array, x_true: Array, accuracy: Accuracy, state: State
     ) -> Evaluation:
         """Solve both, and bound the error of the gradient in the free variables."""
         problem = self.variables.problem(free, self.problem)
-        solver, strategy = self._settings(accuracy)
+        solver, strategy = self._settings(problem, accuracy)
         h = compute_hypergradient(
             problem, x_tilde, x_true, solver, strategy, self.loss, state, wanted=self.variables.mask
         )
         adjoint = state.adjoint if h.adjoint_pair is None else h.adjoint_pair
-        evaluation = self._evaluation(problem, x_tilde, x_true, h.solution, adjoint)
+        sizes = solver.step_sizes(problem)
+        pair = ReturnedPair(problem, x_tilde, sizes, h.solution.x, h.solution.y, adjoint)
+        evaluation = self._evaluation(pair, x_true, h.solution)
         steps = jnp.zeros_like(evaluation.iterations)
         if h.adjoint.steps is not None:
             steps = jnp.mean(h.adjoint.steps.astype(steps.dtype))
         error = evaluation.error
         if self.regimes:
-            sizes = solver.step_sizes(problem)
-            pair = ReturnedPair(problem, x_tilde, sizes, h.solution.x, h.solution.y, h.adjoint_pair)
             bound = bound_error(
-                pair,
+                pair._replace(adjoint=h.adjoint_pair),
                 h.grad,
                 None,
                 jax.grad(lambda x: self.loss(x, x_true)),
@@ -152,20 +161,11 @@ class Evaluator:
             gradient=self.variables.gradient(h.grad, problem), error=error, adjoint_steps=steps
         )
 
-    def _evaluation(
-        self,
-        problem: LowerLevel,
-        x_tilde: Array,
-        x_true: Array,
-        solution: Solution,
-        adjoint: AdjointPair | None,
-    ) -> Evaluation:
+    def _evaluation(self, pair: ReturnedPair, x_true: Array, solution: Solution) -> Evaluation:
         x, stats, last = solution.x, solution.stats, solution.state
         value = self.loss(x, x_true)
         lower, upper = jnp.full_like(value, -jnp.inf), jnp.full_like(value, jnp.inf)
         if self.has_loss_bound:
-            sizes = self.solver.step_sizes(problem)
-            pair = ReturnedPair(problem, x_tilde, sizes, x, solution.y, adjoint)
             bound = bound_loss(x, x_true, bound_distance(pair, stats.gap, self.regimes))
             lower, upper = jnp.mean(bound.lower), jnp.mean(bound.upper)
         converged = stats.status == Status.CONVERGED
@@ -173,7 +173,7 @@ class Evaluator:
             loss=value,
             lower=lower,
             upper=upper,
-            state=State(last.r, last.r_bar, last.y, adjoint),
+            state=State(last.r, last.r_bar, last.y, pair.adjoint),
             iterations=jnp.mean(stats.iterations.astype(value.dtype)),
             adjoint_steps=jnp.zeros_like(value),
             residual=jnp.max(stats.residual),

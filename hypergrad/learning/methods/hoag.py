@@ -12,8 +12,12 @@ from jaxtyping import Array, Float
 
 from hypergrad._foundation.checks import check_fraction, check_number
 from hypergrad.chambolle_pock import State
-from hypergrad.learning.methods.adaptive import check_has_tolerance
-from hypergrad.learning.methods.base import AbstractUpperLevelMethod, Step, lost_in_error
+from hypergrad.learning.methods.base import (
+    AbstractUpperLevelMethod,
+    Step,
+    check_has_tolerance,
+    lost_in_error,
+)
 from hypergrad.learning.methods.evaluations import Accuracy, Evaluations, Evaluator, tree_norm
 
 # How the step follows the loss: the constants of the author's implementation.
