@@ -61,6 +61,9 @@ LEAST_STEP = 1 / 16  # of the search for the scale of F, as a power of 2
 NEAR = 0.05  # dB, of a held-out PSNR that is as good as the best
 
 
+_SMALL = Learning(crop=16, crops=8, rounds=2, batch_size=4, L=5)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(AbstractSettings):
     """Which noise, which models, how they are learned, and for how long."""
@@ -84,7 +87,7 @@ class Config(AbstractSettings):
     strategies: tuple[str, ...] = ("limit:steps=10", "truncation:k=1", "full")
     seconds: float = 90.0
     """Of the updates of the compared model."""
-    longer: float = 360.0
+    longer: float = 1500.0
     """Of those of the others."""
     seeds: int = 3
     """For the compared model by the first strategy; one for all others."""
@@ -94,6 +97,9 @@ class Config(AbstractSettings):
     side: int = 120
     """Of the parts of held-out training photographs that choose the best epoch."""
     learning: Learning = dataclasses.field(default_factory=Learning)
+    """How the compared model is learned."""
+    longer_learning: Learning = Learning(crops=1024, halving=400)
+    """How the others are: they are larger, and get more steps."""
 
     def quick(self) -> Config:
         """Two filters learned for a second, on a few small crops."""
@@ -109,7 +115,8 @@ class Config(AbstractSettings):
             photographs=1,
             L=10,
             side=32,
-            learning=Learning(crop=16, crops=8, rounds=2, batch_size=4, L=5),
+            learning=_SMALL,
+            longer_learning=_SMALL,
         )
 
 
@@ -136,6 +143,10 @@ def strategies_of(config: Config, model: str, seed: int = 0) -> tuple[str, ...]:
 
 def seconds_of(config: Config, model: str) -> float:
     return config.seconds if model == config.compared else config.longer
+
+
+def learning_of(config: Config, model: str) -> Learning:
+    return config.learning if model == config.compared else config.longer_learning
 
 
 def _is_learned(model: str) -> bool:
@@ -190,11 +201,12 @@ def learn(
     """One model learned by one strategy, from the DCT at its best weight; then its best scale."""
     images, others = split(training_images(config.images))
     held_out = held_out_of(config, level, others)
-    side, sigma = config.learning.crop, level / 255
+    learning, sigma = learning_of(config, model), level / 255
+    side = learning.crop
     kind, _, form = model.partition(" ")
     is_potential = kind == "potential"
     start = best_bank(form_of(form), sigma, side, held_out, potentials=is_potential)
-    history = config.learning.learn(
+    history = learning.learn(
         start,
         images,
         functools.partial(add_noise, sigma),

@@ -68,7 +68,7 @@ BANK_WEIGHTS = (0.9, 1.1, 1.3, 1.5, 1.7)
 
 # Knots of the learned potentials, in grey values that a filter of norm 1 answers with.
 KNOTS = (0.005, 0.015, 0.04, 0.08, 0.15, 0.3)
-LEAST_SLOPE = 0.01  # where they start: nearly L1, and able to bend
+LEAST_SLOPE = 0.001  # where they start: L1 to 0.05 dB, and able to bend
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -291,6 +291,8 @@ class Learning:
     L: int = 15
     rate: float = 2e-2
     """Of Adam, also for the logarithms of weights and slopes; it falls like one over the step."""
+    halving: int = 150
+    """Steps after which the rate is half of what it was at the start."""
 
     def learn(
         self,
@@ -322,7 +324,7 @@ class Learning:
             validation=held_out,
             solver=ChambollePock(self.L, step_ratio=STEP_RATIO),
             strategy=strategy,
-            optimizer=optax.adam(lambda step: self.rate / (1 + step / 150)),
+            optimizer=optax.adam(lambda step: self.rate / (1 + step / self.halving)),
             epochs=epochs,
             seconds=seconds,
             batch_size=self.batch_size,
