@@ -52,6 +52,7 @@ __all__ = [
     "total_variation",
     "train_on_images",
     "training_images",
+    "with_potentials",
 ]
 
 # Observations of images `(count, n)` of one shape: x_tilde, from the truth and a generator.
@@ -194,11 +195,14 @@ def bank_model(
     count, size = form
     K = operators.dct_bank(size, shape, count=count)
     weights = jnp.full(count, weight / size**2)
-    if potentials:
-        F: Any = ConvexPotential.from_l1(weights, KNOTS, least_slope=LEAST_SLOPE)
-    else:
-        F = L1(weights)
-    return cast_floats(LowerLevel(K=K, F=F, G=G), jnp.float32)
+    model = cast_floats(LowerLevel(K=K, F=L1(weights), G=G), jnp.float32)
+    return with_potentials(model) if potentials else model
+
+
+def with_potentials(bank: LowerLevel) -> LowerLevel:
+    """The same bank with a potential to learn in place of each weight of L1."""
+    F = ConvexPotential.from_l1(bank.F.weight, KNOTS, least_slope=LEAST_SLOPE)  # pyright: ignore[reportAttributeAccessIssue]
+    return cast_floats(dataclasses.replace(bank, F=F), jnp.float32)
 
 
 def total_variation(weight: float, shape: tuple[int, int], G: Any) -> LowerLevel:
