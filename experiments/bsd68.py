@@ -46,7 +46,6 @@ from hypergrad.workbench.studies.whole_images import (
     split,
     total_variation,
     training_images,
-    with_potentials,
 )
 from hypergrad.workbench.sweep import AbstractSettings, Cell, Record, Result, Workspace, main
 
@@ -60,9 +59,6 @@ TV_DEPTH = 4
 LEAST_STEP = 1 / 16  # of the search for the scale of F, as a power of 2
 
 NEAR = 0.05  # dB, of a held-out PSNR that is as good as the best
-
-
-_SMALL = Learning(crop=16, crops=8, rounds=2, batch_size=4, L=5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +77,15 @@ class Config(AbstractSettings):
         "dct 24x5x5",
         "l1 24x5x5",
         "l1 48x7x7",
-        "potential 48x7x7",
+        "potential 24x5x5",
     )
     compared: str = "l1 24x5x5"
     """The model that is learned by every strategy; the others by the first."""
     strategies: tuple[str, ...] = ("limit:steps=10", "truncation:k=1", "full")
     seconds: float = 90.0
     """Of the updates of the compared model."""
-    longer: float = 1500.0
-    """Of those of each stage of the others."""
+    longer: float = 360.0
+    """Of those of the others."""
     seeds: int = 3
     """For the compared model by the first strategy; one for all others."""
     photographs: int = 68
@@ -98,17 +94,6 @@ class Config(AbstractSettings):
     side: int = 120
     """Of the parts of held-out training photographs that choose the best epoch."""
     learning: Learning = dataclasses.field(default_factory=Learning)
-    """How the compared model is learned."""
-    longer_learning: Learning = dataclasses.field(
-        default_factory=lambda: Learning(crops=1024, halving=400)
-    )
-    """How the others are at first: they are larger, and get more steps."""
-    finer_learning: Learning = dataclasses.field(
-        default_factory=lambda: Learning(crops=512, rounds=1_000, rate=5e-3, halving=400)
-    )
-    """How they are learned after that, for as many seconds: on the same crops in every epoch, whose
-    solves and adjoint solves go on from visit to visit and so become accurate. Near the optimum the
-    gradients of the first stage point elsewhere."""
 
     def quick(self) -> Config:
         """Two filters learned for a second, on a few small crops."""
@@ -124,9 +109,7 @@ class Config(AbstractSettings):
             photographs=1,
             L=10,
             side=32,
-            learning=_SMALL,
-            longer_learning=_SMALL,
-            finer_learning=_SMALL,
+            learning=Learning(crop=16, crops=8, rounds=2, batch_size=4, L=5),
         )
 
 
@@ -153,10 +136,6 @@ def strategies_of(config: Config, model: str, seed: int = 0) -> tuple[str, ...]:
 
 def seconds_of(config: Config, model: str) -> float:
     return config.seconds if model == config.compared else config.longer
-
-
-def learning_of(config: Config, model: str) -> Learning:
-    return config.learning if model == config.compared else config.longer_learning
 
 
 def _is_learned(model: str) -> bool:
@@ -208,37 +187,33 @@ def not_learned(config: Config, level: int, model: str, workspace: Workspace) ->
 def learn(
     config: Config, level: int, model: str, strategy: str, seed: int, workspace: Workspace
 ) -> Result:
-    """One model learned by one strategy, from the DCT at its best weight; then its best scale.
-
-    The compared one in one stage, the others in two; potentials start from the L1 of the first.
-    """
+    """One model learned by one strategy, from the DCT at its best weight; then its best scale."""
     images, others = split(training_images(config.images))
     held_out = held_out_of(config, level, others)
-    learning, sigma = learning_of(config, model), level / 255
-    side = learning.crop
+    side, sigma = config.learning.crop, level / 255
     kind, _, form = model.partition(" ")
-
-    def learned(start: hg.LowerLevel, learning: Learning, stage: str) -> hg.History:
-        return learning.learn(
-            start,
-            images,
-            functools.partial(add_noise, sigma),
-            held_out,
-            strategy=hg.parse_strategy(strategy),
-            seconds=seconds_of(config, model),
-            seed=seed,
-            checkpoint_dir=workspace.checkpoints / stage,
-            progress=workspace.bar,
-        )
-
-    history = learned(best_bank(form_of(form), sigma, side, held_out), learning, "l1")
-    curve = curve_of(history, held_out)
-    if model != config.compared:
-        bank = history.best.problem
-        start = with_potentials(bank) if kind == "potential" else bank
-        history = learned(start, config.finer_learning, "finer")
-        curve += curve_of(history, held_out, after=curve[-1])
+    is_potential = kind == "potential"
+    start = best_bank(form_of(form), sigma, side, held_out, potentials=is_potential)
+    history = config.learning.learn(
+        start,
+        images,
+        functools.partial(add_noise, sigma),
+        held_out,
+        strategy=hg.parse_strategy(strategy),
+        seconds=seconds_of(config, model),
+        seed=seed,
+        checkpoint_dir=workspace.checkpoints,
+        progress=workspace.bar,
+    )
     best = best_scale(history.best.problem, held_out, LEAST_STEP)
+    curve = [
+        {
+            "kind": "epoch",
+            **{name: record[name] for name in ("epoch", "seconds", "converged", "counted")},
+            "validation_psnr": held_out.psnr(record["validation_loss"]),
+        }
+        for record in history.records
+    ]
     psnr = restore_test(config, level, best)
     saved = hg.SavedOperator(
         best,
@@ -254,24 +229,6 @@ def learn(
     arrays |= {f"F{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(best.F))}
     final = {"kind": "result", "epoch": history.best.epoch, "psnr": float(np.mean(psnr))}
     return Result([final, *curve], arrays)
-
-
-def curve_of(
-    history: hg.History, held_out: HeldOut, after: Record | None = None
-) -> list[dict[str, Any]]:
-    """What was measured of each epoch; a second stage counts on from the last of the first."""
-    epochs, seconds = (0, 0.0) if after is None else (after["epoch"], after["seconds"])
-    return [
-        {
-            "kind": "epoch",
-            "epoch": epochs + record["epoch"],
-            "seconds": seconds + record["seconds"],
-            "converged": record["converged"],
-            "counted": record["counted"],
-            "validation_psnr": held_out.psnr(record["validation_loss"]),
-        }
-        for record in history.records
-    ]
 
 
 # ------------------------------------------------------------------------------------------ report

@@ -197,8 +197,7 @@ class MatrixFree(AbstractSearch):
         iterate = method.begin(iteration, start)
         none = jnp.zeros(len(x_tilde), jnp.int32)
         z = normal_map.arguments(*pair_of(iterate))
-        nothing = Found(z, jnp.full(none.shape, jnp.inf, x_tilde.dtype), none > 0)
-        search = _Search(iterate, nothing, none > 0, none, none, none)
+        search = _Search(iterate, Found.nothing(z), none > 0, none, none, none)
         search = jax.lax.while_loop(unfinished, burst, search)
         found = search.found
         system = KrylovSystem(LimitSystem(problem, sizes, found.z), self.steps)
@@ -249,7 +248,6 @@ class MatrixFree(AbstractSearch):
         # No path leads here: where something sits on its kink, another pair may be shorter.
         shortest = normal_map.moved(z, none - 1, kernel)
         # Where the shortest is none, since it would leave its set, what is one is good enough.
-        best = Found(z, least, least <= normal_map.tolerance(z))
-        found = judge_shortest(normal_map, shortest, best, running)
-        found = found._replace(accepted=found.accepted | best.accepted)
+        found = judge_shortest(normal_map, shortest, (z, least), running)
+        found = found._replace(accepted=found.accepted | (least <= found.tolerance))
         return found, taken, products + _products(steps)

@@ -98,20 +98,18 @@ class NormalMap(eqx.Module):
         See `hypergrad.chambolle_pock.residuals`. The map divided by `tau` and `sigma` is the misfit
         of the optimality conditions, whatever the step sizes.
         """
-        (tau, sigma, _), (r, y) = self.sizes, self.pair(z, t)
-        wanted = self.arguments(r, y)
-        K_x, KT_y = (wanted.z_D - y) / sigma, (r - wanted.z_P) / tau
-        own = pair_scale(self.problem, self.sizes, self.x_tilde + r, r, y, K_x, KT_y)
-        in_z_P = (own.t / tau)[..., None] * (z.z_P - wanted.z_P)
-        return own.residual(in_z_P, (own.s / sigma)[..., None] * (z.z_D - wanted.z_D))
+        return self.judge(z, t)[0]
 
-    def tolerance(self, z: ProxArguments) -> Array:
-        """Return the relative size below which `z` counts as a solution."""
-        r, y = self.pair(z, jnp.zeros(z.z_P.shape[:1], z.z_P.dtype))
-        x = self.x_tilde + r
-        K_x, KT_y = apply(self.problem.K, x), apply_transpose(self.problem.K, y)
+    def judge(self, z: ProxArguments, t: Array) -> tuple[Array, Array]:
+        """Return the relative size, and that below which `z` counts as a solution."""
+        (tau, sigma, _), (r, y) = self.sizes, self.pair(z, t)
+        wanted, x = self.arguments(r, y), self.x_tilde + r
+        K_x, KT_y = (wanted.z_D - y) / sigma, (r - wanted.z_P) / tau
         own = pair_scale(self.problem, self.sizes, x, r, y, K_x, KT_y)
-        return attainable_tolerance(rounding_of_pair(self.problem, x, own, self.sizes))
+        in_z_P = (own.t / tau)[..., None] * (z.z_P - wanted.z_P)
+        residual = own.residual(in_z_P, (own.s / sigma)[..., None] * (z.z_D - wanted.z_D))
+        rounding = rounding_of_pair(self.problem, x, own, self.sizes)
+        return residual, attainable_tolerance(rounding)
 
     def margin(self, z: ProxArguments) -> Array:
         """Return the relative distance to the nearest kink (infinite if unknown)."""

@@ -42,11 +42,21 @@ def least_margin(dtype: jnp.dtype) -> float:
 
 
 class Found(NamedTuple):
-    """A point at t = 0, its relative residual, and whether it is accepted."""
+    """A point at t = 0, its relative residual, and whether it is accepted.
+
+    `tolerance` is that below which a residual there is one of a solution.
+    """
 
     z: ProxArguments
     residual: Array
+    tolerance: Array
     accepted: Array
+
+    @classmethod
+    def nothing(cls, z: ProxArguments) -> Found:
+        """Return what has been found before the search begins."""
+        worst = jnp.full(z.z_P.shape[:1], jnp.inf, z.z_P.dtype)
+        return cls(z, worst, jnp.zeros_like(worst), jnp.zeros(worst.shape, bool))
 
 
 def polish(normal_map: NormalMap, z: ProxArguments, near_limit: Array) -> Found:
@@ -89,20 +99,24 @@ def polish(normal_map: NormalMap, z: ProxArguments, near_limit: Array) -> Found:
     r, y = normal_map.pair(z, none)
     kernel = system.kernel_part(normal_map.scaled(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
-    found = Found(best, least, jnp.zeros_like(near_limit))
-    return judge_shortest(normal_map, shortest, found, near_limit)
+    return judge_shortest(normal_map, shortest, (best, least), near_limit)
 
 
 def judge_shortest(
-    normal_map: NormalMap, shortest: ProxArguments, best: Found, near_limit: Array
+    normal_map: NormalMap,
+    shortest: ProxArguments,
+    best: tuple[ProxArguments, Array],
+    near_limit: Array,
 ) -> Found:
-    """Return the pair without its part in the kernel if it is a solution, else the best so far."""
-    residual = normal_map.relative(shortest, jnp.zeros_like(best.residual))
-    feasible = residual <= normal_map.tolerance(shortest)
+    """Return the pair without its part in the kernel if it is a solution.
+
+    Else the best so far, which comes with its residual.
+    """
+    residual, tolerance = normal_map.judge(shortest, jnp.zeros_like(best[1]))
+    feasible = residual <= tolerance
     off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
-    z = where(feasible, shortest, best.z)
-    residual = jnp.where(feasible, residual, best.residual)
-    return Found(z, residual, feasible & (off_kinks | near_limit))
+    z, residual = where(feasible, (shortest, residual), best)
+    return Found(z, residual, tolerance, feasible & (off_kinks | near_limit))
 
 
 class Path(NamedTuple):

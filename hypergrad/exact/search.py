@@ -126,7 +126,7 @@ class Factorised(AbstractSearch):
             at_end = normal_map.arguments(*normal_map.pair(path.z, path.t))
             new = polish(normal_map, where(on_path, at_end, path.z), on_path & path.near_limit)
             # The later one is the better one, however small the residual was before.
-            good_enough = jnp.maximum(part.found.residual, normal_map.tolerance(new.z))
+            good_enough = jnp.maximum(part.found.residual, new.tolerance)
             better = polishing & (new.accepted | (new.residual <= good_enough))
             over = new.accepted | ~jnp.isfinite(new.residual) | (on_path & path.ends)
             return _Search(
@@ -144,7 +144,8 @@ class Factorised(AbstractSearch):
         def attempt_part(search: _Search) -> _Search:
             """Make one more attempt on the part with the fewest attempts so far."""
             tried = jnp.where(waiting(search), search.polishes, jnp.iinfo(jnp.int32).max)
-            rows = jnp.argsort(tried)[: -(-count // _PARTS)]
+            # (Unsigned: no index counts from the end, which JAX would provide for.)
+            rows = jnp.argsort(tried)[: -(-count // _PARTS)].astype(jnp.uint32)
             part = jax.tree.map(lambda a: a[rows], search)
             part = attempt(NormalMap(problem, x_tilde[rows], sizes), part)
             return jax.tree.map(lambda a, b: a.at[rows].set(b), search, part)
@@ -152,7 +153,7 @@ class Factorised(AbstractSearch):
         count, state = len(x_tilde), method.state(iterate)
         none = jnp.zeros(count, jnp.int32)
         z = NormalMap(problem, x_tilde, sizes).arguments(state.r, state.y)
-        nothing = Found(z, jnp.full(count, jnp.inf, x_tilde.dtype), jnp.zeros(count, bool))
+        nothing = Found.nothing(z)
         search = _Search(
             iterate, path_from(z), nothing, nothing.accepted, none, none + _FIRST_BURST, none
         )

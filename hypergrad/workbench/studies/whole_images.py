@@ -52,7 +52,6 @@ __all__ = [
     "total_variation",
     "train_on_images",
     "training_images",
-    "with_potentials",
 ]
 
 # Observations of images `(count, n)` of one shape: x_tilde, from the truth and a generator.
@@ -195,14 +194,11 @@ def bank_model(
     count, size = form
     K = operators.dct_bank(size, shape, count=count)
     weights = jnp.full(count, weight / size**2)
-    model = cast_floats(LowerLevel(K=K, F=L1(weights), G=G), jnp.float32)
-    return with_potentials(model) if potentials else model
-
-
-def with_potentials(bank: LowerLevel) -> LowerLevel:
-    """The same bank with a potential to learn in place of each weight of L1."""
-    F = ConvexPotential.from_l1(bank.F.weight, KNOTS, least_slope=LEAST_SLOPE)  # pyright: ignore[reportAttributeAccessIssue]
-    return cast_floats(dataclasses.replace(bank, F=F), jnp.float32)
+    if potentials:
+        F: Any = ConvexPotential.from_l1(weights, KNOTS, least_slope=LEAST_SLOPE)
+    else:
+        F = L1(weights)
+    return cast_floats(LowerLevel(K=K, F=F, G=G), jnp.float32)
 
 
 def total_variation(weight: float, shape: tuple[int, int], G: Any) -> LowerLevel:
@@ -295,8 +291,6 @@ class Learning:
     L: int = 15
     rate: float = 2e-2
     """Of Adam, also for the logarithms of weights and slopes; it falls like one over the step."""
-    halving: int = 150
-    """Steps after which the rate is half of what it was at the start."""
 
     def learn(
         self,
@@ -328,7 +322,7 @@ class Learning:
             validation=held_out,
             solver=ChambollePock(self.L, step_ratio=STEP_RATIO),
             strategy=strategy,
-            optimizer=optax.adam(lambda step: self.rate / (1 + step / self.halving)),
+            optimizer=optax.adam(lambda step: self.rate / (1 + step / 150)),
             epochs=epochs,
             seconds=seconds,
             batch_size=self.batch_size,
