@@ -9,23 +9,26 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from _common import Record, decibels_over, paired, read, select, values
 from fig04_backprop_steps import ENOUGH, over_full, shares
 
 from hypergrad._foundation.errors import HypergradError
-from hypergrad._foundation.statistics import Interval, group, mean_interval, paired_interval
+from hypergrad._foundation.statistics import (
+    Case,
+    Interval,
+    above,
+    below,
+    group,
+    mean_interval,
+    paired_interval,
+)
 
 UNIFORM = "ergodic:uniform"
 AVERAGES = (UNIFORM, "ergodic:tail=0.5", "ergodic:linear")
 ONE_STEP = ("truncation:k=1", "limit:steps=1")
 SAME = 0.1  # dB: an invisible difference
-
-Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
-Case = bool | None
-"""Whether a case holds; None where its interval contains the bound."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,41 +55,6 @@ class Finding:
         if self.judged_together is not None:
             return self.judged_together
         return [row.holds for row in self.rows if row.judged]
-
-
-# ------------------------------------------------------------------------------------- verdicts
-
-
-def verdict_of(cases: Iterable[Case]) -> Verdict:
-    """All, some, none of the cases; undecided where none holds and one might.
-
-    >>> verdict_of([True, False]), verdict_of([None, False])
-    ('holds in part', 'undecided')
-    """
-    cases = list(cases)
-    if not cases:
-        raise HypergradError("there must be a case to judge; got none: are the records quick ones?")
-    if all(cases):
-        return "holds"
-    if any(cases):
-        return "holds in part"
-    return "undecided" if None in cases else "does not hold"
-
-
-def below(interval: Interval, bound: float) -> Case:
-    """Whether all of an interval is below a bound, or above (False); None: it is within.
-
-    >>> below(Interval(1.0, 0.5, 5), 2.0), below(Interval(1.0, 0.5, 5), 1.2)
-    (True, None)
-    """
-    if math.isnan(interval.half):
-        return None
-    return True if interval.high < bound else False if interval.low > bound else None
-
-
-def above(interval: Interval, bound: float) -> Case:
-    """The same the other way round."""
-    return below(Interval(-interval.mean, interval.half, interval.samples), -bound)
 
 
 # ------------------------------------------------------------------------------- in small words

@@ -44,10 +44,10 @@ from _findings import (
     resources,
     thirty_deltas,
     two,
-    verdict_of,
 )
 
 from hypergrad._foundation.records import markdown_table, write_text
+from hypergrad._foundation.statistics import verdict_of
 
 WRITTEN = Path(__file__).parent / "statements.md"
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hypergrad._foundation.records import to_json
-from hypergrad._foundation.statistics import Interval, mean_interval
+from hypergrad._foundation.statistics import Interval, below, mean_interval, verdict_of
 from hypergrad.workbench.sweep import run_of
 
 ROOT = Path(__file__).parents[1]
@@ -46,9 +46,8 @@ def test_examples(name):
 
 def test_a_verdict_needs_cases():
     """No records of large L are not a statement that holds."""
-    findings = importlib.import_module("_findings")
     with pytest.raises(ValueError, match="case"):
-        findings.verdict_of([])
+        verdict_of([])
 
 
 @pytest.mark.parametrize(
@@ -61,12 +60,11 @@ def test_a_verdict_needs_cases():
     ],
 )
 def test_verdicts(cases, verdict):
-    assert importlib.import_module("_findings").verdict_of(cases) == verdict
+    assert verdict_of(cases) == verdict
 
 
 def test_one_seed_decides_nothing():
-    findings = importlib.import_module("_findings")
-    assert findings.below(Interval(1.0, float("nan"), 1), 2.0) is None
+    assert below(Interval(1.0, float("nan"), 1), 2.0) is None
 
 
 def test_a_missing_number_is_said_and_not_judged():

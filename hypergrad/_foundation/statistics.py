@@ -1,10 +1,10 @@
-"""Means with intervals, for whatever compares strategies over seeds."""
+"""Means with intervals over seeds, and verdicts that they allow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +12,10 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from hypergrad._foundation.errors import HypergradError
+
+Verdict = Literal["holds", "holds in part", "does not hold", "undecided"]
+Case = bool | None
+"""Whether a case holds; None where its interval contains the bound."""
 
 
 class Interval(NamedTuple):
@@ -102,3 +106,35 @@ def group(
     for record in records:
         groups.setdefault(by(record) if callable(by) else record.get(by), []).append(record)
     return groups  # pyright: ignore[reportReturnType] lists are sequences
+
+
+def verdict_of(cases: Iterable[Case]) -> Verdict:
+    """All, some, none of the cases; undecided where none holds and one might.
+
+    >>> verdict_of([True, False]), verdict_of([None, False])
+    ('holds in part', 'undecided')
+    """
+    cases = list(cases)
+    if not cases:
+        raise HypergradError("there must be a case to judge; got none: are the records quick ones?")
+    if all(cases):
+        return "holds"
+    if any(cases):
+        return "holds in part"
+    return "undecided" if None in cases else "does not hold"
+
+
+def below(interval: Interval, bound: float) -> Case:
+    """Whether all of an interval is below a bound, or above (False); None: it is within.
+
+    >>> below(Interval(1.0, 0.5, 5), 2.0), below(Interval(1.0, 0.5, 5), 1.2)
+    (True, None)
+    """
+    if math.isnan(interval.half):
+        return None
+    return True if interval.high < bound else False if interval.low > bound else None
+
+
+def above(interval: Interval, bound: float) -> Case:
+    """The same the other way round."""
+    return below(Interval(-interval.mean, interval.half, interval.samples), -bound)
