@@ -20,8 +20,8 @@ _Key = TypeVar("_Key", bound=Hashable)
 class Compiled:
     """A compiled function with its arguments, what compiling took (s), and its memory (bytes).
 
-    `peak_bytes` counts arguments, outputs and scratch memory, as the compiled executable states it;
-    None where the backend does not say.
+    `peak_bytes` counts arguments, outputs and scratch memory, `scratch_bytes` the latter alone, as
+    the compiled executable states them; None where the backend does not say.
     """
 
     executable: Callable[..., Any]
@@ -29,6 +29,7 @@ class Compiled:
     text: str
     compile_seconds: float
     peak_bytes: int | None
+    scratch_bytes: int | None
 
     def __call__(self, *arguments: Any) -> Any:
         """Run it on arguments of the same shapes."""
@@ -46,15 +47,16 @@ def compile_ahead(function: Callable[..., Any], *arguments: Any) -> Compiled:
     seconds = time.perf_counter() - started
     executable = program.compiled
     memory = executable.memory_analysis()
-    peak = None
+    peak = scratch = None
     if memory is not None:
+        scratch = memory.temp_size_in_bytes
         peak = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
+            + scratch
             - memory.alias_size_in_bytes
         )
-    return Compiled(program, arguments, executable.as_text(), seconds, peak)
+    return Compiled(program, arguments, executable.as_text(), seconds, peak, scratch)
 
 
 def interleaved_medians(

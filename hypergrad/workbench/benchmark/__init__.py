@@ -18,6 +18,7 @@ from hypergrad.learning.devices import device_name
 from hypergrad.workbench.benchmark import (
     accuracy,
     batches,
+    by_hand,
     compilation,
     devices,
     floors,
@@ -31,6 +32,7 @@ __all__ = ["Benchmark", "cells", "report"]
 # In the order in which they are run and printed.
 SECTIONS: Mapping[str, ModuleType] = {
     "floors": floors,
+    "by_hand": by_hand,
     "accuracy": accuracy,
     "compilation": compilation,
     "batches": batches,
@@ -47,6 +49,7 @@ class Benchmark(AbstractSettings):
     only: tuple[str, ...] = tuple(SECTIONS)
     """Sections to run, separated by spaces."""
     floors: floors.Settings = dataclasses.field(default_factory=floors.Settings)
+    by_hand: by_hand.Settings = dataclasses.field(default_factory=by_hand.Settings)
     accuracy: accuracy.Settings = dataclasses.field(default_factory=accuracy.Settings)
     compilation: compilation.Settings = dataclasses.field(default_factory=compilation.Settings)
     batches: batches.Settings = dataclasses.field(default_factory=batches.Settings)
