@@ -67,8 +67,8 @@ PROBLEMS: dict[str, tuple[hg.LowerLevel, Any, Any]] = {
 }  # fmt: skip
 
 
-# Each compiles for some seconds: every day a smooth K and weights, and two that are not smooth.
-EVERY_DAY = ("weights and K", "total variation", "Lasso")
+# Each compiles for some seconds: every day a smooth K and weights, and one that is not smooth.
+EVERY_DAY = ("weights and K", "Lasso")
 CASES = [
     pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name not in EVERY_DAY))
     for name, case in PROBLEMS.items()
