@@ -225,29 +225,29 @@ class MatrixFree(AbstractSearch):
             return KrylovSystem(LimitSystem(normal_map.problem, normal_map.sizes, z), self.steps)
 
         def step(carry: Any) -> Any:
-            z, best, least, residual, taken, products = carry
-            system = system_at(z)
+            now, best, taken, products = carry
+            system, z = system_at(now.z), now.z
             f, size = normal_map(z, none), pair_norm(normal_map.scaled(z))
             by, steps = system.newton_step(jax.tree.map(jnp.negative, f), size)
-            wanted = running & (residual > precise)
-            z = where(wanted, normal_map.moved(z, none + 1, by), z)
-            residual = normal_map.relative(z, none)
-            best = where(residual < least, z, best)
+            wanted = running & (now.residual > precise)
+            now = Found.at(normal_map, where(wanted, normal_map.moved(z, none + 1, by), z))
+            best = where(now.residual < best.residual, now, best)
             products = products + jnp.where(wanted, _products(steps) + 4, 0)
-            return z, best, jnp.fmin(residual, least), residual, taken + 1, products
+            return now, best, taken + 1, products
 
         def unpolished(carry: Any) -> Array:
-            *_, residual, taken, _ = carry
-            return (taken < POLISHING) & jnp.any(running & (residual > precise))
+            now, _, taken, _ = carry
+            return (taken < POLISHING) & jnp.any(running & (now.residual > precise))
 
-        residual, nothing = normal_map.relative(z, none), jnp.zeros(none.shape, jnp.int32)
-        carry = (z, z, residual, residual, jnp.zeros((), jnp.int32), nothing)
-        _, z, least, _, taken, products = jax.lax.while_loop(unpolished, step, carry)
+        first, nothing = Found.at(normal_map, z), jnp.zeros(none.shape, jnp.int32)
+        carry = (first, first, jnp.zeros((), jnp.int32), nothing)
+        _, best, taken, products = jax.lax.while_loop(unpolished, step, carry)
+        z = best.z
         r, y = normal_map.pair(z, none)
         kernel, steps = system_at(z).onto_kernel(normal_map.scaled(ProxArguments(y, r)))
         # No path leads here: where something sits on its kink, another pair may be shorter.
         shortest = normal_map.moved(z, none - 1, kernel)
         # Where the shortest is none, since it would leave its set, what is one is good enough.
-        found = judge_shortest(normal_map, shortest, (z, least), running)
-        found = found._replace(accepted=found.accepted | (least <= found.tolerance))
+        found = judge_shortest(normal_map, shortest, best, running)
+        found = found._replace(accepted=found.accepted | (best.residual <= best.tolerance))
         return found, taken, products + _products(steps)

@@ -58,6 +58,12 @@ class Found(NamedTuple):
         worst = jnp.full(z.z_P.shape[:1], jnp.inf, z.z_P.dtype)
         return cls(z, worst, jnp.zeros_like(worst), jnp.zeros(worst.shape, bool))
 
+    @classmethod
+    def at(cls, normal_map: NormalMap, z: ProxArguments) -> Found:
+        """Return a point with its residual, not accepted yet."""
+        residual, tolerance = normal_map.judge(z, jnp.zeros(z.z_P.shape[:1], z.z_P.dtype))
+        return cls(z, residual, tolerance, jnp.zeros(residual.shape, bool))
+
 
 def polish(normal_map: NormalMap, z: ProxArguments, near_limit: Array) -> Found:
     """Take Newton steps at t = 0 from `z`, then move to the pair of minimum norm.
@@ -75,23 +81,23 @@ def polish(normal_map: NormalMap, z: ProxArguments, near_limit: Array) -> Found:
         return active_system(normal_map.problem, normal_map.sizes, z)
 
     def newton_step(carry: Any):
-        z, _, best, least, done, _ = carry
-        system = system_at(z)
-        f = jax.tree.map(jnp.negative, normal_map(z, none))
-        z = normal_map.moved(z, none + 1, system.solve(f, refinements=REFINEMENTS))
-        residual = normal_map.relative(z, none)
-        better = residual < least
-        best, least = where(better, (z, residual), (best, least))
-        return z, system, best, least, done + 1, residual
+        now, _, best, done = carry
+        system = system_at(now.z)
+        f = jax.tree.map(jnp.negative, normal_map(now.z, none))
+        z = normal_map.moved(now.z, none + 1, system.solve(f, refinements=REFINEMENTS))
+        now = Found.at(normal_map, z)
+        return now, system, where(now.residual < best.residual, now, best), done + 1
 
     def unpolished(carry: Any):
-        *_, done, residual = carry
-        return (done < POLISHING) & jnp.any(residual > precise)
+        now, *_, done = carry
+        return (done < POLISHING) & jnp.any(now.residual > precise)
 
     shapes = eqx.filter_eval_shape(system_at, z)
     system = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    carry = (z, system, z, normal_map.relative(z, none), jnp.zeros((), jnp.int32), none + jnp.inf)
-    z, system, best, least, *_ = jax.lax.while_loop(unpolished, newton_step, carry)
+    first = Found.at(normal_map, z)
+    # At least one step is taken: only a system tells what is in the kernel.
+    carry = (first._replace(residual=none + jnp.inf), system, first, jnp.zeros((), jnp.int32))
+    (z, *_), system, best, _ = jax.lax.while_loop(unpolished, newton_step, carry)
     if system.D_P.basis is not None or system.D_D.basis is not None:
         # Where the Jacobian is curved it has to be taken here. Elsewhere the sets of the last step
         # are the better ones: where it led onto a kink, those that are read there are rounding.
@@ -99,24 +105,18 @@ def polish(normal_map: NormalMap, z: ProxArguments, near_limit: Array) -> Found:
     r, y = normal_map.pair(z, none)
     kernel = system.kernel_part(normal_map.scaled(ProxArguments(y, r)))
     shortest = normal_map.moved(z, none - 1, kernel)
-    return judge_shortest(normal_map, shortest, (best, least), near_limit)
+    return judge_shortest(normal_map, shortest, best, near_limit)
 
 
 def judge_shortest(
-    normal_map: NormalMap,
-    shortest: ProxArguments,
-    best: tuple[ProxArguments, Array],
-    near_limit: Array,
+    normal_map: NormalMap, shortest: ProxArguments, best: Found, near_limit: Array
 ) -> Found:
-    """Return the pair without its part in the kernel if it is a solution.
-
-    Else the best so far, which comes with its residual.
-    """
-    residual, tolerance = normal_map.judge(shortest, jnp.zeros_like(best[1]))
-    feasible = residual <= tolerance
-    off_kinks = normal_map.margin(shortest) > least_margin(residual.dtype)
-    z, residual = where(feasible, (shortest, residual), best)
-    return Found(z, residual, tolerance, feasible & (off_kinks | near_limit))
+    """Return the pair without its part in the kernel if it is a solution, else the best so far."""
+    found = Found.at(normal_map, shortest)
+    feasible = found.residual <= found.tolerance
+    off_kinks = normal_map.margin(shortest) > least_margin(found.residual.dtype)
+    accepted = feasible & (off_kinks | near_limit)
+    return where(feasible, found, best)._replace(accepted=accepted)
 
 
 class Path(NamedTuple):
