@@ -51,6 +51,7 @@ CUTOFF = 0.02
 TV_DEPTH = 4
 # The threshold where the search for the best scale starts.
 THRESHOLD = 0.1
+LEAST_STEP = 1 / 16  # of the search for the scale of what was learned, as a power of 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +70,15 @@ class Config(AbstractSettings):
     learned: tuple[str, ...] = ("potential 24x5x5 limit:steps=10",)
     """What is learned for every problem: kind of F, filters and strategy. The first is learned for
     denoising, too."""
-    compared: tuple[str, ...] = ("l1 24x5x5 limit:steps=10",)
-    """What else is learned for the first problem, by other strategies for instance."""
-    seconds: float = 40.0
-    photographs: int = 4
+    compared: tuple[str, ...] = (
+        "potential 24x5x5 truncation:k=1",
+        "potential 24x5x5 full",
+        "l1 24x5x5 limit:steps=10",
+        "potential 48x7x7 limit:steps=10",
+    )
+    """What else is learned for the first problem: by other strategies, other models."""
+    seconds: float = 200.0
+    photographs: int = 12
     """To restore, and as many training photographs to choose on."""
     L: int = 50
     """Iterations that restore a photograph."""
@@ -80,9 +86,7 @@ class Config(AbstractSettings):
     """Of the part of a test photograph that is restored."""
     side_to_choose: int = 80
     """Of that of a training photograph."""
-    learning: Learning = dataclasses.field(
-        default_factory=lambda: Learning(crops=256, rounds=10, rate=1e-2)
-    )
+    learning: Learning = dataclasses.field(default_factory=lambda: Learning(crops=256, rounds=4))
 
     def sigma(self, problem: str) -> float:
         """The noise in grey values from 0 to 1."""
@@ -286,7 +290,7 @@ def learn(
     about |= {"seconds": best["seconds"], "counted": history.records[-1]["counted"]}
     about |= {"validation_start": held_out.psnr(start["validation_loss"])}
     about |= {"validation": held_out.psnr(best["validation_loss"])}
-    return history.best.problem, about
+    return best_scale(history.best.problem, held_out, LEAST_STEP), about
 
 
 def learn_for_denoising(config: Config, model: str, strategy: str, workspace: Workspace) -> Result:
@@ -296,7 +300,7 @@ def learn_for_denoising(config: Config, model: str, strategy: str, workspace: Wo
     for problem in config.problems:
         held_out = images_to_choose_on(config, problem)
         found, arrays[problem] = judge(config, problem, best_scale(bank, held_out))
-        method = f"learned for denoising, {words(model)}"
+        method = f"learned for denoising, {model}"
         records.append({"problem": problem, "method": method, **found, **about})
     return Result(records, arrays)
 
@@ -307,12 +311,8 @@ def learn_for_problem(
     """A bank learned for a problem by one strategy, from the DCT at its best scale."""
     best, about = learn(config, problem, model, strategy, workspace)
     found, picture = judge(config, problem, best)
-    method = f"learned for the problem, {words(model)}, {strategy}"
+    method = f"learned for the problem, {model}, {strategy}"
     return Result([{"method": method, **found, **about}], {"picture": picture})
-
-
-def words(model: str) -> str:
-    return "potentials" if model.startswith("potential") else "L1"
 
 
 # ----------------------------------------------------------------------------------------- report

@@ -99,8 +99,8 @@ def miniature(inverse):
 def test_the_experiment_in_miniature(inverse, miniature, tmp_path):
     """Every method; a second call computes nothing."""
     records = run_sweep(inverse.cells(miniature), tmp_path, config={}, progress=False)
-    methods = ["observed", "total variation", "DCT", "learned for denoising, L1"]
-    methods += ["learned for the problem, L1, limit:steps=10"]
+    methods = ["observed", "total variation", "DCT", "learned for denoising, l1 2x3x3"]
+    methods += ["learned for the problem, l1 2x3x3, limit:steps=10"]
     assert [r["method"] for r in records] == methods
     assert all(5 < r["psnr"] < 60 for r in records)
     assert inverse.table(miniature, records).count("\n") == 1 + len(methods)
