@@ -38,6 +38,11 @@ def _transpose_times(matrix: Array, v: Array) -> Array:
     return v @ matrix if matrix.ndim == 2 else jnp.einsum("bmn,bm->bn", matrix, v)
 
 
+def _largest(f: tuple[Array, Array]) -> Array:
+    """Return the largest entry in size, per sample."""
+    return jnp.maximum(*(jnp.max(jnp.abs(part), axis=-1) for part in f))
+
+
 class AbstractActiveSystem(eqx.Module):
     """The Jacobian of the normal map at some active sets, ready to be solved with."""
 
@@ -120,25 +125,40 @@ class ActiveSystem(AbstractActiveSystem):
 
     def _solve_refined(
         self, f: tuple[Array, Array], sign: int, refinements: int
-    ) -> tuple[Array, Array]:
-        def refine(_: Array, unknowns: Any):
-            rest = jax.tree.map(jnp.subtract, f, self.product(unknowns, sign))
-            return jax.tree.map(jnp.add, unknowns, self._solve_shrunk(rest, sign))
+    ) -> tuple[tuple[Array, Array], Int[Array, ""]]:
+        """Return the solution and the number of solves, at most `refinements` after the first.
 
-        # The first solve is a refinement of zero: a product more, and half the program.
+        Refined is as long as more than rounding is left for any sample.
+        """
+
+        def refine(now: Any):
+            unknowns, rest, done = now
+            unknowns = jax.tree.map(jnp.add, unknowns, self._solve_shrunk(rest, sign))
+            return unknowns, jax.tree.map(jnp.subtract, f, self.product(unknowns, sign)), done + 1
+
+        def unfinished(now: Any):
+            unknowns, rest, done = now
+            rounding = 4 * jnp.finfo(f[0].dtype).eps * (_largest(f) + _largest(unknowns))
+            # (Not "any above it": NaN is not finished.)
+            return (done <= refinements) & ~jnp.all(_largest(rest) <= rounding)
+
         nothing = jax.tree.map(jnp.zeros_like, f)
-        return jax.lax.fori_loop(0, refinements + 1, refine, nothing)
+        start = (nothing, f, jnp.zeros((), jnp.int32))
+        unknowns, _, done = jax.lax.while_loop(unfinished, refine, start)
+        return unknowns, done
 
     def solve(self, f: tuple[Array, Array], *, refinements: int = 0) -> tuple[Array, Array]:
         """Return the Newton step (of minimum norm) for a right-hand side."""
         f = self.D_P.into(f[0]), self.D_D.into(f[1])
-        a, b = self._solve_refined(f, 1, refinements)
+        (a, b), _ = self._solve_refined(f, 1, refinements)
         return self.D_P.out_of(a), self.D_D.out_of(b)
 
     def solve_transposed(
         self, f: tuple[Array, Array], *, refinements: int = 0
-    ) -> tuple[Array, Array]:
+    ) -> tuple[tuple[Array, Array], Int[Array, ""]]:
         """The limit system, which is the transpose, for any right-hand side (minimum norm).
+
+        The number of solves is returned, too.
 
             p - D_P (p + s K^T d) = f_P,    d - D_D (d - s K p) = f_D
 
@@ -149,9 +169,9 @@ class ActiveSystem(AbstractActiveSystem):
             f_P + self.s * _transpose_times(self.matrix, f_D),
             f_D - self.s * _times(self.matrix, f_P),
         )
-        U_P, U_D = self._solve_refined(seen, -1, refinements)
+        (U_P, U_D), done = self._solve_refined(seen, -1, refinements)
         p, d = f_P + self.D_P.values * U_P, f_D + self.D_D.values * U_D
-        return self.D_P.out_of(p), self.D_D.out_of(d)
+        return (self.D_P.out_of(p), self.D_D.out_of(d)), done
 
     def kernel_part(self, w: Unknowns) -> Unknowns:
         """The orthogonal projection of `w` onto the kernel.
@@ -163,7 +183,7 @@ class ActiveSystem(AbstractActiveSystem):
         sides = jnp.stack([w_P, jnp.zeros_like(w_P)]), jnp.stack([jnp.zeros_like(w_D), w_D])
 
         def seen(side: tuple[Array, Array]) -> tuple[Array, Array]:
-            return self._solve_refined(self.product(side), 1, REFINEMENTS)
+            return self._solve_refined(self.product(side), 1, REFINEMENTS)[0]
 
         a, b = jax.lax.map(seen, sides)
         return self.D_P.out_of(w_P - a[0]), self.D_D.out_of(w_D - b[1])
@@ -176,8 +196,8 @@ class ActiveSystem(AbstractActiveSystem):
         return self.without_kernel(self.solve(right, refinements=_FINAL_REFINEMENTS))
 
     def adjoint_solution(self, right: Unknowns) -> tuple[Unknowns, Array, Array]:
-        unknowns = self.solve_transposed(right, refinements=_FINAL_REFINEMENTS)
-        steps = jnp.full(right[0].shape[:1], _FINAL_REFINEMENTS, jnp.int32)
+        unknowns, done = self.solve_transposed(right, refinements=_FINAL_REFINEMENTS)
+        steps = jnp.broadcast_to(done, right[0].shape[:1])
         return self.without_kernel(unknowns), steps, 4 * steps + 8
 
     def random_unknowns(self) -> tuple[Array, Array]:
@@ -212,7 +232,7 @@ class ActiveSystem(AbstractActiveSystem):
         def power(_: Array, carry: Any):
             v, logarithm = carry
             size = pair_norm(v)[:, None]
-            v = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
+            v, _ = self.solve_transposed(self.solve((v[0] / size, v[1] / size)))
             return v, logarithm + jnp.log(pair_norm(v))
 
         v = self.random_unknowns()

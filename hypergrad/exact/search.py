@@ -24,7 +24,7 @@ from hypergrad.problem.operators import dense_matrix
 
 _FIRST_BURST, _BURST = 100, 400  # iterations before the first polish, and before each later one
 _POLISHES = 7  # after so many in vain the path is followed
-_PARTS = 8  # a part is an eighth of the batch
+_PARTS = 32  # a part is that fraction of the batch
 # Mostly in the line search of a Newton step on the path.
 _PRODUCTS_A_NEWTON_STEP = 26
 
@@ -129,12 +129,14 @@ class Factorised(AbstractSearch):
             good_enough = jnp.maximum(part.found.residual, new.tolerance)
             better = polishing & (new.accepted | (new.residual <= good_enough))
             over = new.accepted | ~jnp.isfinite(new.residual) | (on_path & path.ends)
+            on_kink = polishing & ~on_path & ~new.accepted & (new.residual <= new.tolerance)
+            path = path.reduce_smoothing(polishing & on_path)
             return _Search(
                 iterate=iterate,
-                path=path.reduce_smoothing(polishing & on_path),
+                path=where(on_kink, path_from(new.z), path),
                 found=where(better, new, part.found),
                 finished=part.finished | (polishing & over),
-                polishes=part.polishes + jnp.where(polishing, 1, 0),
+                polishes=jnp.where(on_kink, _POLISHES, part.polishes + jnp.where(polishing, 1, 0)),
                 iterations=part.iterations + jnp.where(iterating, burst, followed.iterations),
                 newton_steps=part.newton_steps
                 + jnp.where(polishing & ~on_path, POLISHING, 0)

@@ -122,7 +122,7 @@ class _SettledPoint(AbstractPoint):
         limit = LimitSystem(self.problem, self.sizes, self.z)
         cotangent = Cotangent(g, jnp.zeros_like(self.y))
         right = limit.scaled_right_hand_side(cotangent)
-        unknowns = self.system.solve_transposed(right, refinements=_REFINEMENTS)
+        unknowns, _ = self.system.solve_transposed(right, refinements=_REFINEMENTS)
         unknowns = zero_unless(self.holds, unknowns)
         rest = pair_norm(jax.tree.map(jnp.subtract, right, limit.scaled(unknowns)))
         rest = rest + rounding * (pair_norm(right) + 2 * pair_norm(unknowns))
