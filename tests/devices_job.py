@@ -44,6 +44,22 @@ WARM = {
 }
 
 
+LEVELS = np.linspace(0.5, 2.0, SAMPLES)
+
+
+def with_level(problem: hg.LowerLevel, level: Any) -> hg.LowerLevel:
+    """Return the problem of a sample with a noise level."""
+    return eqx.tree_at(lambda p: p.F.weight, problem, problem.F.weight * level)
+
+
+BY_SAMPLE: dict[str, Any] = {
+    **WARM,
+    "data": (*DATA, LEVELS),
+    "validation": (*DATA, LEVELS),
+    "sample_problem": with_level,
+}
+
+
 def learn(folder: Path | None = None, **settings: Any) -> hg.History:
     """A run whose optimiser has a state, and with several leaves learned."""
     defaults = {"solver": SOLVER, "strategy": TRUNCATION, "optimizer": optax.adam(0.05)}
@@ -136,6 +152,7 @@ def one_process(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "patient", gradient(meshes["8"], PATIENT, hg.LimitFormula(hg.Tolerance(1e-6)))
 
     yield "warm", as_json(learn(devices=4, **WARM))
+    yield "by sample", as_json(learn(devices=4, **BY_SAMPLE))
     yield "trained", as_json(learn(folder, devices=2))
     (folder / "checkpoint-000003.npz").unlink()
     yield "resumed", as_json(learn(folder, devices=4, data=on_disk(folder)))

@@ -15,7 +15,7 @@ import devices_job
 import jax
 import numpy as np
 import pytest
-from devices_job import DATA, PATIENT, POSTER, PROBLEM, SAMPLES, SOLVER, TRUNCATION, WARM
+from devices_job import BY_SAMPLE, DATA, PATIENT, POSTER, PROBLEM, SAMPLES, SOLVER, TRUNCATION, WARM
 from helpers import assert_close
 
 import hypergrad as hg
@@ -179,6 +179,10 @@ def test_warm_starts_work_on_the_devices_of_one_process(one_process) -> None:
     _assert_same_run(one_process["warm"], history)
     counted = history.column("counted")
     assert np.any((counted > 0) & (counted < 1))
+
+
+def test_parameters_that_differ_by_sample_go_with_their_samples(one_process) -> None:
+    _assert_same_run(one_process["by sample"], devices_job.learn(**BY_SAMPLE))
 
 
 def test_a_run_goes_on_with_another_number_of_devices(one_process, trained_alone) -> None:

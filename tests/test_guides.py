@@ -219,6 +219,8 @@ def test_the_parameters_of_each_sample_make_its_gradient() -> None:
     sample = found["x_tilde"][i], found["x_true"][i]
     h = hg.hypergradient(alone, *sample, strategy=hg.Truncation(k=1))
     np.testing.assert_allclose(found["h"].grad.K[i], h.grad.K, atol=1e-12)
+    losses = found["history"].column("train_loss")
+    assert losses[-1] < 0.99 * losses[0]
 
 
 def test_the_gradient_of_the_library_guide_is_right() -> None:

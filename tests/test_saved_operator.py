@@ -17,6 +17,7 @@ from restoring import ROWS, learned
 import hypergrad as hg
 from hypergrad import operators
 from hypergrad._foundation.records import write_npz
+from hypergrad.learning import saved_operator
 
 
 class Scaled(hg.AbstractFunction):
@@ -130,7 +131,17 @@ UNSAVABLE = {
                 K=lx.DiagonalLinearOperator(jnp.ones(6)), F=hg.L1(0.1), G=hg.Zero()
             )
         },
-        "K must be a matrix or a FilterBank to be saved",
+        "K must be a matrix or an operator of hypergrad.operators to be saved",
+    ),
+    "a part that is none": (
+        {
+            "problem": hg.LowerLevel(
+                K=operators.stack(K, lx.DiagonalLinearOperator(jnp.ones(6))),
+                F=hg.L1(0.1),
+                G=hg.Zero(),
+            )
+        },
+        r"K\.operators\.1 must be a matrix or an operator",
     ),
     "weights that no word makes": (
         {"strategy": hg.ErgodicUnrolling(jnp.array([0.0, 0.5, 0.5]))},
@@ -220,3 +231,54 @@ def test_a_data_term_is_saved_with_its_forward_operator(tmp_path) -> None:
         saved = hg.SavedOperator(problem, hg.ChambollePock(5), hg.Truncation(1), (2, 3), stride=1)
         saved.save(tmp_path / "A.npz")
         assert eqx.tree_equal(hg.load_operator(tmp_path / "A.npz").problem, problem)
+
+
+SHAPE = (4, 5)
+BANK = operators.FilterBank(np.random.default_rng(2).standard_normal((2, 3, 3)), SHAPE)
+TV = operators.difference_operator(SHAPE)
+RADON = operators.Radon(SHAPE, np.linspace(0, np.pi, 3, endpoint=False))
+OPERATORS: dict[str, Any] = {
+    "differences": TV,
+    "a projection": RADON,
+    "a stack": operators.stack(BANK, TV, lx.MatrixLinearOperator(operators.dct2(SHAPE))),
+}
+
+
+def measured(K: Any) -> hg.LowerLevel:
+    """Total variation with measurements by K."""
+    problem = hg.LowerLevel(TV, hg.GroupL1(0.1, shape=(2, 20)), hg.Quadratic(0.5))
+    return hg.with_measurements(problem, K, hg.Quadratic(2.0))
+
+
+PROBLEMS = {name: hg.LowerLevel(K, hg.L1(0.1), hg.Quadratic(1.0)) for name, K in OPERATORS.items()}
+PROBLEMS |= {f"measurements by {name}": measured(K) for name, K in OPERATORS.items()}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_operators_of_the_package_are_saved_with_their_parts(problem, tmp_path) -> None:
+    n = problem.n
+    shape = SHAPE if n == 20 else (n,)
+    operator = hg.SavedOperator(problem, hg.ChambollePock(20), hg.Truncation(1), shape, stride=1)
+    operator.save(tmp_path / "operator.npz")
+    again = hg.load_operator(tmp_path / "operator.npz")
+    x_tilde = np.random.default_rng(3).random((2, n))
+    before, after = (
+        hg.solve(saved.problem, x_tilde, solver=saved.solver, strategy=saved.strategy)
+        for saved in (operator, again)
+    )
+    np.testing.assert_array_equal(after.x, before.x)
+    np.testing.assert_array_equal(after.y, before.y)
+    if n != 20:  # rows are restored as they are
+        np.testing.assert_array_equal(hg.restore(again, x_tilde), hg.restore(operator, x_tilde))
+
+
+def test_every_operator_of_the_package_can_be_loaded() -> None:
+    """A class that is added later, too."""
+
+    def subclasses(cls: type) -> set[type]:
+        return {cls}.union(*map(subclasses, cls.__subclasses__()))
+
+    found = {
+        cls for cls in subclasses(operators.AbstractOperator) if cls.__module__[:10] == "hypergrad."
+    }
+    assert found <= set(saved_operator._CLASSES.values())

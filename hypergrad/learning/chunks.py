@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from hypergrad._foundation.checks import check_count, check_finite
+from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.rows import ROWS_A_PIECE, Rows, rows_of
 from hypergrad.bilevel import Loss, half_mean_squared_error, solve
 from hypergrad.bilevel.arguments import (
@@ -18,7 +20,8 @@ from hypergrad.bilevel.arguments import (
     check_samples,
     check_truth_shape,
 )
-from hypergrad.chambolle_pock import ChambollePock, SolverStats
+from hypergrad.chambolle_pock import ChambollePock, Solution, SolverStats
+from hypergrad.learning.pairs import SampleProblem, cast_rows, own_rows
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy
 
@@ -48,12 +51,20 @@ def _solved_chunks(
     solver: ChambollePock | None,
     strategy: AbstractStrategy,
     piece: int | None,
+    own: Rows | None = None,
+    sample_problem: SampleProblem | None = None,
 ) -> Iterator[tuple[slice, tuple[np.ndarray, SolverStats]]]:
     """Solve chunk by chunk: yield the rows, their `x` and their statistics."""
     check_problem(problem)
     check_samples(x_tilde.shape, problem.n)
     if piece is not None:
         check_count("piece", piece)
+
+    @jax.vmap
+    def one(x_tilde: Array, own: Array) -> Solution:
+        mine = problem if sample_problem is None else sample_problem(problem, own)
+        return solve(mine, x_tilde, solver=solver, strategy=strategy)
+
     count = len(x_tilde)
     size = min(ROWS_A_PIECE, count) if piece is None else piece
     for start in range(0, count, size):
@@ -61,7 +72,12 @@ def _solved_chunks(
         chunk = x_tilde[rows]
         padding = np.zeros((size - len(chunk), problem.n), chunk.dtype)
         padded = np.concatenate([chunk, padding])
-        solution = solve(problem, padded, solver=solver, strategy=strategy)
+        if own is None or sample_problem is None:
+            solution = solve(problem, padded, solver=solver, strategy=strategy)
+        else:
+            # Padded with its last row: of a row of zeros there may be no solution.
+            mine = np.concatenate([own[rows], own[rows][-1:].repeat(len(padding), axis=0)])
+            solution = one(jnp.asarray(padded), jnp.asarray(mine))
         padded_result = (solution.x, solution.stats)
         yield rows, jax.tree.map(lambda a, chunk=chunk: np.asarray(a)[: len(chunk)], padded_result)
 
@@ -70,16 +86,19 @@ def evaluate(
     problem: LowerLevel,
     x_tilde: Any,
     x_true: Any,
+    own: Any = None,
     *,
     solver: ChambollePock | None = None,
     strategy: AbstractStrategy,
     loss: Loss = half_mean_squared_error,
     piece: int | None = None,
+    sample_problem: SampleProblem | None = None,
 ) -> float:
     """Compute the loss on `(samples, n)` of any size, solved in chunks.
 
     **Arguments**: those of `hypergradient`; `x_tilde` and `x_true`, `(samples, n)`; `loss`, a mean
-    over samples; `piece`, samples per chunk (at most 4096 by default).
+    over samples; `piece`, samples per chunk (at most 4096 by default); `own` and `sample_problem`,
+    rows of parameters that differ by sample and the problem that they make (see `train`).
 
     **Returns**: the loss.
 
@@ -93,8 +112,16 @@ def evaluate(
     """
     x_tilde, x_true = rows_of(x_tilde, "x_tilde"), rows_of(x_true, "x_true")
     check_truth_shape(x_true.shape, x_tilde.shape)
+    if (own is None) != (sample_problem is None):
+        missing, there = ("own", "sample_problem") if own is None else ("sample_problem", "own")
+        raise HypergradError(
+            f"own and sample_problem must be given together; got {there} alone: pass {missing}, too"
+        )
+    if own is not None:
+        (own,) = cast_rows((own_rows(own, "own", len(x_tilde)),), problem.dtype)
     total = 0.0
-    for rows, (x, _) in _solved_chunks(problem, x_tilde, solver, strategy, piece):
+    chunks = _solved_chunks(problem, x_tilde, solver, strategy, piece, own, sample_problem)
+    for rows, (x, _) in chunks:
         truth = jnp.asarray(x_true[rows], x.dtype)
         check_finite("x_true", truth)
         if rows.start == 0:

@@ -189,7 +189,7 @@ class Placement:
             return compute_gradient
         whole, shared = P(), P(mesh.axis_names)
 
-        def on_all(problem: LowerLevel, x_tilde: Array, x_true: Array, state: Any) -> BatchGradient:
+        def on_all(problem: LowerLevel, *rows: Any) -> BatchGradient:
             arrays, rest = eqx.partition(problem, eqx.is_array)
 
             def on_one(arrays: LowerLevel, *rows: Any) -> tuple[BatchGradient, Any]:
@@ -199,11 +199,11 @@ class Placement:
             gradient, next_state = jax.shard_map(
                 on_one,
                 mesh=mesh,
-                in_specs=(whole, shared, shared, shared),
+                in_specs=(whole, *(shared for _ in rows)),
                 out_specs=(whole, shared),
                 # With it on, JAX would sum each derivative in the problem separately.
                 check_vma=False,
-            )(arrays, x_tilde, x_true, state)
+            )(arrays, *rows)
             return gradient._replace(next_state=next_state)
 
         return on_all

@@ -26,7 +26,15 @@ from hypergrad.learning.devices import Placement
 from hypergrad.learning.methods import AbstractUpperLevelMethod, MethodRun
 from hypergrad.learning.methods.evaluations import Evaluator
 from hypergrad.learning.methods.run import check_method, with_tolerance
-from hypergrad.learning.pairs import Draw, Pair, TrainingPairs, batches, check_pair
+from hypergrad.learning.pairs import (
+    Draw,
+    Pair,
+    SampleProblem,
+    TrainingPairs,
+    batches,
+    cast_rows,
+    check_pair,
+)
 from hypergrad.learning.recorder import HeldOut, Recorder, out_of_patience
 from hypergrad.learning.result import Best, History, best_epoch
 from hypergrad.learning.updates import Learner, RunState
@@ -67,6 +75,7 @@ def train(
     measure: Callable[[LowerLevel], Mapping[str, float]] = lambda p: {},
     progress: Progress | bool = True,
     devices: int | Mesh | None = None,
+    sample_problem: SampleProblem | None = None,
 ) -> History:
     """Learn leaves of a problem from pairs of observed and true samples.
 
@@ -77,9 +86,10 @@ def train(
     - `data`: a pair `(x_tilde, x_true)`, each `(samples, n)`: arrays, or objects that are indexed
       by rows (`np.load(..., mmap_mode="r")`, a data set of HDF5), which are read batch by batch and
       never loaded as a whole. Or a function of the epoch (1, 2, …) that returns its pair, always of
-      the same size, such as `RandomCrops`.
-    - `validation`: such a pair, or a function of the problem that returns its loss (with another
-      solver, or on images of another shape).
+      the same size, such as `RandomCrops`. With `sample_problem` a triple: `own` has a row of any
+      shape for each sample (floats are cast to the dtype of the problem).
+    - `validation`: such a pair or triple, or a function of the problem that returns its loss (with
+      another solver, or on images of another shape).
     - `seconds`: no epoch begins after so many seconds of updates. Defaults to no limit.
     - `patience`: stop after so many epochs without a smaller loss on validation data.
     - `optimizer`: from optax; by default Adam with rate 2e-3.
@@ -103,6 +113,9 @@ def train(
     - `devices`: a number of devices per process, or a `jax.sharding.Mesh`; each batch is split into
       equal shares. With several processes (`jax.distributed`) all call this with the same
       arguments; only the first writes checkpoints and shows progress.
+    - `sample_problem`: `(problem, own) -> problem` of one sample, from its row of `own` (a mask, a
+      noise level), as in `lambda p, mask: eqx.tree_at(lambda q: q.G.A.mask, p, mask)`. The gradient
+      goes through it.
 
     **Returns**: a `History`: the last problem, and the best one by the loss on validation data.
 
@@ -118,7 +131,8 @@ def train(
 
     **Caveat**: samples that do not fill the last batch wait for the next epoch's shuffle. On
     several devices the loss must be a mean over the samples, warm starts need all devices in one
-    process, and every process computes validation losses on one device.
+    process, and every process computes validation losses on one device. With `sample_problem` the
+    gradient is formed sample by sample: a dense K takes `batch_size * m * n` numbers more.
 
     >>> import hypergrad as hg, numpy as np
     >>> x_true = np.cumsum(np.random.default_rng(0).normal(size=(8, 5)), axis=1)
@@ -132,7 +146,8 @@ def train(
     safeguard = _safeguard(warm_start)
     if method is not None:
         others = {"optimizer": optimizer, "batch_size": batch_size, "warm_start": safeguard}
-        check_method(method, {**others, "project": project, "devices": devices}, data)
+        others |= {"project": project, "devices": devices, "sample_problem": sample_problem}
+        check_method(method, others, data)
     check_count("batch_size", batch_size := 256 if batch_size is None else batch_size)
     check_problem(problem)
     solver = default_solver(solver)
@@ -140,10 +155,11 @@ def train(
     if seconds is not None:
         check_number("seconds", seconds)
     _check_patience(patience, validation)
-    pairs = TrainingPairs(data, problem)
+    differs = _differs(sample_problem)
+    pairs = TrainingPairs(data, problem, own=differs)
     problem, pair = problem.astype(pairs.dtype), pairs.of(1)
-    held_out = _held_out(validation, problem)
-    x_tilde, x_true = pair
+    held_out = _held_out(validation, problem, own=differs)
+    x_tilde, x_true, *_ = pair
     batch_size = len(x_tilde) if method is not None else min(batch_size, len(x_tilde))
     first = slice(batch_size)
     example = x_tilde[first], x_true[first]
@@ -155,7 +171,7 @@ def train(
     else:
         learner = Learner(
             variables,
-            make_batch_gradient(solver, strategy, loss, safeguard, trainable),
+            make_batch_gradient(solver, strategy, loss, safeguard, trainable, sample_problem),
             _default_optimizer(optimizer),
             _default_projection(project, problem, variables),
             0.0 if safeguard is None else safeguard.share,
@@ -178,11 +194,14 @@ def train(
             "batch size": str(batch_size),
             "seed": str(seed),
             **({} if patience is None else {"patience": str(patience)}),
+            **({"problem by sample": contents_on_disk(sample_problem)} if differs else {}),
         }
 
     place.check_alike(lambda: contents_on_disk((run(), checkpoint_dir is None)))
     more = learner.columns + (("stopped",) if method is not None or patience is not None else ())
-    recorder = Recorder(pair, held_out, solver, strategy, loss, batch_size, measure, more)
+    recorder = Recorder(
+        pair, held_out, solver, strategy, loss, batch_size, measure, more, sample_problem
+    )
     records = [recorder.first_record(problem)]
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir, run())
     state, best, records = _resumed(checkpoints, place, start, records)
@@ -234,14 +253,23 @@ def _check_patience(patience: int | None, validation: Any) -> None:
         )
 
 
+def _differs(sample_problem: SampleProblem | None) -> bool:
+    """Return whether the problem differs by sample."""
+    if sample_problem is not None and not callable(sample_problem):
+        raise HypergradError(
+            f"sample_problem must be a function of (problem, own); got {describe(sample_problem)}: "
+            "try lambda problem, own: eqx.tree_at(lambda p: p.F.weight, problem, own)"
+        )
+    return sample_problem is not None
+
+
 def _held_out(
-    validation: Pair | Callable[[LowerLevel], float] | None, problem: LowerLevel
+    validation: Pair | Callable[[LowerLevel], float] | None, problem: LowerLevel, *, own: bool
 ) -> HeldOut:
-    """Return the held-out pair in the dtype of the problem, the function that judges, or None."""
+    """Return the held-out rows in the dtype of the problem, the function that judges, or None."""
     if validation is None or callable(validation):
         return validation
-    x_tilde, x_true = check_pair("validation", validation, problem.n)
-    return x_tilde.astype(problem.dtype), x_true.astype(problem.dtype)
+    return cast_rows(check_pair("validation", validation, problem.n, own=own), problem.dtype)
 
 
 def _default_optimizer(optimizer: optax.GradientTransformation | None) -> Any:

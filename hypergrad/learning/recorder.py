@@ -14,13 +14,14 @@ from hypergrad._foundation.rows import Rows
 from hypergrad.bilevel import Loss
 from hypergrad.chambolle_pock import ChambollePock
 from hypergrad.learning.chunks import evaluate
+from hypergrad.learning.pairs import SampleProblem
 from hypergrad.learning.result import best_epoch
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.strategies._base import AbstractStrategy
 
 __all__ = ["HeldOut", "Recorder", "out_of_patience"]
 
-HeldOut = tuple[Rows, Rows] | Callable[[LowerLevel], float] | None
+HeldOut = tuple[Rows, ...] | Callable[[LowerLevel], float] | None
 
 
 _COLUMNS = frozenset(
@@ -45,7 +46,7 @@ def _plain_number(name: Any, value: Any) -> Any:
 class Recorder:
     """Record the losses and measurements of a problem before the first epoch and after each."""
 
-    data: tuple[Rows, Rows]
+    data: tuple[Rows, ...]
     validation: HeldOut
     solver: ChambollePock
     strategy: AbstractStrategy
@@ -54,6 +55,7 @@ class Recorder:
     measure: Callable[[LowerLevel], Mapping[str, float]]
     more: tuple[str, ...] = ()
     """Columns that a method measures beside what every run does."""
+    sample_problem: SampleProblem | None = None
 
     def _loss_on(self, pair: HeldOut, problem: LowerLevel) -> float | None:
         if pair is None:
@@ -73,6 +75,7 @@ class Recorder:
             strategy=self.strategy,
             loss=self.loss,
             piece=self.piece,
+            sample_problem=self.sample_problem,
         )
 
     def _measured(self, problem: LowerLevel) -> dict[str, Any]:

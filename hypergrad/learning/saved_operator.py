@@ -18,6 +18,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 
 from hypergrad._foundation.checks import check_count, describe
@@ -26,7 +27,8 @@ from hypergrad._foundation.records import to_json, write_npz
 from hypergrad.chambolle_pock import ChambollePock, RestartedHalpern
 from hypergrad.problem import functions, operators
 from hypergrad.problem.lower_level import LowerLevel
-from hypergrad.problem.operators import matrix_of
+from hypergrad.problem.measurements import WithMeasurements
+from hypergrad.problem.operators import AbstractOperator, matrix_of
 from hypergrad.strategies import STRATEGIES, AbstractStrategy, parse_strategy
 
 __all__ = ["SavedOperator", "load_operator"]
@@ -37,23 +39,19 @@ _FUNCTIONS = {
     for name, f in vars(functions).items()
     if isinstance(f, type) and issubclass(f, functions.AbstractFunction)
 }
-_OTHERS = (
-    ChambollePock,
-    RestartedHalpern,
-    operators.FilterBank,
-    operators.Symmetric,
-    operators.Reflect,
-    operators.ZeroOutside,
-    operators.Periodic,
-    operators.Valid,
-    operators.Direct,
-    operators.FFT,
-    operators.Mask,
-    operators.Blur,
-    operators.FourierSampling,
-    operators.DenseForward,
+_KINDS = (
+    operators.AbstractOperator,
+    operators.AbstractForward,
+    operators.AbstractBoundary,
+    operators.AbstractConvolution,
 )
-_CLASSES = {**_FUNCTIONS, **{cls.__name__: cls for cls in _OTHERS}}
+_OPERATORS = {
+    name: cls
+    for name, cls in vars(operators).items()
+    if isinstance(cls, type) and issubclass(cls, _KINDS)
+}
+_OTHERS = (ChambollePock, RestartedHalpern, WithMeasurements)
+_CLASSES = {**_FUNCTIONS, **_OPERATORS, **{cls.__name__: cls for cls in _OTHERS}}
 _NAMES = {cls: name for name, cls in _CLASSES.items()}
 
 
@@ -63,10 +61,11 @@ class SavedOperator:
 
     **Arguments**:
 
-    - `problem`: with a matrix or a `FilterBank` as `K`.
+    - `problem`: with a matrix or an operator of this package as `K`.
     - `solver`, `strategy`: those of the training (the strategy matters if it changes the solution,
       as averages do).
-    - `shape`: that of one sample before it was flattened, `(8, 8)` or `(160,)`.
+    - `shape`: that of one sample before it was flattened, `(8, 8)` or `(160,)`; `(n + p,)` of a
+      problem of `with_measurements`.
     - `stride`: the offset in entries between overlapping samples of an image or a sound; unused
       with a `FilterBank`, which restores whole images.
     - `rate`: in Hz for sound. Defaults to None.
@@ -109,21 +108,13 @@ class SavedOperator:
     def save(self, path: str | Path) -> None:
         """Write the file atomically.
 
-        **Errors**: a `HypergradError` for another operator than a matrix or a `FilterBank`, and for
-        a strategy that has no command-line form.
+        **Errors**: a `HypergradError` for an operator of lineax that is no matrix, and for a
+        strategy that has no command-line form.
         """
         arrays: dict[str, np.ndarray] = {}
-        K = self.problem.K
-        if not isinstance(K, operators.FilterBank):
-            K = matrix_of(K)
-        if K is None:
-            raise HypergradError(
-                f"K must be a matrix or a FilterBank to be saved; got {describe(self.problem.K)}: "
-                "keep its arrays with numpy.savez, and rebuild it from them"
-            )
         about = {
             "format": _FORMAT,
-            "K": _describe(K, "K", arrays),
+            "K": _describe(self.problem.K, "K", arrays),
             "F": _describe(self.problem.F, "F", arrays),
             "G": _describe(self.problem.G, "G", arrays),
             "solver": _describe(self.solver, "solver", arrays),
@@ -205,6 +196,8 @@ def _full_name(cls: type) -> str:
 
 def _describe(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """Return a part as JSON, and add its arrays to `arrays` by name."""
+    if isinstance(part, lx.AbstractLinearOperator) and (matrix := matrix_of(part)) is not None:
+        part = matrix
     if isinstance(part, (jax.Array, np.ndarray)):
         arrays[name] = np.asarray(part)
         return {"array": name}
@@ -212,6 +205,13 @@ def _describe(part: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return [_describe(entry, f"{name}.{i}", arrays) for i, entry in enumerate(part)]
     if part is None or isinstance(part, (bool, int, float, str)):
         return part
+    if isinstance(part, np.dtype):
+        return {"dtype": part.name}
+    if isinstance(part, lx.AbstractLinearOperator) and not isinstance(part, AbstractOperator):
+        raise HypergradError(
+            f"{name} must be a matrix or an operator of hypergrad.operators to be saved; got "
+            f"{describe(part)}: keep its arrays with numpy.savez, and rebuild it from them"
+        )
     if not dataclasses.is_dataclass(part):
         raise HypergradError(
             f"{name} must be made of functions, numbers and arrays to be saved; got "
@@ -232,6 +232,8 @@ def _rebuild(about: Any, arrays: Mapping[str, np.ndarray], classes: Mapping[str,
         return about
     if "array" in about:
         return jnp.asarray(arrays[about["array"]])
+    if "dtype" in about:  # as that of an array, which is of single precision without x64
+        return jax.dtypes.canonicalize_dtype(about["dtype"])
     if about["class"] not in classes:
         raise _UnknownClassError(about["class"])
     fields = {k: _rebuild(entry, arrays, classes) for k, entry in about["fields"].items()}

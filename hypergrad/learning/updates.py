@@ -51,14 +51,8 @@ def make_update(
         problem = variables.problem(optax.apply_updates(free, updates), problem)
         return problem if project is None else project(problem), optimizer_state
 
-    def update(
-        problem: LowerLevel,
-        optimizer_state: Any,
-        x_tilde: Array,
-        x_true: Array,
-        state: State | None,
-    ):
-        batch = compute_gradient(problem, x_tilde, x_true, state)
+    def update(problem: LowerLevel, optimizer_state: Any, x_tilde: Array, *others: Any):
+        batch = compute_gradient(problem, x_tilde, *others)
         near = batch.near / len(x_tilde)
         counted = jnp.where(near >= share, near, 0.0)
         before = (problem, optimizer_state)
@@ -104,12 +98,11 @@ class Learner:
         problem, optimizer_state = self.place.replicate((state.problem, state.optimizer_state))
         return RunState(problem, optimizer_state, state.memory)
 
-    def _arguments(self, state: RunState, pair: tuple[Rows, Rows], rows: Any) -> tuple[Any, ...]:
-        x_tilde, x_true = pair
-        batch = (x_tilde[rows], x_true[rows], gather(state.memory, rows))
+    def _arguments(self, state: RunState, pair: tuple[Rows, ...], rows: Any) -> tuple[Any, ...]:
+        batch = (*(part[rows] for part in pair), gather(state.memory, rows))
         return state.problem, state.optimizer_state, *self.place.rows(batch)
 
-    def lower(self, state: RunState, pair: tuple[Rows, Rows], rows: Any) -> Any:
+    def lower(self, state: RunState, pair: tuple[Rows, ...], rows: Any) -> Any:
         """Return the program of a step, not yet compiled."""
         compute_gradient = self.place.shard(self.compute_gradient)
         update = make_update(
@@ -118,7 +111,7 @@ class Learner:
         return update.lower(*self._arguments(self.replicate(state), pair, rows))
 
     def step(
-        self, compiled: Any, state: RunState, pair: tuple[Rows, Rows], rows: Any
+        self, compiled: Any, state: RunState, pair: tuple[Rows, ...], rows: Any
     ) -> tuple[RunState, dict[str, float]]:
         """Update the problem; return the new state, and the measurements before the update."""
         arguments = self._arguments(state, pair, rows)
@@ -130,7 +123,7 @@ class Learner:
         self,
         compiled: Any,
         state: RunState,
-        pair: tuple[Rows, Rows],
+        pair: tuple[Rows, ...],
         rows: Iterable[np.ndarray],
         show: Callable[[float], None],
     ) -> tuple[RunState, list[dict[str, float]]]:

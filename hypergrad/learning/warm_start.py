@@ -16,6 +16,7 @@ from hypergrad._foundation.checks import check_count, check_fraction, check_numb
 from hypergrad._foundation.status import Status
 from hypergrad.bilevel import Data, Hypergradient, Loss, OnSamples, hypergradient
 from hypergrad.chambolle_pock import ChambollePock, State
+from hypergrad.learning.pairs import SampleProblem
 from hypergrad.problem.lower_level import LowerLevel, cast_floats
 from hypergrad.strategies._base import AbstractStrategy
 
@@ -97,7 +98,8 @@ class BatchGradient(NamedTuple):
     next_state: State | None
 
 
-ComputeGradient = Callable[[LowerLevel, Array, Array, Any], BatchGradient]
+# Of `(problem, x_tilde, x_true, state)`; between the last two `own`, if the problem differs.
+ComputeGradient = Callable[..., BatchGradient]
 
 
 def make_batch_gradient(
@@ -106,8 +108,12 @@ def make_batch_gradient(
     loss: Loss,
     warm_start: WarmStart | None,
     parameters: Callable[[LowerLevel], Any] | None = None,
+    sample_problem: SampleProblem | None = None,
 ) -> ComputeGradient:
     """Return a function of `(problem, x_tilde, x_true, state)` that computes the batch gradient."""
+    if sample_problem is not None:  # a learned leaf may act through any other of a sample's problem
+        of_one = make_batch_gradient(solver, strategy, loss, warm_start)
+        return _sample_by_sample(of_one, sample_problem)
     settings: dict[str, Any] = {"solver": solver, "strategy": strategy, "parameters": parameters}
 
     def cold(problem: LowerLevel, x_tilde: Array, x_true: Array, state: None) -> BatchGradient:
@@ -130,6 +136,37 @@ def make_batch_gradient(
         return _batch_gradient(h, near, h.state)
 
     return warm
+
+
+def _sample_by_sample(compute: ComputeGradient, sample_problem: SampleProblem) -> ComputeGradient:
+    """Return a function of `(problem, x_tilde, x_true, own, state)`: each sample in its problem.
+
+    The gradient is that of the mean loss in the shared problem, through `sample_problem`.
+
+    **Cost**: that of the batch, and memory for a gradient of each sample, that in a dense K
+    included: under `jax.vmap` their sum is no single matrix product.
+    """
+
+    def compute_each(
+        problem: LowerLevel, x_tilde: Array, x_true: Array, own: Any, state: State | None
+    ) -> BatchGradient:
+        def one(own: Any, *rows: Any) -> BatchGradient:
+            mine, pull = eqx.filter_vjp(lambda shared: sample_problem(shared, own), problem)
+            sample = compute(mine, *jax.tree.map(lambda row: row[None], rows))
+            next_state = jax.tree.map(lambda row: row[0], sample.next_state)
+            return sample._replace(grad=pull(sample.grad)[0], next_state=next_state)
+
+        each = jax.vmap(one)(own, x_tilde, x_true, state)
+        return BatchGradient(
+            loss=jnp.mean(each.loss),
+            grad=jax.tree.map(lambda grads: jnp.mean(grads, axis=0), each.grad),
+            converged=jnp.sum(each.converged),
+            near=jnp.sum(each.near),
+            residual=jnp.max(each.residual),
+            next_state=each.next_state,
+        )
+
+    return compute_each
 
 
 def _batch_gradient(

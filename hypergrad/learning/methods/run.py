@@ -41,6 +41,7 @@ def check_method(method: Any, others: dict[str, Any], data: Any) -> None:
         "warm_start": "a method starts every solve from the last one by itself",
         "project": "its steps are judged without a projection",
         "devices": "a method runs on one device",
+        "sample_problem": "a method has one problem for all samples",
     }
     for name, value in others.items():
         if value is not None and value is not False:
@@ -95,7 +96,7 @@ class MethodRun:
         """Return the state as it is: a method runs on one device."""
         return state
 
-    def lower(self, state: RunState, pair: tuple[Rows, Rows], rows: Any) -> Programs:
+    def lower(self, state: RunState, pair: tuple[Rows, ...], rows: Any) -> Programs:
         """Return the programs of the evaluations, not yet compiled."""
         x_tilde, x_true = (jnp.asarray(part[rows]) for part in pair)
         free = self.evaluator.variables.free(state.problem)
@@ -105,7 +106,7 @@ class MethodRun:
         self,
         compiled: Any,
         state: RunState,
-        pair: tuple[Rows, Rows],
+        pair: tuple[Rows, ...],
         rows: Any,
         show: Callable[[float], None],
     ) -> tuple[RunState, list[dict[str, Any]]]:
