@@ -208,11 +208,11 @@ class Placement:
 
         return on_all
 
-    def rows(self, rows: Any) -> Any:
-        """Send arrays with a row for each sample to the devices that hold the samples."""
+    def rows(self, rows: Any, *, axis: int = 0) -> Any:
+        """Send arrays with a row for each sample, along an axis, to the devices that hold them."""
         if self.mesh is None:  # JAX takes NumPy's rows as they are, faster than placed ones
             return rows
-        sharding = NamedSharding(self.mesh, P(self.mesh.axis_names))
+        sharding = NamedSharding(self.mesh, P(*[None] * axis, self.mesh.axis_names))
 
         def place(rows: np.ndarray) -> Array:
             return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])

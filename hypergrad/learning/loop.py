@@ -37,9 +37,15 @@ from hypergrad.learning.pairs import (
 )
 from hypergrad.learning.recorder import HeldOut, Recorder, out_of_patience
 from hypergrad.learning.result import Best, History, best_epoch
-from hypergrad.learning.updates import Learner, RunState
+from hypergrad.learning.updates import Learner, RunState, updates_a_call
 from hypergrad.learning.variables import Variables, rescale_K, scale_is_free
-from hypergrad.learning.warm_start import WarmStart, empty_memory, forget, make_batch_gradient
+from hypergrad.learning.warm_start import (
+    WarmStart,
+    empty_memory,
+    forget,
+    gather,
+    make_batch_gradient,
+)
 from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import of_a_function
 from hypergrad.strategies._base import AbstractStrategy
@@ -165,6 +171,10 @@ def train(
     example = x_tilde[first], x_true[first]
     place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
+    memory = None
+    if safeguard is not None:
+        settings = {"solver": solver, "strategy": strategy, "parameters": trainable}
+        memory = empty_memory(len(x_tilde), problem, *example, **settings)
     if method is not None:
         solver = with_tolerance(solver, problem)
         learner = MethodRun(method, Evaluator(variables, problem, solver, strategy, loss))
@@ -176,11 +186,8 @@ def train(
             _default_projection(project, problem, variables),
             0.0 if safeguard is None else safeguard.share,
             place,
+            updates_a_call((*(part[first] for part in pair), gather(memory, first))),
         )
-    memory = None
-    if safeguard is not None:
-        settings = {"solver": solver, "strategy": strategy, "parameters": trainable}
-        memory = empty_memory(len(x_tilde), problem, *example, **settings)
     start = learner.start(problem, memory, example)
     lowered = learner.lower(start, pair, first)
 
