@@ -22,6 +22,11 @@ def _style(record: Record) -> Style:
     return NOT_LEARNED.get(record["method"], OTHER)
 
 
+def _label(method: str) -> str:
+    """A method as a picture names it; a small l looks like a 1."""
+    return method.replace(", l1 ", ", L1 ")
+
+
 def _problems(records: list[Record]) -> list[str]:
     return list(dict.fromkeys(r["problem"] for r in records))
 
@@ -40,7 +45,7 @@ def draw_psnr(folder: Path) -> Figure:
         panel.axvline(level["psnr"], color="0.45", linestyle=(0, (4, 2)), linewidth=1)
         tidy(panel, "PSNR (dB)")
         panel.margins(x=0.12)
-    names = [method.replace("learned for the problem, ", "learned: ") for method in methods]
+    names = [_label(m).replace("learned for the problem, ", "learned: ") for m in methods]
     panels[0].set_yticks(range(len(methods)), names)
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     label_panels(panels, problems)
@@ -62,7 +67,7 @@ def draw_photograph(folder: Path) -> Figure:
             prefix = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join([part, *words]))
             found = arrays(folder, prefix)
             name = best["method"].rpartition(", ")[0] if part == "learned" else best["method"]
-            shown[name] = found["picture" if part == "learned" else problem]
+            shown[_label(name)] = found["picture" if part == "learned" else problem]
         pictures |= {f"{problem}: {name}": picture / 255 for name, picture in shown.items()}
     return plot_photograph(pictures, metrics=_psnr(pictures), columns=5)
 
