@@ -10,6 +10,7 @@ import pytest
 from helpers import relative_error
 
 import hypergrad as hg
+from hypergrad import operators
 from hypergrad.problem.operators import FilterBank
 
 SIDE = 10
@@ -112,7 +113,48 @@ def test_it_has_a_name_on_the_command_line():
     assert hg.parse_strategy(strategy.label) == strategy
 
 
-def test_a_problem_that_cannot_be_reduced_is_refused():
-    problem = eqx.tree_at(lambda p: p.G, _random_filters(0.1), hg.Box(0.2))
-    with pytest.raises(ValueError, match="strongly convex; got Box: use Exact"):
-        hg.hypergradient(problem, *_images(), strategy=MATRIX_FREE)
+@pytest.mark.parametrize("G", [hg.Quadratic(0.0), hg.Zero()], ids=["weight 0", "zero"])
+def test_measurements_of_every_pixel_are_data(G):
+    """Without a G of x itself, `D(x - b)` is what `G(x - x_tilde)` is in the plain problem."""
+    plain, (b, x_true) = _random_filters(0.01), _images()
+    K = eqx.tree_at(lambda p: p.G, plain, G)
+    problem = hg.with_measurements(K, jnp.eye(SIDE**2), hg.Quadratic(1.0))
+    sides = (jnp.concatenate([x, b], axis=-1) for x in (jnp.zeros_like(b), x_true))
+    h = hg.hypergradient(problem, *sides, strategy=MATRIX_FREE)
+    expected = _hypergradient(plain, hg.Exact())
+    assert hg.Status.summary(h.solution.stats.status) == "converged 100 %"
+    assert hg.Status.summary(h.adjoint.status) == "converged 100 %"
+    assert relative_error(h.solution.x[:, : SIDE**2], expected.solution.x) < RTOL
+    assert relative_error(h.grad.K.K.filters, expected.grad.K.filters) < RTOL
+    assert relative_error(h.grad.F.parts[0].weight, expected.grad.F.weight) < RTOL
+
+
+SEEN = operators.Mask(np.arange(SIDE**2) % 3 > 0)
+WITHOUT_CURVATURE = {
+    "some weights of 0": hg.Quadratic(jnp.asarray(np.arange(SIDE**2) % 3, float)),
+    "a mask": hg.DataFidelity(SEEN),
+    "a blur": hg.DataFidelity(operators.Blur(jnp.array([[0.1, 0.0], [0.1, 0.8]]), (SIDE, SIDE))),
+}
+
+
+@pytest.mark.parametrize("G", WITHOUT_CURVATURE.values(), ids=WITHOUT_CURVATURE)
+def test_a_G_that_cannot_be_divided_by_is_solved_for_as_a_whole(G):
+    problem = eqx.tree_at(lambda p: p.G, _random_filters(0.01), G)
+    ours, theirs = (_hypergradient(problem, s) for s in (MATRIX_FREE, hg.Exact()))
+    np.testing.assert_array_equal(ours.solution.stats.status, theirs.solution.stats.status)
+    assert hg.Status.summary(ours.adjoint.status) == "converged 100 %"
+    assert relative_error(ours.solution.x, theirs.solution.x) < RTOL
+    for a, b in zip(jax.tree.leaves(ours.grad), jax.tree.leaves(theirs.grad), strict=True):
+        assert relative_error(a, b) < RTOL
+
+
+def test_what_nothing_determines_is_not_unique():
+    """Half of the pixels are seen by neither K nor G: the solution of minimum norm is returned."""
+    n, seen = SIDE**2, np.arange(SIDE**2) < SIDE**2 // 2
+    K = jnp.asarray(np.eye(n)[seen])
+    G = hg.Quadratic(jnp.asarray(seen, float))
+    problem, (x_tilde, _) = hg.LowerLevel(K, hg.L1(0.1), G), _images()
+    solution = hg.solve(problem, x_tilde, strategy=MATRIX_FREE)
+    assert hg.Status.summary(solution.stats.status) == "not unique 100 %"
+    soft = jnp.sign(x_tilde) * jnp.maximum(jnp.abs(x_tilde) - 0.1, 0.0)
+    assert relative_error(solution.x, jnp.where(seen, soft, x_tilde)) < RTOL

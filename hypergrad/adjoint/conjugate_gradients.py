@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from hypergrad._foundation.errors import HypergradError
 from hypergrad._foundation.samples import magnitude
@@ -34,7 +34,8 @@ class ConjugateGradients(AbstractKrylovSolve):
 
     The transpose, which forward mode takes, is left to `CGLS`: where it is singular its
     right-hand side may lie outside the range, and then only a least-squares solution is the
-    transpose of what reverse mode gives.
+    transpose of what reverse mode gives. So is a G whose weight turns out to be 0 somewhere, where
+    there is nothing to divide by; a step of `CGLS` then counts as two.
 
     **Arguments**: `most`, the maximum number of steps (by default `4 (m + n)`).
 
@@ -58,9 +59,16 @@ class ConjugateGradients(AbstractKrylovSolve):
         if transposed:
             return CGLS(self.most).solve(system, right, transposed=True)
         rtol, max_steps = 4 * float(jnp.finfo(right[0].dtype).eps), self.max_steps(problem)
-        return ReducedSystem.of(system).solve(
-            right, transposed=False, rtol=rtol, max_steps=max_steps
-        )
+        reduced = ReducedSystem.of(system)
+
+        def on_dual() -> tuple[Unknowns, Array, Array]:
+            return reduced.solve(right, transposed=False, rtol=rtol, max_steps=max_steps)
+
+        def on_both() -> tuple[Unknowns, Array, Array]:
+            unknowns, steps, used_up = CGLS(self.most).solve(system, right, transposed=False)
+            return unknowns, 2 * steps, used_up  # of 4 products each
+
+        return jax.lax.cond(reduced.exists, on_dual, on_both)
 
 
 def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:
@@ -81,6 +89,11 @@ class ReducedSystem(NamedTuple):
     s: Array
     V: Array
     divided: Array  # (I - D_P)^-1
+
+    @property
+    def exists(self) -> Bool[Array, ""]:
+        """Return whether the primal can be eliminated: G has curvature in every coordinate."""
+        return jnp.all(jnp.isfinite(self.divided))
 
     @classmethod
     def of(cls, system: LimitSystem) -> ReducedSystem:

@@ -21,8 +21,8 @@ from hypergrad.adjoint import (
     LimitSystem,
     ReducedSystem,
     Unknowns,
-    check_reducible,
     pair_norm,
+    solve_least_squares,
 )
 from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern, State
 from hypergrad.exact.active_sets import AbstractActiveSystem
@@ -38,12 +38,13 @@ _PASSES = 3  # of conjugate gradients in a solve: each takes the residual down b
 class KrylovSystem(AbstractActiveSystem):
     """The Jacobian of the normal map at `z`, solved with by conjugate gradients on its dual half.
 
-    `G` is separable and strongly convex, so that `I - D_P` can be divided by, and the kernel is
-    dual. Conjugate gradients from zero tend to the solution of minimum norm. They stop where
-    rounding of the data is all that is left: its part in the kernel would only be made large.
+    Where `G` is separable and has curvature in every coordinate, `I - D_P` can be divided by, and
+    the kernel is dual. Conjugate gradients from zero tend to the solution of minimum norm. They
+    stop where rounding of the data is all that is left: its part in the kernel would only be made
+    large. Elsewhere (a weight of 0) both halves are solved for, by CGLS.
 
-    **Cost**: 2 products with K per step, at most `max_steps` steps per pass; memory of some dual
-    variables.
+    **Cost**: 2 products with K per step, at most `max_steps` steps per pass; of CGLS 4 per step
+    (which counts as two), at most `6 max_steps` steps; memory of some dual variables.
     """
 
     limit: LimitSystem
@@ -53,8 +54,20 @@ class KrylovSystem(AbstractActiveSystem):
         self, right: Unknowns, size: Array, *, transposed: bool
     ) -> tuple[Unknowns, Int[Array, " batch"]]:
         """The unknowns and the steps; `size` is that of the data, which rounding is relative to."""
-        reduced, eps = ReducedSystem.of(self.limit), float(jnp.finfo(right[0].dtype).eps)
-        product = self.limit.scaled_transpose if transposed else self.limit.scaled
+        eps = float(jnp.finfo(right[0].dtype).eps)
+        products = self.limit.scaled, self.limit.scaled_transpose
+        product, other = reversed(products) if transposed else products
+
+        def on_both() -> tuple[Unknowns, Int[Array, " batch"]]:
+            most = 2 * _PASSES * self.max_steps  # it squares the condition number
+            unknowns, steps, _ = solve_least_squares(
+                product, other, right, rtol=4 * eps, max_steps=most
+            )
+            return unknowns, 2 * steps
+
+        if not self.limit.problem.G.separable:
+            return on_both()
+        reduced = ReducedSystem.of(self.limit)
         rounding = 4 * eps * (1 + jnp.max(reduced.V, axis=-1))
 
         def once_more(_: Array, carry: Any) -> Any:
@@ -66,8 +79,11 @@ class KrylovSystem(AbstractActiveSystem):
             )
             return jax.tree.map(jnp.add, unknowns, more), steps + taken
 
-        nothing = jax.tree.map(jnp.zeros_like, right)
-        return jax.lax.fori_loop(0, _PASSES, once_more, (nothing, jnp.zeros(size.shape, jnp.int32)))
+        def on_dual() -> tuple[Unknowns, Int[Array, " batch"]]:
+            nothing = jax.tree.map(jnp.zeros_like, right), jnp.zeros(size.shape, jnp.int32)
+            return jax.lax.fori_loop(0, _PASSES, once_more, nothing)
+
+        return jax.lax.cond(reduced.exists, on_dual, on_both)
 
     def newton_step(self, f: Unknowns, size: Array) -> tuple[Unknowns, Int[Array, " batch"]]:
         """The step for a right-hand side, and the steps of conjugate gradients that it took."""
@@ -86,11 +102,15 @@ class KrylovSystem(AbstractActiveSystem):
         )
 
     def onto_kernel(self, w: Unknowns) -> tuple[Unknowns, Int[Array, " batch"]]:
-        """The projection of `w` onto the kernel, which is dual, and the steps that it took."""
-        nothing, dual = jnp.zeros_like(w[0]), (jnp.zeros_like(w[0]), w[1])
-        seen = self.limit.scaled_transpose(dual)
-        (_, b), steps = self._solve(seen, pair_norm(dual), transposed=True)
-        return (nothing, w[1] - b), steps
+        """The projection of `w` onto the kernel, and the steps that it took."""
+        if self.limit.problem.G.separable:  # the kernel is dual where G has curvature
+            is_dual = ReducedSystem.of(self.limit).exists
+            w = jnp.where(is_dual, 0.0, w[0]), w[1]
+        else:
+            is_dual = False
+        seen = self.limit.scaled_transpose(w)
+        (a, b), steps = self._solve(seen, pair_norm(w), transposed=True)
+        return (jnp.where(is_dual, 0.0, w[0] - a), w[1] - b), steps
 
     def tangent_solution(self, right: Unknowns) -> Unknowns:
         return self._solve(right, pair_norm(right), transposed=True)[0]
@@ -123,19 +143,20 @@ class MatrixFree(AbstractSearch):
     """For `Exact`, of K only products: whole images.
 
     Accelerated Chambolle-Pock iterations in bursts, after each of them Newton steps at the active
-    sets reached, by conjugate gradients on the dual half, as for the adjoint.
+    sets reached, by conjugate gradients on the dual half, as for the adjoint. Where G is not
+    separable or not strongly convex (a mask, a weight of 0) these are CGLS on both halves.
 
     **Arguments**: `iterations`, at most so many of the first-order method; `steps`, at most so
-    many of conjugate gradients per solve.
-
-    **Errors**: a `ValueError` where G is not separable and strongly convex.
+    many of conjugate gradients per solve (of CGLS six times as many).
 
     **Cost**: memory of some dual variables, whatever n. Iterations until the active sets are near.
 
     **Caveat**: where free rows depend on each other (more filters than pixels that they leave free,
     GroupL1 of flat regions) it takes many thousands of iterations; what has not arrived is
-    NOT_CERTIFIED. The rank in the certificate is -1, not known. Where the shortest dual solution
-    would have to leave its set on the way, the one that was found is kept: one of several.
+    NOT_CERTIFIED. Where CGLS uses up its steps (a blur that removes frequencies almost entirely)
+    the kernel is not known, and the status may be worse than the solution deserves. The rank in the
+    certificate is -1, not known. Where the shortest dual solution would have to leave its set on
+    the way, the one that was found is kept: one of several.
 
     **Source**: the same as `Exact`; Hestenes & Stiefel 1952.
 
@@ -163,7 +184,6 @@ class MatrixFree(AbstractSearch):
         max_steps: int | Int[Array, ""],
     ) -> ExactPair:
         problem, x_tilde, sizes = iteration
-        check_reducible(problem, "MatrixFree", "use Exact(), with K as a matrix")
         normal_map, method = NormalMap(*iteration), RestartedHalpern()
 
         def pair_of(iterate: Any) -> tuple[Array, Array]:

@@ -29,8 +29,8 @@ class Quadratic(AbstractFunction):
     **Errors**: a `HypergradError` for a negative weight, and for numbers that are not finite.
 
     **Caveat**: where a weight is 0, `f` is not strongly convex: `MatrixFree` and
-    `ConjugateGradients`, which divide by the curvature of G, report `NON_FINITE`. `hypergrad.train`
-    refuses to learn a weight of 0, since it learns the logarithm.
+    `ConjugateGradients`, which divide by the curvature of G, then take CGLS instead.
+    `hypergrad.train` refuses to learn a weight of 0, since it learns the logarithm.
 
     >>> print(Quadratic(2.0, center=1.0)(jnp.array([2.0, -2.0])))
     10.0
