@@ -113,11 +113,10 @@ def test_it_has_a_name_on_the_command_line():
     assert hg.parse_strategy(strategy.label) == strategy
 
 
-@pytest.mark.parametrize("G", [hg.Quadratic(0.0), hg.Zero()], ids=["weight 0", "zero"])
-def test_measurements_of_every_pixel_are_data(G):
+def test_measurements_of_every_pixel_are_data():
     """Without a G of x itself, `D(x - b)` is what `G(x - x_tilde)` is in the plain problem."""
     plain, (b, x_true) = _random_filters(0.01), _images()
-    K = eqx.tree_at(lambda p: p.G, plain, G)
+    K = eqx.tree_at(lambda p: p.G, plain, hg.Quadratic(0.0))
     problem = hg.with_measurements(K, jnp.eye(SIDE**2), hg.Quadratic(1.0))
     sides = (jnp.concatenate([x, b], axis=-1) for x in (jnp.zeros_like(b), x_true))
     h = hg.hypergradient(problem, *sides, strategy=MATRIX_FREE)
@@ -131,7 +130,6 @@ def test_measurements_of_every_pixel_are_data(G):
 
 SEEN = operators.Mask(np.arange(SIDE**2) % 3 > 0)
 WITHOUT_CURVATURE = {
-    "some weights of 0": hg.Quadratic(jnp.asarray(np.arange(SIDE**2) % 3, float)),
     "a mask": hg.DataFidelity(SEEN),
     "a blur": hg.DataFidelity(operators.Blur(jnp.array([[0.1, 0.0], [0.1, 0.8]]), (SIDE, SIDE))),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ def compute_on_workers(
             f"({reason_of(error)}): start one with `dask scheduler`"
         ) from None
     with client:
+        if scheduler is None:
+            _share_cores(client)
         x64 = _has_x64()
         tasks = {
             # Dask takes equal keys for one task, and other sweeps may use the same scheduler.
@@ -51,6 +54,18 @@ def compute_on_workers(
         }
         for task in distributed.as_completed(tasks):
             yield tasks[task], task.result()
+
+
+def _share_cores(client: Any) -> None:
+    """Give each local worker cores of its own, before JAX counts them.
+
+    As many threads as cores in every worker would get in each other's way.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # not on every system
+        return
+    cores, workers = sorted(os.sched_getaffinity(0)), list(client.scheduler_info()["workers"])
+    for i, worker in enumerate(workers if len(workers) <= len(cores) else ()):
+        client.run(os.sched_setaffinity, 0, cores[i :: len(workers)], workers=[worker])
 
 
 def _has_x64() -> bool:
