@@ -13,6 +13,7 @@ import pytest
 from helpers import assert_close, relative_error
 from training_runs import (
     DATA,
+    EPOCHS,
     LIMIT,
     RTOL,
     SAMPLES,
@@ -22,6 +23,7 @@ from training_runs import (
     float32,
     float64,
     gradient,
+    run,
     sgd_step,
     small_problem,
     train,
@@ -29,7 +31,7 @@ from training_runs import (
 
 import hypergrad as hg
 from hypergrad.chambolle_pock import AdjointPair
-from hypergrad.learning import pairs
+from hypergrad.learning import pairs, updates
 
 # With this threshold, and no more iterations than these, some samples are near and some are not.
 WARM = hg.WarmStart(residual=5e-2, most=6, share=0.7)
@@ -113,6 +115,30 @@ def test_a_first_epoch_without_a_threshold_is_a_cold_one(strategy) -> None:
     h = gradient(cold, strategy=strategy, init=h.state)
     assert_close(warm_twice.K, sgd_step(cold.K, h.grad.K), RTOL)
     assert relative_error(warm_twice.K, cold_twice.K) > 1e-6
+
+
+@pytest.mark.parametrize("warm_start", [False, WARM], ids=["cold", "warm"])
+def test_several_updates_in_a_call_are_these_updates(monkeypatch, warm_start) -> None:
+    """Calls that are short grow, to the last batches of an epoch that do not fill one."""
+
+    def histories(short: float) -> tuple[hg.History, list[int]]:
+        made, updates_of = [], updates.Learner.updates
+
+        def counted(learner, compiled, state, pair, group):
+            made.append(len(group))
+            return updates_of(learner, compiled, state, pair, group)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(updates, "_SHORT_CALL", short)
+            patch.setattr(updates.Learner, "updates", counted)
+            return run(warm_start=warm_start, batch_size=1, **LIMIT), made
+
+    (together, grown), (alone, single) = histories(np.inf), histories(0.0)
+    assert_same_run(together, alone)
+    assert set(single) == {1}
+    assert len(single) == EPOCHS * SAMPLES
+    assert grown[:2] == [1, 2]
+    assert sum(grown) == EPOCHS * SAMPLES
 
 
 def test_true_is_a_warm_start_as_it_comes() -> None:

@@ -151,9 +151,9 @@ class FilterBank(AbstractOperator):
         largest = jnp.max(jnp.abs(self.filters))
         unit = jnp.where(largest > 0, largest, 1.0)  # squares must neither overflow nor vanish
         filters = self.filters / unit
-        frame = jnp.pad(filters, ((0, 0), (h - 1, h - 1), (w - 1, w - 1)))
-        autocorrelation = correlate(filters, frame, self.convolution)
-        kernel = jnp.einsum("ffpq->pq", autocorrelation)
+        size = 2 * h - 1, 2 * w - 1  # on which an autocorrelation does not overlap itself
+        power = jnp.sum(jnp.abs(jnp.fft.rfft2(filters, size)) ** 2, axis=0)
+        kernel = jnp.fft.fftshift(jnp.fft.irfft2(power, size))
         # As an image on the torus; where it is longer than the torus it overlaps itself.
         rows, columns = jnp.arange(2 * h - 1) % torus[0], jnp.arange(2 * w - 1) % torus[1]
         image = jnp.zeros(torus, kernel.dtype).at[rows[:, None], columns].add(kernel)
