@@ -11,6 +11,7 @@ from hypergrad.learning import History
 from hypergrad.workbench import data, sweep
 from hypergrad.workbench.benchmark import SECTIONS, Benchmark, batches, cells, learning
 from hypergrad.workbench.benchmark._compilations import count_compilations
+from hypergrad.workbench.sweep import run_sweep
 
 
 def test_every_cell_says_its_section() -> None:
@@ -48,7 +49,7 @@ def test_costs_are_relative_to_the_fewest_of_each_job() -> None:
 
 def _history(seconds: list[float], losses: list[float]) -> History:
     records = [
-        {"seconds": s, "at L": loss, "converged": loss + 1}
+        {"seconds": s, "at L": loss, "solved": loss + 1}
         for s, loss in zip(seconds, losses, strict=True)
     ]
     return History(None, records, None)  # pyright: ignore[reportArgumentType]
@@ -67,6 +68,16 @@ def test_the_first_moment_of_a_loss(losses, seconds, monkeypatch) -> None:
         assert record.get("warm_seconds") == seconds
         assert record.get("ratio") == (None if seconds is None else 30.0)
         assert record["full_seconds"] == 60
+
+
+def test_warm_starts_in_miniature(tmp_path) -> None:
+    """Both ways learn; without a folder of speech its row says so."""
+    settings = learning.Settings().quick()
+    records = run_sweep(learning.cells(settings), tmp_path, config={}, progress=False)
+    patches = [r for r in records if r["data"] == "patches"]
+    assert [r["judged"] for r in patches] == ["at L", "solved"]
+    assert all(r["warm_end"] < r["untrained"] for r in patches)
+    assert records[-1]["error"].startswith("no folder of speech")
 
 
 def test_the_strategy_forward_is_not_the_forward_solve(monkeypatch) -> None:

@@ -90,7 +90,7 @@ class Settings:
     seeds: tuple[int, ...] = (3, 4, 5)
     """The settings were chosen with 0 to 2; these had not been seen then."""
     images: Job = Job(
-        4096, 1024, Full(rate=0.01, epochs=12), Warm(rate=4e-3, epochs=2, batch_size=16, steps=1)
+        4096, 1024, Full(rate=0.01, epochs=12), Warm(rate=4e-3, epochs=2, batch_size=24, steps=1)
     )
     spoken: Job = Job(8192, 256, Full(rate=2e-3, epochs=4), Warm(rate=2e-3, epochs=6))
     speech: Path | None = None
@@ -183,7 +183,7 @@ def speech(folder: Path, job: Job, seed: int) -> Task:
 def judge(task: Task, L: int, problem: LowerLevel) -> dict[str, float]:
     """Held-out losses, by solves that start from zero."""
     pair = (task.held_out.x_tilde, task.held_out.x_true)
-    solvers = {"at L": task.solver(L), "converged": task.patient}
+    solvers = {"at L": task.solver(L), "solved": task.patient}
     return {
         name: evaluate(problem, *pair, solver=solver, strategy=Truncation(1), piece=256)
         for name, solver in solvers.items()
@@ -230,7 +230,7 @@ def compare_ways(name: str, job: Job, task: Task, seed: int, workspace: Workspac
     )
     seconds = float(unrolled.column("seconds")[-1])
     records = []
-    for judged in ("at L", "converged"):
+    for judged in ("at L", "solved"):
         target, losses = float(unrolled.column(judged)[-1]), warmed.column(judged)
         arrived = 1 + np.flatnonzero(losses[1:] <= target)
         record: dict[str, Any] = {
