@@ -272,7 +272,7 @@ def baselines(config: Config, problem: str, workspace: Workspace) -> Result:
 def learn(
     config: Config, problem: str, model: str, strategy: str, workspace: Workspace
 ) -> tuple[hg.LowerLevel, dict[str, float]]:
-    """The best model by validation, and its record."""
+    """The best model by validation, at its best scale, and its record."""
     images, _ = split(training_images(config.images))
     held_out = images_to_choose_on(config, problem)
     history = config.learning.learn(

@@ -10,7 +10,6 @@ from hypergrad.adjoint.adjoint_solves import Steps as Steps
 from hypergrad.adjoint.adjoint_solves import Tolerance as Tolerance
 from hypergrad.adjoint.conjugate_gradients import ConjugateGradients as ConjugateGradients
 from hypergrad.adjoint.conjugate_gradients import ReducedSystem as ReducedSystem
-from hypergrad.adjoint.conjugate_gradients import check_reducible as check_reducible
 from hypergrad.adjoint.deltas import AdjointState as AdjointState
 from hypergrad.adjoint.deltas import DeltaSums as DeltaSums
 from hypergrad.adjoint.deltas import LimitSystem as LimitSystem

@@ -55,7 +55,7 @@ class ConjugateGradients(AbstractKrylovSolve):
         self, system: LimitSystem, right: Unknowns, *, transposed: bool
     ) -> tuple[Unknowns, Array, Array]:
         problem = system.problem
-        check_reducible(problem, "ConjugateGradients", "use the default of LimitFormula")
+        _check_reducible(problem)
         if transposed:
             return CGLS(self.most).solve(system, right, transposed=True)
         rtol, max_steps = 4 * float(jnp.finfo(right[0].dtype).eps), self.max_steps(problem)
@@ -71,12 +71,12 @@ class ConjugateGradients(AbstractKrylovSolve):
         return jax.lax.cond(reduced.exists, on_dual, on_both)
 
 
-def check_reducible(problem: LowerLevel, name: str, instead: str) -> None:
+def _check_reducible(problem: LowerLevel) -> None:
     """Refuse a G whose `I - D_P` cannot be divided by."""
     if not problem.G.separable or problem.G.strong_convexity is None:
         raise HypergradError(
-            f"{name} must have a G that is separable and strongly convex; got "
-            f"{type(problem.G).__name__}: {instead}"
+            "ConjugateGradients must have a G that is separable and strongly convex; got "
+            f"{type(problem.G).__name__}: use the default of LimitFormula"
         )
 
 

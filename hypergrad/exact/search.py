@@ -24,7 +24,7 @@ from hypergrad.problem.operators import dense_matrix
 
 _FIRST_BURST, _BURST = 100, 400  # iterations before the first polish, and before each later one
 _POLISHES = 7  # after so many in vain the path is followed
-_PARTS = 32  # a part is that fraction of the batch
+_PARTS = 32  # so many make up the batch
 # Mostly in the line search of a Newton step on the path.
 _PRODUCTS_A_NEWTON_STEP = 26
 
@@ -82,7 +82,7 @@ class Factorised(AbstractSearch):
     """A search by factorised Newton steps, with K as a matrix.
 
     **Cost**: 100 accelerated iterations and one factorisation for most samples, 400 more iterations
-    for each further attempt, on an eighth of the batch at a time; where active rows are dependent
+    for each further attempt, on a 32nd of the batch at a time; where active rows are dependent
     tens of Newton steps.
 
     **Source**: the normal map is Robinson's (1992); the path is Tikhonov's; the alternation with a
@@ -129,6 +129,7 @@ class Factorised(AbstractSearch):
             good_enough = jnp.maximum(part.found.residual, new.tolerance)
             better = polishing & (new.accepted | (new.residual <= good_enough))
             over = new.accepted | ~jnp.isfinite(new.residual) | (on_path & path.ends)
+            # On a kink no further burst helps: only its path shows which solution is the shortest.
             on_kink = polishing & ~on_path & ~new.accepted & (new.residual <= new.tolerance)
             path = path.reduce_smoothing(polishing & on_path)
             return _Search(

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from hypergrad._foundation.checks import check_count, check_finite
 from hypergrad._foundation.errors import HypergradError
@@ -60,10 +59,8 @@ def _solved_chunks(
     if piece is not None:
         check_count("piece", piece)
 
-    @jax.vmap
-    def one(x_tilde: Array, own: Array) -> Solution:
-        mine = problem if sample_problem is None else sample_problem(problem, own)
-        return solve(mine, x_tilde, solver=solver, strategy=strategy)
+    def solved(problem: LowerLevel, x_tilde: Any) -> Solution:
+        return solve(problem, x_tilde, solver=solver, strategy=strategy)
 
     count = len(x_tilde)
     size = min(ROWS_A_PIECE, count) if piece is None else piece
@@ -73,11 +70,13 @@ def _solved_chunks(
         padding = np.zeros((size - len(chunk), problem.n), chunk.dtype)
         padded = np.concatenate([chunk, padding])
         if own is None or sample_problem is None:
-            solution = solve(problem, padded, solver=solver, strategy=strategy)
+            solution = solved(problem, padded)
         else:
             # Padded with its last row: of a row of zeros there may be no solution.
-            mine = np.concatenate([own[rows], own[rows][-1:].repeat(len(padding), axis=0)])
-            solution = one(jnp.asarray(padded), jnp.asarray(mine))
+            mine = own[rows]
+            mine = np.concatenate([mine, mine[-1:].repeat(len(padding), axis=0)])
+            one_by_one = jax.vmap(lambda x, own: solved(sample_problem(problem, own), x))
+            solution = one_by_one(jnp.asarray(padded), jnp.asarray(mine))
         padded_result = (solution.x, solution.stats)
         yield rows, jax.tree.map(lambda a, chunk=chunk: np.asarray(a)[: len(chunk)], padded_result)
 

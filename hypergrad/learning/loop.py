@@ -165,10 +165,11 @@ def train(
     pairs = TrainingPairs(data, problem, own=differs)
     problem, pair = problem.astype(pairs.dtype), pairs.of(1)
     held_out = _held_out(validation, problem, own=differs)
-    x_tilde, x_true, *_ = pair
+    x_tilde, *_ = pair
     batch_size = len(x_tilde) if method is not None else min(batch_size, len(x_tilde))
     first = slice(batch_size)
-    example = x_tilde[first], x_true[first]
+    batch = tuple(part[first] for part in pair)
+    example = batch[0], batch[1]
     place = _checked_place(problem, devices, loss, example, warm=safeguard is not None)
     variables = Variables(problem, trainable)
     memory = None
@@ -186,7 +187,7 @@ def train(
             _default_projection(project, problem, variables),
             0.0 if safeguard is None else safeguard.share,
             place,
-            updates_a_call((*(part[first] for part in pair), gather(memory, first))),
+            updates_a_call((*batch, gather(memory, first))),
         )
     start = learner.start(problem, memory, example)
     lowered = learner.lower(start, pair, first)

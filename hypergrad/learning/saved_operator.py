@@ -13,6 +13,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import equinox as eqx
@@ -34,24 +35,26 @@ from hypergrad.strategies import STRATEGIES, AbstractStrategy, parse_strategy
 __all__ = ["SavedOperator", "load_operator"]
 
 _FORMAT = 1
-_FUNCTIONS = {
-    name: f
-    for name, f in vars(functions).items()
-    if isinstance(f, type) and issubclass(f, functions.AbstractFunction)
-}
+
+
+def _classes_of(room: ModuleType, *kinds: type) -> dict[str, type]:
+    """Return the classes of these kinds that a room of the package names."""
+    named = {name: cls for name, cls in vars(room).items() if isinstance(cls, type)}
+    return {name: cls for name, cls in named.items() if issubclass(cls, kinds)}
+
+
 _KINDS = (
     operators.AbstractOperator,
     operators.AbstractForward,
     operators.AbstractBoundary,
     operators.AbstractConvolution,
 )
-_OPERATORS = {
-    name: cls
-    for name, cls in vars(operators).items()
-    if isinstance(cls, type) and issubclass(cls, _KINDS)
-}
 _OTHERS = (ChambollePock, RestartedHalpern, WithMeasurements)
-_CLASSES = {**_FUNCTIONS, **_OPERATORS, **{cls.__name__: cls for cls in _OTHERS}}
+_CLASSES = {
+    **_classes_of(functions, functions.AbstractFunction),
+    **_classes_of(operators, *_KINDS),
+    **{cls.__name__: cls for cls in _OTHERS},
+}
 _NAMES = {cls: name for name, cls in _CLASSES.items()}
 
 
