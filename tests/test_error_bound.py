@@ -295,7 +295,7 @@ def test_inverse_norm_bounds_that_of_the_dense_matrix(key, rows):
         sizes = SOLVER.step_sizes(problem)
         # x = 0 and y = 0 lie between all kinks, so that a repeated row counts.
         z = NormalMap(problem, x_tilde, sizes).arguments(-x_tilde, jnp.zeros((3, problem.m)))
-        system = active_system(problem, sizes, z)
+        system = active_system(problem, sizes, z, jnp.zeros(3))
 
         def column(e):
             a, b = (jnp.tile(part, (3, 1)) for part in jnp.split(e, [N]))

@@ -284,7 +284,7 @@ def _batched(matrix: Array) -> Array:
 
 
 def _factorise(
-    matrix: Array, s: Array, D_P: Jacobian, D_D: Jacobian, shrink: float
+    matrix: Array, s: Array, D_P: Jacobian, D_D: Jacobian, shrink: Array
 ) -> ActiveSystem:
     if D_P.basis is not None:
         matrix = jnp.matmul(matrix, D_P.basis)
@@ -319,14 +319,13 @@ def _computed_after(first: Array, value: Array) -> Array:
 
 
 def active_system(
-    problem: LowerLevel, sizes: StepSizes, z: ProxArguments, t: Array | None = None
+    problem: LowerLevel, sizes: StepSizes, z: ProxArguments, t: Array
 ) -> ActiveSystem:
-    """Return the system at `z`; at t = 0 (None) it may be singular: shrink and factorise it."""
+    """Return the system at `z` and `t`, factorised; where t = 0 it may be singular: shrunk."""
     tau, sigma, _ = sizes
-    smoothing = jnp.zeros(z.z_P.shape[0], z.z_P.dtype) if t is None else t
-    D_P = jacobian(prox, problem.G, z.z_P, tau, smoothing)
+    D_P = jacobian(prox, problem.G, z.z_P, tau, t)
     # Where both are diagonalised, one LAPACK call has to follow the other (see `_solve_shrunk`).
     z_D = _computed_after(D_P.values, z.z_D)
-    D_D = jacobian(prox_conjugate, problem.F, z_D, sigma, smoothing)
-    shrink = regularization(z.z_P.dtype) if t is None else 0.0
+    D_D = jacobian(prox_conjugate, problem.F, z_D, sigma, t)
+    shrink = jnp.where(t == 0, regularization(t.dtype), 0.0)[:, None]
     return _factorise(dense_matrix(problem.K), jnp.sqrt(tau) * jnp.sqrt(sigma), D_P, D_D, shrink)

@@ -27,8 +27,8 @@ from hypergrad.adjoint import (
 from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern, State
 from hypergrad.exact.active_sets import AbstractActiveSystem
 from hypergrad.exact.normal_map import NormalMap
-from hypergrad.exact.path import POLISHING, Found, judge_shortest
-from hypergrad.exact.search import AbstractSearch, ExactPair
+from hypergrad.exact.path import Found, judge_shortest
+from hypergrad.exact.search import POLISHING, AbstractSearch, ExactPair
 
 # A burst is so long, or half as long as all before it: tries grow rare where they are in vain.
 _FIRST_BURST, _GROWTH = 200, 2
@@ -269,5 +269,5 @@ class MatrixFree(AbstractSearch):
         shortest = normal_map.moved(z, none - 1, kernel)
         # Where the shortest is none, since it would leave its set, what is one is good enough.
         found = judge_shortest(normal_map, shortest, best, running)
-        found = found._replace(accepted=found.accepted | (best.residual <= best.tolerance))
+        found = found._replace(accepted=found.accepted | best.feasible)
         return found, taken, products + _products(steps)

@@ -19,11 +19,12 @@ from hypergrad._foundation.samples import where
 from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern, State
 from hypergrad.exact.active_sets import AbstractActiveSystem, active_system
 from hypergrad.exact.normal_map import NormalMap
-from hypergrad.exact.path import POLISHING, Found, Path, follow_path, path_from, polish
+from hypergrad.exact.path import BURST_ON_PATH, Found, Path, Point, Step, newton_step
 from hypergrad.problem.operators import dense_matrix
 
-_FIRST_BURST, _BURST = 100, 400  # iterations before the first polish, and before each later one
-_POLISHES = 7  # after so many in vain the path is followed
+_FIRST_BURST, _BURST = 100, 400  # iterations before the first plain steps, and before later ones
+POLISHING = 3  # at most so many plain Newton steps on end
+_TRIES = 7  # after so many in vain the path is followed
 _PARTS = 32  # so many make up the batch
 # Mostly in the line search of a Newton step on the path.
 _PRODUCTS_A_NEWTON_STEP = 26
@@ -67,15 +68,22 @@ class AbstractSearch(eqx.Module):
 
 
 class _Search(NamedTuple):
-    """Each sample's iterate, its point on the path, the best point found, and the cost so far."""
+    """Where each sample's search stands, the best point found, and the cost so far."""
 
-    iterate: Any
+    iterate: Any  # of the first-order method
+    point: Point  # from which the next Newton step is taken
     path: Path
+    plain_steps: Int[Array, " batch"]  # on end, the last ones
+    tries: Int[Array, " batch"]  # of plain steps; `_TRIES` on the path
     found: Found
     finished: Bool[Array, " batch"]
-    polishes: Int[Array, " batch"]
     iterations: Int[Array, " batch"]
     newton_steps: Int[Array, " batch"]
+
+    @property
+    def on_path(self) -> Array:
+        """Return whether the samples follow their paths."""
+        return self.tries >= _TRIES
 
 
 class Factorised(AbstractSearch):
@@ -100,76 +108,110 @@ class Factorised(AbstractSearch):
         *,
         max_steps: int | Int[Array, ""],
     ) -> ExactPair:
-        max_all_steps = max_steps + _POLISHES * POLISHING  # those before the path
+        max_all_steps = max_steps + _TRIES * POLISHING  # those before the path
         method, (problem, x_tilde, sizes) = RestartedHalpern(), iteration
-        iterate = method.begin(iteration, start)
-        iterate = method.advance(iteration, iterate, _FIRST_BURST)
+        iterate = method.advance(iteration, method.begin(iteration, start), _FIRST_BURST)
         # From here on K is a matrix, built once: every factorisation needs it.
         problem = eqx.tree_at(lambda p: p.K, problem, dense_matrix(problem.K))
+
+        def reached(normal_map: NormalMap, iterate: Any) -> ProxArguments:
+            state = method.state(iterate)
+            return normal_map.arguments(state.r, state.y)
 
         def waiting(search: _Search) -> Array:
             return ~search.finished & (search.newton_steps < max_all_steps)
 
-        def attempt(normal_map: NormalMap, part: _Search) -> _Search:
-            """Run a burst of iterations (not at first) or follow the path, then polish."""
-            running, on_path = waiting(part), part.polishes >= _POLISHES
-            iterating = running & (part.polishes > 0) & ~on_path
-            burst = jnp.where(jnp.any(iterating), _BURST, 0)
-            rows = Iteration(problem, normal_map.x_tilde, sizes)
-            iterate = where(iterating, method.advance(rows, part.iterate, burst), part.iterate)
-            state = method.state(iterate)
-            path = where(on_path, part.path, path_from(normal_map.arguments(state.r, state.y)))
-            followed = follow_path(
-                normal_map, path, running & on_path, max_all_steps - part.newton_steps
-            )
-            path, polishing = followed.path, running & (followed.settled | ~on_path)
-            at_end = normal_map.arguments(*normal_map.pair(path.z, path.t))
-            new = polish(normal_map, where(on_path, at_end, path.z), on_path & path.near_limit)
-            # The later one is the better one, however small the residual was before.
-            good_enough = jnp.maximum(part.found.residual, new.tolerance)
-            better = polishing & (new.accepted | (new.residual <= good_enough))
-            over = new.accepted | ~jnp.isfinite(new.residual) | (on_path & path.ends)
-            # On a kink no further burst helps: only its path shows which solution is the shortest.
-            on_kink = polishing & ~on_path & ~new.accepted & (new.residual <= new.tolerance)
-            path = path.reduce_smoothing(polishing & on_path)
-            return _Search(
-                iterate=iterate,
-                path=where(on_kink, path_from(new.z), path),
-                found=where(better, new, part.found),
-                finished=part.finished | (polishing & over),
-                polishes=jnp.where(on_kink, _POLISHES, part.polishes + jnp.where(polishing, 1, 0)),
-                iterations=part.iterations + jnp.where(iterating, burst, followed.iterations),
-                newton_steps=part.newton_steps
-                + jnp.where(polishing & ~on_path, POLISHING, 0)
-                + followed.newton_steps,
-            )
-
-        def attempt_part(search: _Search) -> _Search:
-            """Make one more attempt on the part with the fewest attempts so far."""
-            tried = jnp.where(waiting(search), search.polishes, jnp.iinfo(jnp.int32).max)
+        def step_of_part(search: _Search) -> _Search:
+            """Take one more step with the part that has had the fewest tries so far."""
+            tried = jnp.where(waiting(search), search.tries, jnp.iinfo(jnp.int32).max)
             # (Unsigned: no index counts from the end, which JAX would provide for.)
             rows = jnp.argsort(tried)[: -(-count // _PARTS)].astype(jnp.uint32)
             part = jax.tree.map(lambda a: a[rows], search)
-            part = attempt(NormalMap(problem, x_tilde[rows], sizes), part)
-            return jax.tree.map(lambda a, b: a.at[rows].set(b), search, part)
+            new = step(NormalMap(problem, x_tilde[rows], sizes), part)
+            new = where(waiting(part), new, part)
+            return jax.tree.map(lambda a, b: a.at[rows].set(b), search, new)
 
-        count, state = len(x_tilde), method.state(iterate)
+        def step(normal_map: NormalMap, now: _Search) -> _Search:
+            """Run a burst of iterations where plain steps were in vain, then take a Newton step."""
+            in_vain = waiting(now) & ~now.on_path & (now.plain_steps >= POLISHING)
+            burst = jnp.where(jnp.any(in_vain), _BURST, 0)
+            rows = Iteration(problem, normal_map.x_tilde, sizes)
+            iterate = where(in_vain, method.advance(rows, now.iterate, burst), now.iterate)
+            z = reached(normal_map, iterate)
+            point = now.point._replace(z=where(in_vain, z, now.point.z))
+            taken = newton_step(normal_map, point, now.on_path & now.path.near_limit)
+            now = now._replace(
+                iterate=iterate,
+                plain_steps=jnp.where(in_vain, 0, now.plain_steps) + point.plain.astype(jnp.int32),
+                iterations=now.iterations
+                + jnp.where(in_vain, burst, 0)
+                + jnp.where(taken.stuck, BURST_ON_PATH, 0),
+                newton_steps=now.newton_steps + 1,
+            )
+            return _after_path(normal_map, taken, _after_plain(z, taken, point.plain, now))
+
+        count = len(x_tilde)
         none = jnp.zeros(count, jnp.int32)
-        z = NormalMap(problem, x_tilde, sizes).arguments(state.r, state.y)
+        z = reached(NormalMap(problem, x_tilde, sizes), iterate)
         nothing = Found.nothing(z)
         search = _Search(
-            iterate, path_from(z), nothing, nothing.accepted, none, none + _FIRST_BURST, none
+            iterate=iterate,
+            point=Point.at(z, nothing.tolerance),
+            path=Path.start(z),
+            plain_steps=none,
+            tries=none,
+            found=nothing,
+            finished=nothing.accepted,
+            iterations=none + _FIRST_BURST,
+            newton_steps=none,
         )
-        search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), attempt_part, search)
-        system = active_system(problem, sizes, search.found.z)
+        search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), step_of_part, search)
+        found = search.found
+        system = active_system(problem, sizes, found.z, jnp.zeros_like(found.residual))
         unique_P, unique_D = system.unique()
         return ExactPair(
-            search.found.z,
-            search.found.residual,
-            unique_P,
-            unique_D,
-            system,
-            search.iterations,
-            search.newton_steps,
-            search.newton_steps * _PRODUCTS_A_NEWTON_STEP,
+            z=found.z,
+            residual=found.residual,
+            unique_P=unique_P,
+            unique_D=unique_D,
+            system=system,
+            iterations=search.iterations,
+            newton_steps=search.newton_steps,
+            products=search.newton_steps * _PRODUCTS_A_NEWTON_STEP,
         )
+
+
+def _after_plain(reached: ProxArguments, taken: Step, plain: Array, now: _Search) -> _Search:
+    """Return the search after steps at t = 0: it ends, or the samples go (back) to their paths."""
+    new = taken.found
+    # The later one is the better one, however small the residual was before.
+    good_enough = jnp.maximum(now.found.residual, new.tolerance)
+    better = plain & (new.accepted | (new.residual <= good_enough))
+    precise = new.residual <= 100 * float(jnp.finfo(new.residual.dtype).eps)
+    used_up = plain & (precise | (now.plain_steps >= POLISHING))
+    over = ~jnp.isfinite(new.residual) | (used_up & (new.accepted | (now.on_path & now.path.ends)))
+    # On a kink no further burst helps: only its path shows which solution is the shortest.
+    on_kink = used_up & ~now.on_path & new.feasible
+    failed = (used_up & ~now.on_path).astype(jnp.int32)
+    tries = jnp.where(on_kink, _TRIES, now.tries + failed)
+    begins = ~now.on_path & (tries >= _TRIES)
+    path = where(begins, Path.start(where(on_kink, new.z, reached)), now.path)
+    back = begins | (used_up & now.on_path)
+    return now._replace(
+        point=where(back, path.next_point(), taken.point),
+        path=path,
+        plain_steps=jnp.where(back, 0, now.plain_steps),
+        tries=tries,
+        found=where(better, new, now.found),
+        finished=now.finished | (plain & over),
+    )
+
+
+def _after_path(normal_map: NormalMap, taken: Step, now: _Search) -> _Search:
+    """Return the search after steps on the path: where one has settled, plain steps are next."""
+    at_end = normal_map.arguments(*normal_map.pair(taken.point.z, taken.point.t))
+    plain = Point.at(at_end, jnp.zeros_like(taken.point.t))
+    return now._replace(
+        point=where(taken.settled, plain, now.point),
+        path=where(taken.settled, Path(taken.point.z, taken.point.t), now.path),
+    )

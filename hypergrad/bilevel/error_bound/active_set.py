@@ -66,7 +66,7 @@ class ActiveSet(AbstractRegime):
 
         def newton_step(z: ProxArguments) -> ProxArguments:
             f = jax.tree.map(jnp.negative, normal_map(z, none))
-            step = active_system(problem, sizes, z).solve(f, refinements=_REFINEMENTS)
+            step = active_system(problem, sizes, z, none).solve(f, refinements=_REFINEMENTS)
             return normal_map.moved(z, none + 1, step)
 
         def residual(z: ProxArguments) -> Array:
@@ -74,7 +74,7 @@ class ActiveSet(AbstractRegime):
 
         start = normal_map.arguments(x - x_tilde, y)
         z = best_of_newton(newton_step, residual, start, rounding)
-        system = active_system(problem, sizes, z)
+        system = active_system(problem, sizes, z, none)
         inverse_norm = system.inverse_norm()
         r, y = normal_map.pair(z, none)
         size = pair_norm(normal_map.scaled(z))
