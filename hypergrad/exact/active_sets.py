@@ -295,7 +295,8 @@ def _factorise(
     shrink_D = jnp.maximum(shrink**2 / curvature, 1e-3 * shrink)
     d_P, d_D = (1 - shrink) * D_P.values, (1 - shrink_D) * D_D.values
     W, h = d_D / (1 - d_D), jnp.sqrt(d_P)
-    normal = jnp.matmul(jnp.swapaxes(matrix, -1, -2), W[..., None] * _batched(matrix))
+    # In this order it is one product for all samples where they share the matrix.
+    normal = jnp.matmul(jnp.swapaxes(_batched(matrix), -1, -2) * W[:, None, :], matrix)
     normal = s**2 * h[:, :, None] * normal * h[:, None, :]
     normal = normal + jax.vmap(jnp.diag)(1 - d_P)
     factor = jnp.linalg.cholesky(normal)

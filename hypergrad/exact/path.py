@@ -133,7 +133,8 @@ def newton_step(normal_map: NormalMap, point: Point, near_limit: Array) -> Step:
     now = Found(z, residual, tolerance, jnp.zeros(t.shape, bool))
     r, y = normal_map.pair(z, t)
     kernel = system.kernel_part(normal_map.scaled(ProxArguments(y, r)))
-    found = judge_shortest(normal_map, normal_map.moved(z, -whole, kernel), now, near_limit)
+    pair = normal_map.moved(ProxArguments(y, r), -whole, kernel)
+    found = judge_shortest(normal_map, normal_map.arguments(pair.z_P, pair.z_D), now, near_limit)
     settled = ~point.plain & (residual <= float(jnp.finfo(t.dtype).eps) ** 0.6)
     stuck = ~point.plain & ~settled & (length <= _SHORT)
     z = jax.lax.cond(
