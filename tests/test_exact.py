@@ -380,6 +380,14 @@ def test_a_solution_that_is_not_unique_is_told_sample_by_sample(lower_level, uni
     assert "not unique" in repr(h)
 
 
+def test_of_many_minimisers_the_nearest_to_the_data_is_returned():
+    problem, x_tilde, x_true = no_fidelity()
+    x = _exact(problem, x_tilde, x_true).solution.x
+    # Rounding, over the square of what makes the system regular (6e-6).
+    nearest = x_tilde - x_tilde @ (np.linalg.pinv(problem.K) @ problem.K).T
+    assert relative_error(x, nearest) <= 1e-5
+
+
 def test_giving_up_is_said():
     """Three Newton steps from 200 iterations are not enough for every stacked patch."""
     K = operators.stack([_dct(), operators.differences2((8, 8))])

@@ -100,6 +100,7 @@ class ActiveSystem(AbstractActiveSystem):
     W: Float[Array, "batch m"]
     h: Float[Array, "batch n"]
     inverse_factor: Float[Array, "batch n n"]  # of the Cholesky factor of what remains
+    shrink: Float[Array, "batch 1"]  # what the eigenvalues were shrunk by at most
 
     def product(self, unknowns: tuple[Array, Array], sign: int = 1) -> tuple[Array, Array]:
         """The left-hand side in the bases; `sign=-1` for that of the limit system in U."""
@@ -238,7 +239,7 @@ class ActiveSystem(AbstractActiveSystem):
         v = self.random_unknowns()
         _, logarithm = jax.lax.fori_loop(0, _POWERS, power, (v, jnp.zeros_like(pair_norm(v))))
         bound = _POWER_FACTOR**0.5 * jnp.exp(logarithm / (2 * _POWERS))
-        moved = 3 * regularization(bound.dtype) * bound
+        moved = 3 * self.shrink[:, 0] * bound
         return jnp.where(moved <= 0.5, bound / (1 - jnp.minimum(moved, 0.5)), jnp.inf)
 
     def rank(self, unique_D: Bool[Array, " batch"]) -> Int[Array, " batch"]:
@@ -290,8 +291,12 @@ def _factorise(
         matrix = jnp.matmul(matrix, D_P.basis)
     if D_D.basis is not None:
         matrix = jnp.matmul(jnp.swapaxes(D_D.basis, -1, -2), matrix)
+    curvature = jnp.min(1 - D_P.values, axis=-1, keepdims=True)
+    # Where the primal side has none, rounding is divided by the square of what was shrunk.
+    more = jnp.maximum(shrink, float(jnp.finfo(matrix.dtype).eps) ** (1 / 3))
+    shrink = jnp.where(curvature < shrink, more, shrink)
     # What has curvature on the primal side can do with less shrinking on the dual one.
-    curvature = jnp.maximum(jnp.min(1 - D_P.values, axis=-1, keepdims=True), shrink)
+    curvature = jnp.maximum(curvature, shrink)
     shrink_D = jnp.maximum(shrink**2 / curvature, 1e-3 * shrink)
     d_P, d_D = (1 - shrink) * D_P.values, (1 - shrink_D) * D_D.values
     W, h = d_D / (1 - d_D), jnp.sqrt(d_P)
@@ -302,7 +307,7 @@ def _factorise(
     factor = jnp.linalg.cholesky(normal)
     identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
     inverse = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
-    return ActiveSystem(matrix, s, D_P, D_D, W, h, inverse)
+    return ActiveSystem(matrix, s, D_P, D_D, W, h, inverse, shrink)
 
 
 def regularization(dtype: jnp.dtype) -> float:

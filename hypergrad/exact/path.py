@@ -189,6 +189,11 @@ class Path(NamedTuple):
         """Return paths that begin at `z`."""
         return cls(z, jnp.ones(z.z_P.shape[:1], z.z_P.dtype))
 
+    @classmethod
+    def start_near_limit(cls, z: ProxArguments) -> Path:
+        """Return paths that begin at solutions `z`: the ends alone tell which is the shortest."""
+        return cls(z, jnp.full(z.z_P.shape[:1], _NEAR_LIMIT, z.z_P.dtype))
+
     def next_point(self) -> Point:
         """Return where the path goes on."""
         return Point.at(self.z, self.t / _SMOOTHING_FACTOR)

@@ -195,7 +195,8 @@ def _after_plain(reached: ProxArguments, taken: Step, plain: Array, now: _Search
     failed = (used_up & ~now.on_path).astype(jnp.int32)
     tries = jnp.where(on_kink, _TRIES, now.tries + failed)
     begins = ~now.on_path & (tries >= _TRIES)
-    path = where(begins, Path.start(where(on_kink, new.z, reached)), now.path)
+    start = where(on_kink, Path.start_near_limit(new.z), Path.start(reached))
+    path = where(begins, start, now.path)
     back = begins | (used_up & now.on_path)
     return now._replace(
         point=where(back, path.next_point(), taken.point),
