@@ -373,7 +373,8 @@ def test_the_answer_does_not_depend_on_the_start(lower_level):
 def test_a_solution_that_is_not_unique_is_told_sample_by_sample(lower_level, unique):
     problem, x_tilde, x_true = lower_level()
     h = _exact(problem, x_tilde, x_true)
-    assert np.max(h.solution.stats.residual) <= 1e-12
+    # What `Exact` promises, eps^(3/4): the part in the kernel is known no better.
+    assert np.max(h.solution.stats.residual) <= np.finfo(np.float64).eps ** 0.75
     for i, one in enumerate(unique):
         assert (_statuses(h)[i] == Status.NOT_UNIQUE) == (not one)
         assert (h.adjoint.status[i] == Status.INCONSISTENT) == (not one)

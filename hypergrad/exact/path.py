@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from hypergrad._foundation.samples import where
 from hypergrad.adjoint import pair_norm
@@ -29,7 +29,6 @@ _SMOOTHING_FACTOR = 10.0
 # variables has minimum norm.
 _NEAR_LIMIT = 1e-4
 _LENGTHS = 10  # step lengths 1, 1/2, …; each costs two products with K
-_MEMORY = 4  # the line search may rise above the last few residuals: pieces are crossed sooner
 _SUFFICIENT_DECREASE = 0.1
 BURST_ON_PATH = 50  # Chambolle-Pock iterations out of a dead end
 _SHORT = 0.25  # a step length that counts as a dead end
@@ -85,21 +84,39 @@ def judge_shortest(
 
 
 class Point(NamedTuple):
-    """Where the samples' next Newton steps start: at `t = 0`, or on their paths."""
+    """The samples' points: at `t = 0`, where plain steps start, or on their paths."""
 
     z: ProxArguments
     t: Float[Array, " batch"]
-    recent: Float[Array, "batch memory"]  # residual norms at this t
 
     @classmethod
-    def at(cls, z: ProxArguments, t: Array) -> Point:
-        """Return a point at which no step has been taken."""
-        return cls(z, t, jnp.full((len(t), _MEMORY), -jnp.inf, t.dtype))
+    def plain(cls, z: ProxArguments) -> Point:
+        """Return points at t = 0."""
+        return cls(z, jnp.zeros(z.z_P.shape[:1], z.z_P.dtype))
+
+    @classmethod
+    def before_path(cls, z: ProxArguments) -> Point:
+        """Return the points from which paths start."""
+        return cls(z, jnp.ones(z.z_P.shape[:1], z.z_P.dtype))
+
+    @classmethod
+    def before_limit(cls, z: ProxArguments) -> Point:
+        """Return the points of paths from solutions: the last t tell which is the shortest."""
+        return cls(z, jnp.full(z.z_P.shape[:1], _NEAR_LIMIT, z.z_P.dtype))
+
+    def next(self) -> Point:
+        """Return where the path goes on, at a smaller t."""
+        return Point(self.z, self.t / _SMOOTHING_FACTOR)
 
     @property
-    def plain(self) -> Bool[Array, " batch"]:
-        """Return whether the next step is one at t = 0."""
-        return self.t == 0
+    def near_limit(self) -> Array:
+        """Return whether t is small enough to show which optimal pair is shortest."""
+        return self.t <= _NEAR_LIMIT
+
+    @property
+    def ends(self) -> Array:
+        """Return whether there is no smaller t."""
+        return self.t <= regularization(self.t.dtype)
 
 
 class Step(NamedTuple):
@@ -120,33 +137,31 @@ def newton_step(normal_map: NormalMap, point: Point, near_limit: Array) -> Step:
 
     **Cost**: a factorisation, and on the path `2 _LENGTHS` products.
     """
-    z, t, _ = point
+    z, t = point
+    plain, whole = t == 0, jnp.ones_like(t)
     system = active_system(normal_map.problem, normal_map.sizes, z, t)
     f = normal_map(z, t)
     direction = system.solve(jax.tree.map(jnp.negative, f), refinements=REFINEMENTS)
-    whole = jnp.ones_like(t)
     length = jax.lax.cond(
-        jnp.all(point.plain), lambda: whole, lambda: _length(normal_map, point, f, direction)
+        jnp.all(plain), lambda: whole, lambda: _length(normal_map, point, f, direction)
     )
-    z = normal_map.moved(z, length, direction)
+    z = normal_map.moved(z, jnp.where(plain, whole, length), direction)
     residual, tolerance = normal_map.judge(z, t)
     now = Found(z, residual, tolerance, jnp.zeros(t.shape, bool))
     r, y = normal_map.pair(z, t)
     kernel = system.kernel_part(normal_map.scaled(ProxArguments(y, r)))
     pair = normal_map.moved(ProxArguments(y, r), -whole, kernel)
     found = judge_shortest(normal_map, normal_map.arguments(pair.z_P, pair.z_D), now, near_limit)
-    settled = ~point.plain & (residual <= float(jnp.finfo(t.dtype).eps) ** 0.6)
-    stuck = ~point.plain & ~settled & (length <= _SHORT)
+    settled = ~plain & (residual <= float(jnp.finfo(t.dtype).eps) ** 0.6)
+    stuck = ~plain & ~settled & (length <= _SHORT)
     z = jax.lax.cond(
         jnp.any(stuck), lambda: where(stuck, _burst(normal_map, r, y, t), z), lambda: z
     )
-    recent = jnp.concatenate([point.recent[:, 1:], pair_norm(f)[:, None]], axis=-1)
-    recent = jnp.where(stuck[:, None], -jnp.inf, recent)
-    return Step(Point(where(point.plain, found.z, z), t, recent), found, settled, stuck)
+    return Step(Point(where(plain, found.z, z), t), found, settled, stuck)
 
 
 def _length(normal_map: NormalMap, point: Point, f: Any, direction: Any) -> Array:
-    """Return the length of each sample's step: 1 at t = 0, by a line search on the path."""
+    """Return the longest step that lowers the residual enough, or lowers it most."""
     lengths = 0.5 ** jnp.arange(_LENGTHS, dtype=point.t.dtype)
 
     def residual_at(length: Array) -> Array:
@@ -155,11 +170,9 @@ def _length(normal_map: NormalMap, point: Point, f: Any, direction: Any) -> Arra
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
     tried = jax.lax.map(residual_at, lengths)
-    reference = jnp.maximum(jnp.max(point.recent, axis=-1), pair_norm(f))
-    enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * reference[None]
+    enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * pair_norm(f)
     chosen = jnp.where(jnp.any(enough, 0), jnp.argmax(enough, 0), jnp.argmin(tried, 0))
-    length = jnp.where(jnp.isfinite(jnp.min(tried, 0)), lengths[chosen], 0.0)
-    return jnp.where(point.plain, 1.0, length)
+    return jnp.where(jnp.isfinite(jnp.min(tried, 0)), lengths[chosen], 0.0)
 
 
 def _burst(normal_map: NormalMap, r: Array, y: Array, t: Array) -> ProxArguments:
@@ -176,34 +189,3 @@ def _burst(normal_map: NormalMap, r: Array, y: Array, t: Array) -> ProxArguments
 
     r, _, y = jax.lax.fori_loop(0, BURST_ON_PATH, body, (r, r, y))
     return normal_map.arguments(r, y)
-
-
-class Path(NamedTuple):
-    """The last point of each sample's path, and its smoothing `t` (1 where the path begins)."""
-
-    z: ProxArguments
-    t: Float[Array, " batch"]
-
-    @classmethod
-    def start(cls, z: ProxArguments) -> Path:
-        """Return paths that begin at `z`."""
-        return cls(z, jnp.ones(z.z_P.shape[:1], z.z_P.dtype))
-
-    @classmethod
-    def start_near_limit(cls, z: ProxArguments) -> Path:
-        """Return paths that begin at solutions `z`: the ends alone tell which is the shortest."""
-        return cls(z, jnp.full(z.z_P.shape[:1], _NEAR_LIMIT, z.z_P.dtype))
-
-    def next_point(self) -> Point:
-        """Return where the path goes on."""
-        return Point.at(self.z, self.t / _SMOOTHING_FACTOR)
-
-    @property
-    def near_limit(self) -> Array:
-        """Return whether t is small enough to show which optimal pair is shortest."""
-        return self.t <= _NEAR_LIMIT
-
-    @property
-    def ends(self) -> Array:
-        """Return whether there is no smaller t."""
-        return self.t <= regularization(self.t.dtype)

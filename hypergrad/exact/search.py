@@ -19,7 +19,7 @@ from hypergrad._foundation.samples import where
 from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern, State
 from hypergrad.exact.active_sets import AbstractActiveSystem, active_system
 from hypergrad.exact.normal_map import NormalMap
-from hypergrad.exact.path import BURST_ON_PATH, Found, Path, Point, Step, newton_step
+from hypergrad.exact.path import BURST_ON_PATH, Found, Point, Step, newton_step
 from hypergrad.problem.operators import dense_matrix
 
 _FIRST_BURST, _BURST = 100, 400  # iterations before the first plain steps, and before later ones
@@ -72,7 +72,7 @@ class _Search(NamedTuple):
 
     iterate: Any  # of the first-order method
     point: Point  # from which the next Newton step is taken
-    path: Path
+    path: Point  # the last one of the path
     plain_steps: Int[Array, " batch"]  # on end, the last ones
     tries: Int[Array, " batch"]  # of plain steps; `_TRIES` on the path
     found: Found
@@ -139,16 +139,24 @@ class Factorised(AbstractSearch):
             iterate = where(in_vain, method.advance(rows, now.iterate, burst), now.iterate)
             z = reached(normal_map, iterate)
             point = now.point._replace(z=where(in_vain, z, now.point.z))
-            taken = newton_step(normal_map, point, now.on_path & now.path.near_limit)
+            taken, plain = (
+                newton_step(normal_map, point, now.on_path & now.path.near_limit),
+                point.t == 0,
+            )
             now = now._replace(
                 iterate=iterate,
-                plain_steps=jnp.where(in_vain, 0, now.plain_steps) + point.plain.astype(jnp.int32),
+                plain_steps=jnp.where(in_vain, 0, now.plain_steps) + plain.astype(jnp.int32),
                 iterations=now.iterations
                 + jnp.where(in_vain, burst, 0)
                 + jnp.where(taken.stuck, BURST_ON_PATH, 0),
                 newton_steps=now.newton_steps + 1,
             )
-            return _after_path(normal_map, taken, _after_plain(z, taken, point.plain, now))
+            now = _after_plain(z, taken, plain, now)
+            # Where a step on the path has settled, plain ones are next.
+            return now._replace(
+                point=where(taken.settled, Point.plain(taken.point.z), now.point),
+                path=where(taken.settled, taken.point, now.path),
+            )
 
         count = len(x_tilde)
         none = jnp.zeros(count, jnp.int32)
@@ -156,8 +164,8 @@ class Factorised(AbstractSearch):
         nothing = Found.nothing(z)
         search = _Search(
             iterate=iterate,
-            point=Point.at(z, nothing.tolerance),
-            path=Path.start(z),
+            point=Point.plain(z),
+            path=Point.before_path(z),
             plain_steps=none,
             tries=none,
             found=nothing,
@@ -195,24 +203,14 @@ def _after_plain(reached: ProxArguments, taken: Step, plain: Array, now: _Search
     failed = (used_up & ~now.on_path).astype(jnp.int32)
     tries = jnp.where(on_kink, _TRIES, now.tries + failed)
     begins = ~now.on_path & (tries >= _TRIES)
-    start = where(on_kink, Path.start_near_limit(new.z), Path.start(reached))
+    start = where(on_kink, Point.before_limit(new.z), Point.before_path(reached))
     path = where(begins, start, now.path)
     back = begins | (used_up & now.on_path)
     return now._replace(
-        point=where(back, path.next_point(), taken.point),
+        point=where(back, path.next(), taken.point),
         path=path,
         plain_steps=jnp.where(back, 0, now.plain_steps),
         tries=tries,
         found=where(better, new, now.found),
         finished=now.finished | (plain & over),
-    )
-
-
-def _after_path(normal_map: NormalMap, taken: Step, now: _Search) -> _Search:
-    """Return the search after steps on the path: where one has settled, plain steps are next."""
-    at_end = normal_map.arguments(*normal_map.pair(taken.point.z, taken.point.t))
-    plain = Point.at(at_end, jnp.zeros_like(taken.point.t))
-    return now._replace(
-        point=where(taken.settled, plain, now.point),
-        path=where(taken.settled, Path(taken.point.z, taken.point.t), now.path),
     )
