@@ -145,10 +145,13 @@ WITHOUT_CURVATURE = {
     ids=["a mask", "a blur"],
 )
 def test_a_G_that_cannot_be_divided_by_is_solved_for_as_a_whole(G):
-    problem = eqx.tree_at(lambda p: p.G, _random_filters(0.01), G)
+    problem = eqx.tree_at(lambda p: p.G, _random_filters(0.005), G)
     ours, theirs = (_hypergradient(problem, s) for s in (MATRIX_FREE, hg.Exact()))
     np.testing.assert_array_equal(ours.solution.stats.status, theirs.solution.stats.status)
     assert hg.Status.summary(ours.adjoint.status) == "converged 100 %"
+    # Some rows are 0, in both samples: there is an active set for the search to find.
+    zero = np.abs(jax.vmap(problem.K.mv)(ours.solution.x)) < 1e-12
+    assert np.all(np.any(zero, axis=-1))
     assert relative_error(ours.solution.x, theirs.solution.x) < RTOL
     for a, b in zip(jax.tree.leaves(ours.grad), jax.tree.leaves(theirs.grad), strict=True):
         assert relative_error(a, b) < RTOL
