@@ -38,6 +38,7 @@ from training_runs import (
 
 import hypergrad as hg
 from hypergrad.learning import loop
+from hypergrad.learning.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -196,21 +197,30 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__[1:])
-def test_a_damaged_checkpoint_is_passed_over(
-    damage, finished, undisturbed, tmp_path, capsys
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys) -> None:
     """And closed, so that the garbage collector has nothing to warn of."""
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    damage(folder / checkpoint_name(4))
+    checkpoints = Checkpoints(tmp_path, {"seed": "3"})
+    for epoch in (3, 4):
+        checkpoints.save(epoch, [np.full(5, float(epoch))], [{"epoch": epoch}])
+    damage(tmp_path / checkpoint_name(4))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert_same_run(run(folder), undisturbed)
+        state, records = checkpoints.load([np.zeros(5)])
         gc.collect()
     assert not [warning for warning in caught if warning.category is ResourceWarning]
-    assert sorted(os.listdir(folder)) == [checkpoint_name(3), checkpoint_name(4)]
+    np.testing.assert_array_equal(state, [np.full(5, 3.0)])
+    assert records == [{"epoch": 3}]
+    assert sorted(os.listdir(tmp_path)) == [checkpoint_name(3), checkpoint_name(4)]
     out = capsys.readouterr().out
-    assert f"{folder / checkpoint_name(4)} is damaged" in out
+    assert f"{tmp_path / checkpoint_name(4)} is damaged" in out
     assert "the one before it is used" in out
+
+
+def test_a_run_goes_on_from_before_the_damage(finished, undisturbed, tmp_path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    _truncate(folder / checkpoint_name(4))
+    assert_same_run(run(folder), undisturbed)
+    assert sorted(os.listdir(folder)) == [checkpoint_name(3), checkpoint_name(4)]
 
 
 def test_with_all_of_them_damaged_it_starts_anew(finished, undisturbed, tmp_path, capsys) -> None:
@@ -315,13 +325,17 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_state_of_an_optimizer_is_kept(make, tmp_path, monkeypatch, capsys) -> None:
+
+    def trained(folder: Path | None = None) -> hg.History:
+        return run(folder, optimizer=make(), validation=None)
+
     with monkeypatch.context() as patch:
         within_epoch_3(patch)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, optimizer=make())
-    history = run(tmp_path, optimizer=make())
-    assert_same_run(history, run(optimizer=make()))
-    assert history.records == run(tmp_path, optimizer=make()).records
+            trained(tmp_path)
+    history = trained(tmp_path)
+    assert_same_run(history, trained())
+    assert history.records == trained(tmp_path).records
     assert "damaged" not in capsys.readouterr().out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import importlib
 import json
 import re
@@ -22,6 +23,7 @@ import hypergrad as hg
 from hypergrad import learning as training
 from hypergrad import plotting
 from hypergrad._foundation.records import read_jsonl
+from hypergrad.comparison import reference
 from hypergrad.workbench import data
 from hypergrad.workbench import studies as image_study
 from hypergrad.workbench.studies import ImageStudy, contents, learning
@@ -31,9 +33,14 @@ from hypergrad.workbench.studies import ImageStudy, contents, learning
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[None]:
-    """`--quick` is a good deal quicker: a part of the photograph, in the small batches of TINY."""
+    """`--quick` is a good deal quicker: a part of the photograph, in the small batches of TINY.
+
+    With the limit formula as the reference: `Exact` compiles ten times as long.
+    """
     whole = data.photograph
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "Exact", lambda most: hg.LimitFormula())
+        patch.setattr(reference, "ChambollePock", functools.partial(hg.ChambollePock, 50_000))
         patch.setattr(data, "photograph", lambda name: whole(name)[128:256, 160:288])
         patch.setattr(ImageStudy, "quick", lambda study: dataclasses.replace(study, **TINY))
         yield

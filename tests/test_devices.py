@@ -25,7 +25,7 @@ from hypergrad.workbench.command_line import main as cli
 RTOL = 1e-12
 # And after some steps of Adam.
 TRAINED = 1e-10
-SIZES = ("1", "2", "4", "8")
+SIZES = ("1", "8")  # no other device, and as many as there are (runs below have 2 and 4)
 TESTS = Path(__file__).parent
 
 

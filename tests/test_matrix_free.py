@@ -34,14 +34,14 @@ def _problem(filters: np.ndarray, F: hg.AbstractFunction, side: int = SIDE) -> h
 
 
 def _random_filters(weight: float, side: int = SIDE) -> hg.LowerLevel:
-    return _problem(np.random.default_rng(1).normal(size=(4, 3, 3)), hg.L1(weight), side)
+    return _problem(np.random.default_rng(1).normal(size=(2, 2, 2)), hg.L1(weight), side)
 
 
 def _differences(F: hg.AbstractFunction) -> hg.LowerLevel:
-    """Of each pixel and four of its neighbours, in filters of the size of the random ones."""
-    filters = np.zeros((4, 3, 3))
-    filters[:, 1, 1] = -1.0
-    filters[range(4), [2, 1, 2, 2], [1, 2, 2, 0]] = 1.0
+    """Of each pixel and two of its neighbours, in filters of the size of the random ones."""
+    filters = np.zeros((2, 2, 2))
+    filters[:, 0, 0] = -1.0
+    filters[range(2), [1, 0], [0, 1]] = 1.0
     return _problem(filters, F)
 
 
@@ -60,7 +60,7 @@ def test_where_it_is_differentiable_it_is_the_factorised_one():
     assert relative_error(ours.solution.y, theirs.solution.y) < RTOL
 
 
-@pytest.mark.parametrize("F", [hg.L1(0.1), hg.GroupL1(0.1, shape=(2, 2 * SIDE**2))])
+@pytest.mark.parametrize("F", [hg.L1(0.1), hg.GroupL1(0.1, shape=(2, SIDE**2))])
 def test_dependent_rows_are_found_and_the_solution_is_certified(F):
     h = _hypergradient(_differences(F), MATRIX_FREE)
     stats = h.solution.stats
@@ -145,10 +145,13 @@ WITHOUT_CURVATURE = {
     ids=["a mask", "a blur"],
 )
 def test_a_G_that_cannot_be_divided_by_is_solved_for_as_a_whole(G):
-    problem = eqx.tree_at(lambda p: p.G, _random_filters(0.01), G)
+    problem = eqx.tree_at(lambda p: p.G, _random_filters(0.005), G)
     ours, theirs = (_hypergradient(problem, s) for s in (MATRIX_FREE, hg.Exact()))
     np.testing.assert_array_equal(ours.solution.stats.status, theirs.solution.stats.status)
     assert hg.Status.summary(ours.adjoint.status) == "converged 100 %"
+    # Some rows are 0, in both samples: there is an active set for the search to find.
+    zero = np.abs(jax.vmap(problem.K.mv)(ours.solution.x)) < 1e-12
+    assert np.all(np.any(zero, axis=-1))
     assert relative_error(ours.solution.x, theirs.solution.x) < RTOL
     for a, b in zip(jax.tree.leaves(ours.grad), jax.tree.leaves(theirs.grad), strict=True):
         assert relative_error(a, b) < RTOL

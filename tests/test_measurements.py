@@ -19,7 +19,7 @@ def rng():
 # ------------------------------------------------------------------------------------ tomography
 
 
-@pytest.mark.parametrize("shape", [(5, 8), (6, 6), (1, 4)])
+@pytest.mark.parametrize("shape", [(5, 8), (1, 4)])
 def test_the_back_projection_is_the_exact_adjoint(shape):
     hg.check_operator(hg.operators.Radon(shape, ANGLES))
 
@@ -69,6 +69,7 @@ def a_problem(rng, F, G, D):
     return problem, beside(x_tilde, b), beside(x_true, b)
 
 
+@jax.jit
 def closed_form(weights, K, A, x_tilde, b):
     """All three functions quadratic: one linear system."""
     f, g, d = weights
@@ -100,7 +101,7 @@ def test_quadratics_agree_with_the_normal_equations(rng, strategy):
     K = problem.K
     x = closed_form(weights, K.K, K.A, x_tilde, b)
     np.testing.assert_allclose(h.solution.x[:, :6], x, atol=1e-9)
-    expected, dK, dA = jax.grad(loss, argnums=(0, 1, 2))(weights, K.K, K.A)
+    expected, dK, dA = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(weights, K.K, K.A)
     found = h.grad.F.parts[0].weight, h.grad.G.parts[0].weight, h.grad.F.parts[1].weight
     np.testing.assert_allclose(found, expected, atol=1e-8)
     np.testing.assert_allclose(h.grad.K.K, dK, atol=1e-8)
@@ -140,31 +141,31 @@ def test_it_agrees_with_the_data_term_of_the_same_matrix(rng):
 
 def test_tomography_by_total_variation(rng):
     """Of a phantom, from noisy projections: far closer than the least-squares reconstruction."""
-    shape = (12, 12)
+    shape = (8, 8)
     phantom = np.zeros(shape)
-    phantom[2:8, 3:9], phantom[5:10, 5:11] = 1.0, 0.5
+    phantom[1:5, 2:6], phantom[3:7, 3:7] = 1.0, 0.5
     A = hg.operators.Radon(shape, np.linspace(0, np.pi, 8, endpoint=False))
     b = A.mv(jnp.asarray(phantom.ravel())) + 0.1 * rng.standard_normal(A.out_size())
     least_squares = np.linalg.lstsq(np.asarray(A.as_matrix()), np.asarray(b), rcond=None)[0]
     K = hg.operators.difference_operator(shape)
-    problem = hg.LowerLevel(K=K, F=hg.GroupL1(0.02, shape=(2, 144)), G=hg.Zero())
+    problem = hg.LowerLevel(K=K, F=hg.GroupL1(0.02, shape=(2, 64)), G=hg.Zero())
     problem = hg.with_measurements(problem, A, hg.Quadratic(1.0))
-    data, truth = (beside(x, b) for x in (np.zeros(144), phantom.ravel()))
-    solver = hg.ChambollePock(20_000, tolerance=1e-9)
-    h = hg.hypergradient(
-        problem, data, truth, solver=solver, strategy=hg.LimitFormula(hg.CGLS()),
-        parameters=lambda p: p.F.parts[0].weight,
-    )  # fmt: skip
-    error = np.linalg.norm(h.solution.x[:144] - phantom.ravel())
-    assert error < 0.5 * np.linalg.norm(least_squares - phantom.ravel())
+    data, truth = (beside(x, b) for x in (np.zeros(64), phantom.ravel()))
+    solver, parameters = hg.ChambollePock(20_000, tolerance=1e-9), lambda p: p.F.parts[0].weight
 
-    def value(weight):
+    def at(weight: float) -> hg.Hypergradient:
+        """By one program for all weights."""
         changed = eqx.tree_at(lambda p: p.F.parts[0].weight, problem, jnp.asarray(weight))
         return hg.hypergradient(
-            changed, data, truth, solver=solver, strategy=hg.Truncation(1)
-        ).value
+            changed, data, truth, solver=solver, strategy=hg.LimitFormula(hg.CGLS()),
+            parameters=parameters,
+        )  # fmt: skip
 
-    central = (value(0.02 + 1e-5) - value(0.02 - 1e-5)) / 2e-5
+    h = at(0.02)
+    error = np.linalg.norm(h.solution.x[:64] - phantom.ravel())
+    assert error < 0.5 * np.linalg.norm(least_squares - phantom.ravel())
+
+    central = (at(0.02 + 1e-5).value - at(0.02 - 1e-5).value) / 2e-5
     np.testing.assert_allclose(h.grad.F.parts[0].weight, central, rtol=1e-3)
 
 

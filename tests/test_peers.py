@@ -294,7 +294,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 reference.Exact = lambda most: hg.LimitFormula()  # which compiles sooner
 problem = hg.LowerLevel(hg.operators.differences(4), hg.L1(0.1), hg.Quadratic(1.0))
 x_true = jax.numpy.array([[0.0, 0.0, 1.0, 1.0]])
-strategies = [hg.Truncation(1), hg.JaxoptImplicit(), hg.OptimistixImplicit()]
+strategies = [hg.Truncation(1), hg.JaxoptImplicit()]
 
 def errors():
     comparison = hg.compare(
@@ -331,7 +331,7 @@ def test_without_jaxopt_only_its_own_row_fails_and_its_warning_does_not_escape()
     reason = result["without"].pop("jaxopt")
     assert reason.startswith("ImportError: this strategy needs jaxopt")
     assert reason.endswith("pip install jaxopt")
-    assert result["without"] == {"truncation": None, "optimistix": None}
-    assert result["present"] == {"truncation": None, "jaxopt": None, "optimistix": None}
+    assert result["without"] == {"truncation": None}
+    assert result["present"] == {"truncation": None, "jaxopt": None}
     # The warning is there, and only silenced where the strategy imports it.
     assert "no longer maintained" in result["warned"]

@@ -86,6 +86,10 @@ def test_every_strategy_of_the_list_is_tested():
     assert {type(s) for s in strategies_for_contract(L)} == set(hg.STRATEGIES.values())
 
 
+# Which rule JAX is given depends on the class of a strategy, and not on its options.
+@pytest.mark.parametrize(
+    "case", [s() for s in hg.STRATEGIES.values()], indirect=True, ids=lambda s: s.label
+)
 def test_grad_through_solve_is_the_hypergradient(case):
     @eqx.filter_jit
     @eqx.filter_value_and_grad
@@ -190,6 +194,14 @@ def test_batch_is_the_mean_of_its_samples(case):
         assert_close(single.grad_x_tilde / COUNT, of_batch, RTOL)
 
 
+# Forward mode has no rule of its own that `vmap` could miss, and is traced for ten seconds.
+BY_VMAP = [
+    pytest.param(s, id=s.label, marks=[pytest.mark.slow] * isinstance(s, hg.ForwardUnrolling))
+    for s in strategies_for_contract(L)
+]
+
+
+@pytest.mark.parametrize("case", BY_VMAP, indirect=True)
 def test_vmap_over_samples_under_jit_is_the_batch(case):
     def sample(x_tilde, x_true):
         return case.hypergradient(case.problem, x_tilde, x_true)

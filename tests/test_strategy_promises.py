@@ -106,7 +106,12 @@ def test_init_goes_on_and_is_held_fixed(strategy, alpha, k):
     assert_close(gradient_of(h), twice.unrolled(x_tilde, x_true, alpha, k), RTOL)
 
 
-@pytest.mark.parametrize("strategy", [hg.Exact(), hg.LimitFormula()], ids=lambda s: s.name)
+# (`Exact` by any of several starts: test_exact.py.)
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(hg.Exact(), marks=pytest.mark.slow), hg.LimitFormula()],
+    ids=lambda s: s.name,
+)
 def test_a_solve_started_at_the_solution_stays_there(strategy):
     """Of the others test_warm_starts.py knows every iterate."""
     poster, x_tilde, _ = _one_batch_axis()
@@ -298,7 +303,13 @@ def test_a_start_has_no_derivative(strategy):
 
 @pytest.mark.parametrize(
     "strategy",
-    [hg.LimitFormula(), hg.Exact(), hg.Truncation(2), PlainUnrolling()],
+    # (`Exact` with such an operator, every day: test_without_arrays.py.)
+    [
+        hg.LimitFormula(),
+        pytest.param(hg.Exact(), marks=pytest.mark.slow),
+        hg.Truncation(2),
+        PlainUnrolling(),
+    ],
     ids=lambda s: s.name,
 )
 def test_an_operator_of_a_function_is_its_matrix(strategy):

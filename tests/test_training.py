@@ -45,10 +45,9 @@ def _parts() -> hg.LowerLevel:
 
 
 Leaf = tuple[Callable[[hg.LowerLevel], Any], Callable]
+# (K alone is learned with every strategy, below.)
 STEPS: dict[str, tuple[hg.LowerLevel, list[Leaf]]] = {
-    "K": (small_problem(), [(lambda p: p.K, sgd_step)]),
     "weight": (small_problem(), [(lambda p: p.F.weight, _in_log)]),
-    "a weight a row": (small_problem(np.linspace(0.1, 0.6, M)), [(lambda p: p.F.weight, _in_log)]),
     "a potential": (
         small_problem(hg.ConvexPotential([[0.4, 0.2], [0.3, 0.6]], (0.2, 0.5), [0.1, 0.2])),
         [(lambda p: p.F.slopes, _in_log), (lambda p: p.F.jump, _in_log)],
