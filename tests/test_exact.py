@@ -390,7 +390,7 @@ def test_of_many_minimisers_the_nearest_to_the_data_is_returned():
 
 
 def test_giving_up_is_said():
-    """Three Newton steps from 200 iterations are not enough for every stacked patch."""
+    """24 Newton steps (`most` and the 21 of the attempts) are not enough for every one of these."""
     K = operators.stack([_dct(), operators.differences2((8, 8))])
     samples = _patches(15)
     problem = hg.LowerLevel(K, hg.L1(0.05), hg.Quadratic(1.0))

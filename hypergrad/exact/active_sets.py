@@ -19,7 +19,7 @@ from hypergrad.problem.lower_level import LowerLevel
 from hypergrad.problem.operators import dense_matrix
 
 # With so many refinements the shrinking has no effect beyond singular values of about the root of
-# the precision.
+# the precision (its cube root where the primal side has no curvature).
 REFINEMENTS = 4
 
 # Of the one solve that a derivative takes: cheap beside the factorisation.
@@ -89,8 +89,9 @@ class ActiveSystem(AbstractActiveSystem):
     zero, which tends to the solution of minimum norm. Kernel and cokernel are the same space, which
     shrinking leaves invariant.
 
-    **Cost**: `m n^2 + n^3 / 3` for the factor, `4 m n + 2 n^2` a solve; memory `n^2`, a sample
-    (with a non-separable function `m n` and the square of its size, too).
+    **Cost**: `m n^2 + 2 n^3 / 3` multiplications for the factor and its inverse, `5 m n + 2 n^2` a
+    solve; memory `n^2`, while it is factorised `m n`, too, a sample (with a non-separable function
+    the square of its size, too).
     """
 
     matrix: Float[Array, "..."]  # K between the two bases, (m, n) or (batch, m, n)
@@ -292,12 +293,10 @@ def _factorise(
     if D_D.basis is not None:
         matrix = jnp.matmul(jnp.swapaxes(D_D.basis, -1, -2), matrix)
     curvature = jnp.min(1 - D_P.values, axis=-1, keepdims=True)
-    # Where the primal side has none, rounding is divided by the square of what was shrunk.
-    more = jnp.maximum(shrink, float(jnp.finfo(matrix.dtype).eps) ** (1 / 3))
-    shrink = jnp.where(curvature < shrink, more, shrink)
-    # What has curvature on the primal side can do with less shrinking on the dual one.
-    curvature = jnp.maximum(curvature, shrink)
-    shrink_D = jnp.maximum(shrink**2 / curvature, 1e-3 * shrink)
+    # Without curvature on the primal side rounding is divided by shrink^2: shrink more there.
+    shrink = jnp.where(curvature < shrink, float(jnp.finfo(matrix.dtype).eps) ** (1 / 3), shrink)
+    # With curvature the dual side needs less.
+    shrink_D = jnp.maximum(shrink**2 / jnp.maximum(curvature, shrink), 1e-3 * shrink)
     d_P, d_D = (1 - shrink) * D_P.values, (1 - shrink_D) * D_D.values
     W, h = d_D / (1 - d_D), jnp.sqrt(d_P)
     # In this order it is one product for all samples where they share the matrix.
@@ -311,7 +310,7 @@ def _factorise(
 
 
 def regularization(dtype: jnp.dtype) -> float:
-    """Return the relative amount by which the eigenvalues of a singular system are shrunk."""
+    """Return the amount by which eigenvalues are shrunk by default; a path ends at this t."""
     return 8 * float(jnp.finfo(dtype).eps) ** 0.5
 
 

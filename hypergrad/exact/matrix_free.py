@@ -28,7 +28,7 @@ from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern,
 from hypergrad.exact.active_sets import AbstractActiveSystem
 from hypergrad.exact.normal_map import NormalMap
 from hypergrad.exact.path import Found, judge_shortest
-from hypergrad.exact.search import POLISHING, AbstractSearch, ExactPair
+from hypergrad.exact.search import PLAIN_STEPS, AbstractSearch, ExactPair
 
 # A burst is so long, or half as long as all before it: tries grow rare where they are in vain.
 _FIRST_BURST, _GROWTH = 200, 2
@@ -224,12 +224,10 @@ class MatrixFree(AbstractSearch):
         unique_P, unique_D = system.unique()
         return ExactPair(
             z=found.z,
-            residual=found.residual,
             unique_P=unique_P,
             unique_D=unique_D,
             system=system,
             iterations=search.iterations,
-            newton_steps=search.newton_steps,
             products=search.products,
         )
 
@@ -257,7 +255,7 @@ class MatrixFree(AbstractSearch):
 
         def unpolished(carry: Any) -> Array:
             now, _, taken, _ = carry
-            return (taken < POLISHING) & jnp.any(running & (now.residual > precise))
+            return (taken < PLAIN_STEPS) & jnp.any(running & (now.residual > precise))
 
         first, nothing = Found.at(normal_map, z), jnp.zeros(none.shape, jnp.int32)
         carry = (first, first, jnp.zeros((), jnp.int32), nothing)

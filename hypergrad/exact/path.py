@@ -25,13 +25,19 @@ from hypergrad.problem.functions import prox, prox_conjugate
 from hypergrad.problem.operators import apply, apply_transpose
 
 _SMOOTHING_FACTOR = 10.0
-# Where a coordinate sits on its kink, only a path down to this t shows which of the optimal dual
-# variables has minimum norm.
-_NEAR_LIMIT = 1e-4
 _LENGTHS = 10  # step lengths 1, 1/2, …; each costs two products with K
 _SUFFICIENT_DECREASE = 0.1
 BURST_ON_PATH = 50  # Chambolle-Pock iterations out of a dead end
 _SHORT = 0.25  # a step length that counts as a dead end
+
+
+def _near_limit(dtype: jnp.dtype) -> float:
+    """Return the t from which on a path shows which optimal pair has minimum norm.
+
+    Where a coordinate sits on its kink nothing else does. (1e-5, with room for rounding; in float32
+    the last t of a path.)
+    """
+    return max(1.1e-5, regularization(dtype))
 
 
 def least_margin(dtype: jnp.dtype) -> float:
@@ -73,9 +79,8 @@ def judge_shortest(
 ) -> Found:
     """Return the pair without its part in the kernel if it is a solution, else the best so far.
 
-    It is accepted, too, if it is the pair of minimum norm: it is that among those with the same
-    active sets, hence among all unless a coordinate sits on its kink; then the path has to be
-    followed until t is small (`near_limit`).
+    It is accepted if no coordinate sits on its kink, since it is then the shortest of all, or if
+    the path has come near its limit.
     """
     found = Found.at(normal_map, shortest)
     off_kinks = normal_map.margin(shortest) > least_margin(found.residual.dtype)
@@ -84,7 +89,7 @@ def judge_shortest(
 
 
 class Point(NamedTuple):
-    """The samples' points: at `t = 0`, where plain steps start, or on their paths."""
+    """The samples' points, each at its smoothing `t` (0: the problem itself)."""
 
     z: ProxArguments
     t: Float[Array, " batch"]
@@ -101,20 +106,22 @@ class Point(NamedTuple):
 
     @classmethod
     def before_limit(cls, z: ProxArguments) -> Point:
-        """Return the points of paths from solutions: the last t tell which is the shortest."""
-        return cls(z, jnp.full(z.z_P.shape[:1], _NEAR_LIMIT, z.z_P.dtype))
+        """Return the starts of paths that begin at solutions: only the last t matter there."""
+        dtype = z.z_P.dtype
+        t = 0.9 * _SMOOTHING_FACTOR * _near_limit(dtype)  # so that the next is below it
+        return cls(z, jnp.full(z.z_P.shape[:1], t, dtype))
 
     def next(self) -> Point:
-        """Return where the path goes on, at a smaller t."""
+        """Return this point at the next, smaller t."""
         return Point(self.z, self.t / _SMOOTHING_FACTOR)
 
     @property
     def near_limit(self) -> Array:
         """Return whether t is small enough to show which optimal pair is shortest."""
-        return self.t <= _NEAR_LIMIT
+        return self.t <= _near_limit(self.t.dtype)
 
     @property
-    def ends(self) -> Array:
+    def is_last(self) -> Array:
         """Return whether there is no smaller t."""
         return self.t <= regularization(self.t.dtype)
 
@@ -122,20 +129,21 @@ class Point(NamedTuple):
 class Step(NamedTuple):
     """The point that a Newton step led to.
 
-    At t = 0: what was `found` there. On the path: whether the step has `settled` at its t, or was
-    `stuck` (and followed by first-order iterations).
+    At t = 0: what was `found` there. On the path: whether the step has `converged` at its t, or was
+    `stuck` (and followed by first-order iterations). The `products` with K that it took.
     """
 
     point: Point
     found: Found
-    settled: Array
+    converged: Array
     stuck: Array
+    products: Array
 
 
 def newton_step(normal_map: NormalMap, point: Point, near_limit: Array) -> Step:
     """Take one step at each sample's t: a whole one at 0, one with a line search on the path.
 
-    **Cost**: a factorisation, and on the path `2 _LENGTHS` products.
+    **Cost**: a factorisation and up to 15 solves; on the path `2 _LENGTHS` products.
     """
     z, t = point
     plain, whole = t == 0, jnp.ones_like(t)
@@ -143,25 +151,36 @@ def newton_step(normal_map: NormalMap, point: Point, near_limit: Array) -> Step:
     f = normal_map(z, t)
     direction = system.solve(jax.tree.map(jnp.negative, f), refinements=REFINEMENTS)
     length = jax.lax.cond(
-        jnp.all(plain), lambda: whole, lambda: _length(normal_map, point, f, direction)
+        jnp.all(plain),
+        lambda: whole,
+        lambda: jnp.where(plain, whole, _length(normal_map, point, f, direction)),
     )
-    z = normal_map.moved(z, jnp.where(plain, whole, length), direction)
+    # (A length of 0 is one along which nothing is finite: 0 times that is not 0.)
+    z = where(length > 0, normal_map.moved(z, length, direction), z)
     residual, tolerance = normal_map.judge(z, t)
     now = Found(z, residual, tolerance, jnp.zeros(t.shape, bool))
     r, y = normal_map.pair(z, t)
-    kernel = system.kernel_part(normal_map.scaled(ProxArguments(y, r)))
-    pair = normal_map.moved(ProxArguments(y, r), -whole, kernel)
-    found = judge_shortest(normal_map, normal_map.arguments(pair.z_P, pair.z_D), now, near_limit)
-    settled = ~plain & (residual <= float(jnp.finfo(t.dtype).eps) ** 0.6)
-    stuck = ~plain & ~settled & (length <= _SHORT)
+
+    def shortest() -> Found:
+        kernel = system.kernel_part(normal_map.scaled(ProxArguments(y, r)))
+        pair = normal_map.moved(ProxArguments(y, r), -whole, kernel)
+        return judge_shortest(normal_map, normal_map.arguments(pair.z_P, pair.z_D), now, near_limit)
+
+    found = jax.lax.cond(jnp.any(plain), shortest, lambda: now)
+    converged = ~plain & (residual <= float(jnp.finfo(t.dtype).eps) ** 0.6)
+    stuck = ~plain & ~converged & (length <= _SHORT)
     z = jax.lax.cond(
         jnp.any(stuck), lambda: where(stuck, _burst(normal_map, r, y, t), z), lambda: z
     )
-    return Step(Point(where(plain, found.z, z), t), found, settled, stuck)
+    products = jnp.where(plain, 8, 4 + 2 * _LENGTHS)
+    return Step(Point(where(plain, found.z, z), t), found, converged, stuck, products)
 
 
 def _length(normal_map: NormalMap, point: Point, f: Any, direction: Any) -> Array:
-    """Return the longest step that lowers the residual enough, or lowers it most."""
+    """Return the longest step with a sufficient decrease, else that with the smallest residual.
+
+    (0 where no residual is finite.)
+    """
     lengths = 0.5 ** jnp.arange(_LENGTHS, dtype=point.t.dtype)
 
     def residual_at(length: Array) -> Array:
@@ -170,7 +189,7 @@ def _length(normal_map: NormalMap, point: Point, f: Any, direction: Any) -> Arra
         return jnp.where(jnp.isfinite(value), value, jnp.inf)
 
     tried = jax.lax.map(residual_at, lengths)
-    enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * pair_norm(f)
+    enough = tried <= (1 - _SUFFICIENT_DECREASE * lengths[:, None]) * pair_norm(f)[None]
     chosen = jnp.where(jnp.any(enough, 0), jnp.argmax(enough, 0), jnp.argmin(tried, 0))
     return jnp.where(jnp.isfinite(jnp.min(tried, 0)), lengths[chosen], 0.0)
 

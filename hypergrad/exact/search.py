@@ -1,4 +1,4 @@
-"""The search for the pair of minimum norm: first-order iterations, polishing, then the path.
+"""The search for the pair of minimum norm: first-order iterations, plain steps, then the path.
 
 Difficulty is heavy-tailed over the samples of a batch, so only the first burst of iterations runs
 on all of them. After that the search takes a part of the batch at a time, the samples with the
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from hypergrad._foundation.samples import where
 from hypergrad.chambolle_pock import Iteration, ProxArguments, RestartedHalpern, State
@@ -22,29 +22,25 @@ from hypergrad.exact.normal_map import NormalMap
 from hypergrad.exact.path import BURST_ON_PATH, Found, Point, Step, newton_step
 from hypergrad.problem.operators import dense_matrix
 
-_FIRST_BURST, _BURST = 100, 400  # iterations before the first plain steps, and before later ones
-POLISHING = 3  # at most so many plain Newton steps on end
-_TRIES = 7  # after so many in vain the path is followed
+_FIRST_BURST, _BURST = 100, 400  # iterations before the first attempt, and before each later one
+PLAIN_STEPS = 3  # at most so many plain Newton steps in an attempt
+_ATTEMPTS = 7  # after so many failed ones the path is followed
 _PARTS = 32  # so many make up the batch
-# Mostly in the line search of a Newton step on the path.
-_PRODUCTS_A_NEWTON_STEP = 26
 
 
 class ExactPair(NamedTuple):
     """The point `z` at t = 0 where the search ended, and its properties per sample.
 
-    `iterations` of Chambolle-Pock and `newton_steps` that were taken; `unique_P`, `unique_D`,
-    whether the primal and the dual solution are unique (no kernel on that side); the `system`
-    there; `products` with K that the Newton steps took (mostly in the line search).
+    `unique_P`, `unique_D`, whether the primal and the dual solution are unique (no kernel on that
+    side); the `system` there; `iterations` of Chambolle-Pock that were taken, and `products` with K
+    that the Newton steps took.
     """
 
     z: ProxArguments
-    residual: Float[Array, " batch"]
     unique_P: Bool[Array, " batch"]
     unique_D: Bool[Array, " batch"]
     system: AbstractActiveSystem
     iterations: Int[Array, " batch"]
-    newton_steps: Int[Array, " batch"]
     products: Int[Array, " batch"]
 
 
@@ -64,7 +60,10 @@ class AbstractSearch(eqx.Module):
         *,
         max_steps: int | Int[Array, ""],
     ) -> ExactPair:
-        """Return the pair of minimum norm, by at most `max_steps` Newton steps per sample."""
+        """Return the pair of minimum norm, by at most `max_steps` Newton steps per sample.
+
+        (Those of a search's first attempts may come on top.)
+        """
 
 
 class _Search(NamedTuple):
@@ -72,26 +71,27 @@ class _Search(NamedTuple):
 
     iterate: Any  # of the first-order method
     point: Point  # from which the next Newton step is taken
-    path: Point  # the last one of the path
-    plain_steps: Int[Array, " batch"]  # on end, the last ones
-    tries: Int[Array, " batch"]  # of plain steps; `_TRIES` on the path
+    path: Point  # the last one reached on the path
+    plain_steps: Int[Array, " batch"]  # taken in this attempt
+    failed_attempts: Int[Array, " batch"]  # `_ATTEMPTS` once on the path
     found: Found
     finished: Bool[Array, " batch"]
     iterations: Int[Array, " batch"]
     newton_steps: Int[Array, " batch"]
+    products: Int[Array, " batch"]
 
     @property
     def on_path(self) -> Array:
         """Return whether the samples follow their paths."""
-        return self.tries >= _TRIES
+        return self.failed_attempts >= _ATTEMPTS
 
 
 class Factorised(AbstractSearch):
     """A search by factorised Newton steps, with K as a matrix.
 
-    **Cost**: 100 accelerated iterations and one factorisation for most samples, 400 more iterations
-    for each further attempt, on a 32nd of the batch at a time; where active rows are dependent
-    tens of Newton steps.
+    **Cost**: 100 accelerated iterations and two factorisations for most samples; for each further
+    attempt up to three factorisations and 400 iterations, on a 32nd of the batch at a time; where
+    active rows are dependent tens of Newton steps.
 
     **Source**: the normal map is Robinson's (1992); the path is Tikhonov's; the alternation with a
     first-order method follows measurements on natural patches.
@@ -108,7 +108,7 @@ class Factorised(AbstractSearch):
         *,
         max_steps: int | Int[Array, ""],
     ) -> ExactPair:
-        max_all_steps = max_steps + _TRIES * POLISHING  # those before the path
+        max_all_steps = max_steps + _ATTEMPTS * PLAIN_STEPS  # with those of the attempts
         method, (problem, x_tilde, sizes) = RestartedHalpern(), iteration
         iterate = method.advance(iteration, method.begin(iteration, start), _FIRST_BURST)
         # From here on K is a matrix, built once: every factorisation needs it.
@@ -122,9 +122,9 @@ class Factorised(AbstractSearch):
             return ~search.finished & (search.newton_steps < max_all_steps)
 
         def step_of_part(search: _Search) -> _Search:
-            """Take one more step with the part that has had the fewest tries so far."""
-            tried = jnp.where(waiting(search), search.tries, jnp.iinfo(jnp.int32).max)
-            # (Unsigned: no index counts from the end, which JAX would provide for.)
+            """Take one more step with the part that has had the fewest failed attempts."""
+            tried = jnp.where(waiting(search), search.failed_attempts, jnp.iinfo(jnp.int32).max)
+            # (Unsigned indices spare the code that JAX adds for negative ones.)
             rows = jnp.argsort(tried)[: -(-count // _PARTS)].astype(jnp.uint32)
             part = jax.tree.map(lambda a: a[rows], search)
             new = step(NormalMap(problem, x_tilde[rows], sizes), part)
@@ -133,16 +133,14 @@ class Factorised(AbstractSearch):
 
         def step(normal_map: NormalMap, now: _Search) -> _Search:
             """Run a burst of iterations where plain steps were in vain, then take a Newton step."""
-            in_vain = waiting(now) & ~now.on_path & (now.plain_steps >= POLISHING)
+            in_vain = waiting(now) & ~now.on_path & (now.plain_steps >= PLAIN_STEPS)
             burst = jnp.where(jnp.any(in_vain), _BURST, 0)
-            rows = Iteration(problem, normal_map.x_tilde, sizes)
-            iterate = where(in_vain, method.advance(rows, now.iterate, burst), now.iterate)
+            part = Iteration(problem, normal_map.x_tilde, sizes)
+            iterate = where(in_vain, method.advance(part, now.iterate, burst), now.iterate)
             z = reached(normal_map, iterate)
             point = now.point._replace(z=where(in_vain, z, now.point.z))
-            taken, plain = (
-                newton_step(normal_map, point, now.on_path & now.path.near_limit),
-                point.t == 0,
-            )
+            plain = point.t == 0
+            taken = newton_step(normal_map, point, now.on_path & now.path.near_limit)
             now = now._replace(
                 iterate=iterate,
                 plain_steps=jnp.where(in_vain, 0, now.plain_steps) + plain.astype(jnp.int32),
@@ -150,12 +148,13 @@ class Factorised(AbstractSearch):
                 + jnp.where(in_vain, burst, 0)
                 + jnp.where(taken.stuck, BURST_ON_PATH, 0),
                 newton_steps=now.newton_steps + 1,
+                products=now.products + taken.products,
             )
             now = _after_plain(z, taken, plain, now)
-            # Where a step on the path has settled, plain ones are next.
+            # Where a step on the path has converged, plain steps follow.
             return now._replace(
-                point=where(taken.settled, Point.plain(taken.point.z), now.point),
-                path=where(taken.settled, taken.point, now.path),
+                point=where(taken.converged, Point.plain(taken.point.z), now.point),
+                path=where(taken.converged, taken.point, now.path),
             )
 
         count = len(x_tilde)
@@ -167,11 +166,12 @@ class Factorised(AbstractSearch):
             point=Point.plain(z),
             path=Point.before_path(z),
             plain_steps=none,
-            tries=none,
+            failed_attempts=none,
             found=nothing,
-            finished=nothing.accepted,
+            finished=jnp.zeros(count, bool),
             iterations=none + _FIRST_BURST,
             newton_steps=none,
+            products=none,
         )
         search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), step_of_part, search)
         found = search.found
@@ -179,38 +179,39 @@ class Factorised(AbstractSearch):
         unique_P, unique_D = system.unique()
         return ExactPair(
             z=found.z,
-            residual=found.residual,
             unique_P=unique_P,
             unique_D=unique_D,
             system=system,
             iterations=search.iterations,
-            newton_steps=search.newton_steps,
-            products=search.newton_steps * _PRODUCTS_A_NEWTON_STEP,
+            products=search.products,
         )
 
 
 def _after_plain(reached: ProxArguments, taken: Step, plain: Array, now: _Search) -> _Search:
-    """Return the search after steps at t = 0: it ends, or the samples go (back) to their paths."""
+    """Return the search after steps at t = 0: samples end, begin their paths, or return to them."""
     new = taken.found
-    # The later one is the better one, however small the residual was before.
+    # Among solutions the later one is better: both residuals are rounding.
     good_enough = jnp.maximum(now.found.residual, new.tolerance)
-    better = plain & (new.accepted | (new.residual <= good_enough))
-    precise = new.residual <= 100 * float(jnp.finfo(new.residual.dtype).eps)
-    used_up = plain & (precise | (now.plain_steps >= POLISHING))
-    over = ~jnp.isfinite(new.residual) | (used_up & (new.accepted | (now.on_path & now.path.ends)))
-    # On a kink no further burst helps: only its path shows which solution is the shortest.
-    on_kink = used_up & ~now.on_path & new.feasible
-    failed = (used_up & ~now.on_path).astype(jnp.int32)
-    tries = jnp.where(on_kink, _TRIES, now.tries + failed)
-    begins = ~now.on_path & (tries >= _TRIES)
+    better = new.accepted | (~now.found.accepted & (new.residual <= good_enough))
+    found = where(plain & better, new, now.found)
+    precise = new.feasible & (new.residual <= 100 * float(jnp.finfo(new.residual.dtype).eps))
+    used_up = plain & (precise | (now.plain_steps >= PLAIN_STEPS))
+    ended = used_up & (found.accepted | (now.on_path & now.path.is_last))
+    over = ended | (plain & ~jnp.isfinite(new.residual))  # NaN is data that no step mends
+    failed = used_up & ~over & ~now.on_path
+    # Where a coordinate sits on its kink no burst helps: only the path shows what is shortest.
+    on_kink = failed & new.feasible
+    failed_attempts = now.failed_attempts + failed.astype(jnp.int32)
+    failed_attempts = jnp.where(on_kink, _ATTEMPTS, failed_attempts)
+    begins = failed & (failed_attempts >= _ATTEMPTS)
     start = where(on_kink, Point.before_limit(new.z), Point.before_path(reached))
     path = where(begins, start, now.path)
-    back = begins | (used_up & now.on_path)
+    onto_path = begins | (used_up & ~over & now.on_path)
     return now._replace(
-        point=where(back, path.next(), taken.point),
+        point=where(onto_path, path.next(), taken.point),
         path=path,
-        plain_steps=jnp.where(back, 0, now.plain_steps),
-        tries=tries,
-        found=where(better, new, now.found),
-        finished=now.finished | (plain & over),
+        plain_steps=jnp.where(onto_path, 0, now.plain_steps),
+        failed_attempts=failed_attempts,
+        found=found,
+        finished=now.finished | over,
     )

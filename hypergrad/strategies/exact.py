@@ -65,14 +65,16 @@ class Exact(AbstractStrategy):
 
         grad_K = sigma Delta_D x*^T - tau y* Delta_P^T
 
-    at the optimal pair, `Delta` from one factorised solve. A semismooth Newton method follows the
-    lower level with vanishing smoothing until the active sets have settled (see
-    `hypergrad.exact`); the pair found is that of minimum norm, whatever the start. Of the solver
-    only the step sizes are used (they scale the smoothing), not its iterations or tolerance.
+    at the optimal pair, `Delta` from one factorised solve. Accelerated iterations find the active
+    sets, and one semismooth Newton step at them is exact. Where that fails, Newton's method follows
+    the solution as a smoothing vanishes (see `hypergrad.exact`). The pair returned is that of
+    minimum norm, whatever the start. Of the solver only the step sizes are used (they scale the
+    smoothing), not its iterations or tolerance.
 
-    **Arguments**: `most`, the maximum number of Newton steps per sample (as an array, another
-    number is not another program); `search`, the method for the pair and the systems: factorised
-    Newton steps (None), or for whole images `hg.MatrixFree()`, which takes only products with K.
+    **Arguments**: `most`, the maximum number of Newton steps per sample, to which 21 are added for
+    the attempts before the path (as an array, another number is not another program); `search`, the
+    method for the pair and the systems: factorised Newton steps (None), or for whole images
+    `hg.MatrixFree()`, which takes only products with K.
 
     **Returns**, with every sample its certificate, `solution.stats`: residual, gap, margin, the
     rank of K between what is free on either side, and a status: CONVERGED (unique and, away from
@@ -83,8 +85,8 @@ class Exact(AbstractStrategy):
     was singular but consistent, INCONSISTENT where the minimiser moves freely along something that
     the loss sees.
 
-    **Cost**: 100 accelerated iterations and, for most samples, one Newton step: `m n^2 + n^3 / 3`,
-    about as long as 30 iterations at (128, 64); tens of steps where active rows are dependent.
+    **Cost**: 100 accelerated iterations and, for most samples, two factorisations of `m n^2 + 2 n^3
+    / 3` multiplications and some thirty solves; tens of them where active rows are dependent.
     Memory `n^2` a sample. A matrix-free K is made a matrix, but by `search=hg.MatrixFree()`.
 
     **Caveat**: for float64. In float32 it is no more exact than float32.
