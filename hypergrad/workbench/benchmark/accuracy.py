@@ -22,7 +22,8 @@ What was tried on the hard ones: expected, and measured in forward iterations on
 - Conjugate gradients on the dual half of the limit system: half the products of CGLS a step and the
   root of its steps. The adjoint from 28 to 13 iterations (DCT), from 645 to 82 (random K). Kept.
 - Bursts of 200 or of 1,000 iterations between jumps: no difference that counts. Given up.
-- Samples with a coordinate on its kink to the path at once: fewer jumps. No less time; given up.
+- Samples with a coordinate on its kink to the end of a path at once: on the linear programme 9,600
+  iterations for 17,300. Kept.
 """
 
 from __future__ import annotations
