@@ -26,6 +26,7 @@ _FIRST_BURST, _BURST = 100, 400  # iterations before the first attempt, and befo
 PLAIN_STEPS = 3  # at most so many plain Newton steps in an attempt
 _ATTEMPTS = 7  # after so many failed ones the path is followed
 _PARTS = 32  # so many make up the batch
+_METHOD = RestartedHalpern()
 
 
 class ExactPair(NamedTuple):
@@ -80,6 +81,24 @@ class _Search(NamedTuple):
     newton_steps: Int[Array, " batch"]
     products: Int[Array, " batch"]
 
+    @classmethod
+    def start(cls, normal_map: NormalMap, iterate: Any) -> _Search:
+        """Return the search after the first burst."""
+        z = _reached(normal_map, iterate)
+        none = jnp.zeros(len(z.z_P), jnp.int32)
+        return cls(
+            iterate=iterate,
+            point=Point.plain(z),
+            path=Point.before_path(z),
+            plain_steps=none,
+            failed_attempts=none,
+            found=Found.nothing(z),
+            finished=none > 0,
+            iterations=none + _FIRST_BURST,
+            newton_steps=none,
+            products=none,
+        )
+
     @property
     def on_path(self) -> Array:
         """Return whether the samples follow their paths."""
@@ -108,71 +127,27 @@ class Factorised(AbstractSearch):
         *,
         max_steps: int | Int[Array, ""],
     ) -> ExactPair:
-        max_all_steps = max_steps + _ATTEMPTS * PLAIN_STEPS  # with those of the attempts
-        method, (problem, x_tilde, sizes) = RestartedHalpern(), iteration
-        iterate = method.advance(iteration, method.begin(iteration, start), _FIRST_BURST)
+        most = max_steps + _ATTEMPTS * PLAIN_STEPS  # with those of the attempts
+        problem, x_tilde, sizes = iteration
+        iterate = _METHOD.advance(iteration, _METHOD.begin(iteration, start), _FIRST_BURST)
         # From here on K is a matrix, built once: every factorisation needs it.
         problem = eqx.tree_at(lambda p: p.K, problem, dense_matrix(problem.K))
 
-        def reached(normal_map: NormalMap, iterate: Any) -> ProxArguments:
-            state = method.state(iterate)
-            return normal_map.arguments(state.r, state.y)
-
         def waiting(search: _Search) -> Array:
-            return ~search.finished & (search.newton_steps < max_all_steps)
+            return ~search.finished & (search.newton_steps < most)
 
         def step_of_part(search: _Search) -> _Search:
             """Take one more step with the part that has had the fewest failed attempts."""
-            tried = jnp.where(waiting(search), search.failed_attempts, jnp.iinfo(jnp.int32).max)
+            failed = jnp.where(waiting(search), search.failed_attempts, jnp.iinfo(jnp.int32).max)
             # (Unsigned indices spare the code that JAX adds for negative ones.)
-            rows = jnp.argsort(tried)[: -(-count // _PARTS)].astype(jnp.uint32)
+            rows = jnp.argsort(failed)[: -(-len(x_tilde) // _PARTS)].astype(jnp.uint32)
             part = jax.tree.map(lambda a: a[rows], search)
-            new = step(NormalMap(problem, x_tilde[rows], sizes), part)
-            new = where(waiting(part), new, part)
+            moving = waiting(part)
+            new = _step(NormalMap(problem, x_tilde[rows], sizes), part, moving)
+            new = where(moving, new, part)
             return jax.tree.map(lambda a, b: a.at[rows].set(b), search, new)
 
-        def step(normal_map: NormalMap, now: _Search) -> _Search:
-            """Run a burst of iterations where plain steps were in vain, then take a Newton step."""
-            in_vain = waiting(now) & ~now.on_path & (now.plain_steps >= PLAIN_STEPS)
-            burst = jnp.where(jnp.any(in_vain), _BURST, 0)
-            part = Iteration(problem, normal_map.x_tilde, sizes)
-            iterate = where(in_vain, method.advance(part, now.iterate, burst), now.iterate)
-            z = reached(normal_map, iterate)
-            point = now.point._replace(z=where(in_vain, z, now.point.z))
-            plain = point.t == 0
-            taken = newton_step(normal_map, point, now.on_path & now.path.near_limit)
-            now = now._replace(
-                iterate=iterate,
-                plain_steps=jnp.where(in_vain, 0, now.plain_steps) + plain.astype(jnp.int32),
-                iterations=now.iterations
-                + jnp.where(in_vain, burst, 0)
-                + jnp.where(taken.stuck, BURST_ON_PATH, 0),
-                newton_steps=now.newton_steps + 1,
-                products=now.products + taken.products,
-            )
-            now = _after_plain(z, taken, plain, now)
-            # Where a step on the path has converged, plain steps follow.
-            return now._replace(
-                point=where(taken.converged, Point.plain(taken.point.z), now.point),
-                path=where(taken.converged, taken.point, now.path),
-            )
-
-        count = len(x_tilde)
-        none = jnp.zeros(count, jnp.int32)
-        z = reached(NormalMap(problem, x_tilde, sizes), iterate)
-        nothing = Found.nothing(z)
-        search = _Search(
-            iterate=iterate,
-            point=Point.plain(z),
-            path=Point.before_path(z),
-            plain_steps=none,
-            failed_attempts=none,
-            found=nothing,
-            finished=jnp.zeros(count, bool),
-            iterations=none + _FIRST_BURST,
-            newton_steps=none,
-            products=none,
-        )
+        search = _Search.start(NormalMap(problem, x_tilde, sizes), iterate)
         search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), step_of_part, search)
         found = search.found
         system = active_system(problem, sizes, found.z, jnp.zeros_like(found.residual))
@@ -185,6 +160,38 @@ class Factorised(AbstractSearch):
             iterations=search.iterations,
             products=search.products,
         )
+
+
+def _reached(normal_map: NormalMap, iterate: Any) -> ProxArguments:
+    """Return the prox arguments that the first-order method has reached."""
+    state = _METHOD.state(iterate)
+    return normal_map.arguments(state.r, state.y)
+
+
+def _step(normal_map: NormalMap, now: _Search, moving: Array) -> _Search:
+    """Run a burst of iterations where an attempt has failed, then take a Newton step."""
+    in_vain = moving & ~now.on_path & (now.plain_steps >= PLAIN_STEPS)
+    burst = jnp.where(jnp.any(in_vain), _BURST, 0)
+    iteration = Iteration(normal_map.problem, normal_map.x_tilde, normal_map.sizes)
+    iterate = where(in_vain, _METHOD.advance(iteration, now.iterate, burst), now.iterate)
+    z = _reached(normal_map, iterate)
+    point = now.point._replace(z=where(in_vain, z, now.point.z))
+    plain = point.t == 0
+    taken = newton_step(normal_map, point, now.on_path & now.path.near_limit)
+    iterations = jnp.where(in_vain, burst, 0) + jnp.where(taken.stuck, BURST_ON_PATH, 0)
+    now = now._replace(
+        iterate=iterate,
+        plain_steps=jnp.where(in_vain, 0, now.plain_steps) + plain.astype(jnp.int32),
+        iterations=now.iterations + iterations,
+        newton_steps=now.newton_steps + 1,
+        products=now.products + taken.products,
+    )
+    now = _after_plain(z, taken, plain, now)
+    # Where a step on the path has converged, plain steps follow.
+    return now._replace(
+        point=where(taken.converged, Point.plain(taken.point.z), now.point),
+        path=where(taken.converged, taken.point, now.path),
+    )
 
 
 def _after_plain(reached: ProxArguments, taken: Step, plain: Array, now: _Search) -> _Search:
