@@ -92,7 +92,7 @@ class Settings:
     images: Job = Job(
         4096, 1024, Full(rate=0.01, epochs=12), Warm(rate=4e-3, epochs=2, batch_size=24, steps=1)
     )
-    spoken: Job = Job(8192, 256, Full(rate=2e-3, epochs=4), Warm(rate=2e-3, epochs=6))
+    spoken: Job = Job(8192, 256, Full(rate=2e-3, epochs=4), Warm(rate=2e-3, epochs=4, residual=0.3))
     speech: Path | None = None
     """Folder of WAV or FLAC files at 8 kHz. (default: no speech)"""
 
