@@ -219,17 +219,9 @@ class MatrixFree(AbstractSearch):
         z = normal_map.arguments(*pair_of(iterate))
         search = _Search(iterate, Found.nothing(z), none > 0, none, none, none)
         search = jax.lax.while_loop(unfinished, burst, search)
-        found = search.found
-        system = KrylovSystem(LimitSystem(problem, sizes, found.z), self.steps)
-        unique_P, unique_D = system.unique()
-        return ExactPair(
-            z=found.z,
-            unique_P=unique_P,
-            unique_D=unique_D,
-            system=system,
-            iterations=search.iterations,
-            products=search.products,
-        )
+        z = search.found.z
+        system = KrylovSystem(LimitSystem(problem, sizes, z), self.steps)
+        return ExactPair.at(z, system, search.iterations, search.products)
 
     def _polish(
         self, normal_map: NormalMap, pair: tuple[Array, Array], running: Array

@@ -44,6 +44,14 @@ class ExactPair(NamedTuple):
     iterations: Int[Array, " batch"]
     products: Int[Array, " batch"]
 
+    @classmethod
+    def at(
+        cls, z: ProxArguments, system: AbstractActiveSystem, iterations: Array, products: Array
+    ) -> ExactPair:
+        """Return the pair at `z`; the system there tells whether it is unique."""
+        unique_P, unique_D = system.unique()
+        return cls(z, unique_P, unique_D, system, iterations, products)
+
 
 class AbstractSearch(eqx.Module):
     """A search for the exact pair of every sample of a batch."""
@@ -151,15 +159,7 @@ class Factorised(AbstractSearch):
         search = jax.lax.while_loop(lambda search: jnp.any(waiting(search)), step_of_part, search)
         found = search.found
         system = active_system(problem, sizes, found.z, jnp.zeros_like(found.residual))
-        unique_P, unique_D = system.unique()
-        return ExactPair(
-            z=found.z,
-            unique_P=unique_P,
-            unique_D=unique_D,
-            system=system,
-            iterations=search.iterations,
-            products=search.products,
-        )
+        return ExactPair.at(found.z, system, search.iterations, search.products)
 
 
 def _reached(normal_map: NormalMap, iterate: Any) -> ProxArguments:
